@@ -1,0 +1,74 @@
+"""Configuration of the melody VAE."""
+
+from transformers import PreTrainedConfig
+
+
+class MelodyVAEConfig(PreTrainedConfig):
+    """Shape and training constants of a [`MelodyVAEModel`].
+
+    Args:
+        vocab_size: Size of the tokenizer's vocabulary.
+        bar_token_ids: Ids of the tokens that open a bar; the model counts bars by them.
+        hidden_size: Width of every layer (C).
+        intermediate_size: Width of the feed-forward layers.
+        num_encoder_layers: Layers of the melody encoder q(z|x), bidirectional.
+        num_bar_layers: Layers over the bar vectors between the latent and the melody decoder.
+        num_hidden_layers: Layers of the melody decoder p(x|z), causal.
+        num_attention_heads: Heads of every attention (H); `hidden_size` must be a multiple.
+        latent_size: Size of the latent (Z), a multiple of `max_bars`; 0 leaves a plain Music Transformer.
+        max_bars: Bars that one latent holds.
+        max_relative_distance: Distance in tokens from which on relative embeddings are shared.
+        dropout: Dropout rate of embeddings, attention and residual branches.
+        token_dropout: Share of the melody decoder's input tokens that are masked in training, so that it has to
+            read its latent (Bowman et al. 2016, arXiv:1511.06349).
+        kl_weight: Weight (beta) of the KL term when `forward` is not given one.
+        free_bits: Bits of KL per melody that cost nothing (MusicVAE, arXiv:1803.05428, has 256 at 16 bars).
+        latent_log_variance_init: Log-variance of the posterior before training; a low one keeps the first
+            samples readable.
+        initializer_range: Standard deviation of the initial weights.
+        layer_norm_eps: Epsilon of the layer norms.
+
+    Raises:
+        ValueError: If a name is unknown or a size does not fit another.
+    """
+
+    model_type = "melody_vae"
+    keys_to_ignore_at_inference = ("past_key_values",)
+
+    vocab_size: int = 1024
+    bar_token_ids: list[int] | None = None
+    hidden_size: int = 256
+    intermediate_size: int = 1024
+    num_encoder_layers: int = 3
+    num_bar_layers: int = 1
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 8
+    latent_size: int = 512
+    max_bars: int = 16
+    max_relative_distance: int = 256
+    dropout: float = 0.1
+    token_dropout: float = 0.0
+    kl_weight: float = 0.2
+    free_bits: float = 256.0
+    latent_log_variance_init: float = -3.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-5
+    use_cache: bool = True
+    tie_word_embeddings: bool = True
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    mask_token_id: int | None = 3
+
+    def __post_init__(self, **kwargs):
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}"
+            )
+        if self.latent_size % self.max_bars:
+            raise ValueError(
+                f"latent_size={self.latent_size} is not a multiple of max_bars={self.max_bars}: "
+                "each bar has an equal share of the latent"
+            )
+        self.bar_token_ids = self.bar_token_ids or []
+        super().__post_init__(**kwargs)

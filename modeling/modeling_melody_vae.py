@@ -1,0 +1,497 @@
+"""Melody VAE: a melody encoder, one latent per melody, a melody decoder, both with relative attention.
+
+    input_ids --> melody encoder (bidirectional) --> one vector per bar --> latent_mean, latent_log_variance
+                       q(z|x)                                                          |
+                                                                                    latent z
+                                                                                       |
+    input_ids --> melody decoder (causal) <-- added to every layer <-- bar layers <-- share of each bar
+                       p(x|z)                 at the tokens of the bar
+
+Dimension key: B batch, T tokens, N bars, C hidden size, Z latent size, V vocabulary, K decoder layers.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .configuration_melody_vae import MelodyVAEConfig
+from .relative_attention import RelativeAttention
+
+NATS_PER_BIT = 0.6931471805599453  # ln 2
+
+
+@dataclass
+class MelodyVAEPosterior(ModelOutput):
+    """Diagonal Gaussian q(z|x).
+
+    Args:
+        latent_mean: `(B, Z)`.
+        latent_log_variance: `(B, Z)`.
+    """
+
+    latent_mean: torch.Tensor | None = None
+    latent_log_variance: torch.Tensor | None = None
+
+    def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Draw a latent `(B, Z)` by reparameterisation (Kingma & Welling 2014, arXiv:1312.6114)."""
+        mean = self.latent_mean
+        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+        return mean + noise * (0.5 * self.latent_log_variance).exp()
+
+    def kl_nats(self) -> torch.Tensor:
+        """KL divergence from N(0, I), summed over the latent, `(B,)` nats per melody."""
+        mean, log_variance = self.latent_mean.float(), self.latent_log_variance.float()
+        return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1)
+
+
+@dataclass
+class MelodyVAEOutput(ModelOutput):
+    """Output of [`MelodyVAEModel`].
+
+    Args:
+        loss: Scalar, see [`MelodyVAEModel.forward`].
+        reconstruction_nats: Scalar, nats per melody.
+        kl_nats: Scalar, nats per melody, before free bits and weight.
+        logits: `(B, T, V)`.
+        latent_mean: `(B, Z)`, where the melody encoder ran.
+        latent_log_variance: `(B, Z)`, likewise.
+        past_key_values: Keys and values of the melody decoder.
+    """
+
+    loss: torch.Tensor | None = None
+    reconstruction_nats: torch.Tensor | None = None
+    kl_nats: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    latent_mean: torch.Tensor | None = None
+    latent_log_variance: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+
+
+def reconstruction_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each melody's tokens.
+
+    Args:
+        logits: `(B, T, V)`.
+        labels: `(B, T)`, aligned with the input (position t is predicted from t - 1); -100 is not counted.
+
+    Returns:
+        `(B,)` nats, summed over tokens.
+    """
+    logits = logits[:, :-1].float()
+    nats = nn.functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], ignore_index=-100, reduction="none")
+    return nats.sum(-1)
+
+
+def slerp(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Interpolate on the great circle from `a` to `b` (Shoemake 1985); lengths change linearly.
+
+    Args:
+        a: `(Z,)`.
+        b: `(Z,)`.
+        weight: `(S,)` positions, 0 is a, 1 is b.
+
+    Returns:
+        `(S, Z)`. Nearly parallel vectors are interpolated in a straight line.
+    """
+    weight = weight[:, None]
+    length_a, length_b = a.norm(), b.norm()
+    cosine = (a @ b / (length_a * length_b).clamp_min(1e-12)).clamp(-1, 1)
+    angle = cosine.arccos()
+    if angle.sin().abs() < 1e-4:
+        return (1 - weight) * a + weight * b
+    arc = (((1 - weight) * angle).sin() * a / length_a + (weight * angle).sin() * b / length_b) / angle.sin()
+    return arc * ((1 - weight) * length_a + weight * length_b)
+
+
+class BarCountLogitsProcessor(LogitsProcessor):
+    """Make every melody exactly so many bars long.
+
+    Args:
+        bars: `(B,)` bars to reach.
+        is_bar_token: `(V,)` whether a token opens a bar.
+        eos_token_id: Token that ends a melody.
+    """
+
+    def __init__(self, bars: torch.Tensor, is_bar_token: torch.Tensor, eos_token_id: int):
+        self.bars = bars
+        self.is_bar_token = is_bar_token
+        self.eos_token_id = eos_token_id
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Forbid the end before the last bar, and a new bar after it."""
+        begun = self.is_bar_token[input_ids].sum(-1)
+        bars = self.bars.repeat_interleave(len(begun) // len(self.bars))
+        scores = scores.masked_fill((begun >= bars)[:, None] & self.is_bar_token, -torch.inf)
+        scores[begun < bars, self.eos_token_id] = -torch.inf
+        return scores
+
+
+class MelodyVAELayer(GradientCheckpointingLayer):
+    """Pre-norm transformer layer with relative attention."""
+
+    def __init__(self, config: MelodyVAEConfig, layer_idx: int, is_causal: bool):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = RelativeAttention(config, layer_idx, is_causal)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden_states: torch.Tensor, condition: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
+        """Transform `hidden_states` `(B, T, C)`; `condition`, of the same shape, is added first (in-attention)."""
+        if condition is not None:
+            hidden_states = hidden_states + condition
+        attended = self.attention(self.attention_norm(hidden_states), **kwargs)
+        hidden_states = hidden_states + self.dropout(attended)
+        expanded = nn.functional.gelu(self.up_proj(self.feed_forward_norm(hidden_states)))
+        return hidden_states + self.dropout(self.down_proj(expanded))
+
+
+class MelodyEncoder(nn.Module):
+    """q(z|x): bidirectional layers over tokens, a mean per bar, and from each bar its share of the latent."""
+
+    def __init__(self, config: MelodyVAEConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            MelodyVAELayer(config, index, is_causal=False) for index in range(config.num_encoder_layers)
+        )
+        self.absent_bar = nn.Parameter(torch.empty(config.hidden_size))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mean_proj = nn.Linear(config.hidden_size, config.latent_size // config.max_bars)
+        self.log_variance_proj = nn.Linear(config.hidden_size, config.latent_size // config.max_bars)
+
+    def forward(
+        self, hidden_states: torch.Tensor, bar_one_hot: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> MelodyVAEPosterior:
+        """Encode embedded tokens `(B, T, C)`; `bar_one_hot` `(B, T, N)` is zero for tokens outside bars."""
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, attention_mask=attention_mask)
+        tokens_per_bar = bar_one_hot.sum(1)[..., None]  # (B, N, 1)
+        bars = bar_one_hot.transpose(1, 2) @ hidden_states / tokens_per_bar.clamp_min(1)  # (B, N, C)
+        bars = self.norm(torch.where(tokens_per_bar > 0, bars, self.absent_bar.to(bars.dtype)))
+        return MelodyVAEPosterior(
+            latent_mean=self.mean_proj(bars).flatten(1),  # (B, Z)
+            latent_log_variance=self.log_variance_proj(bars).flatten(1),
+        )
+
+
+class BarConditioner(nn.Module):
+    """Expand a latent into what each bar's tokens are told in each layer of the melody decoder.
+
+    At a bar's last token the melody decoder predicts the first token of the next bar, so every token hears of its own
+    bar and of the next one.
+    """
+
+    def __init__(self, config: MelodyVAEConfig):
+        super().__init__()
+        self.config = config
+        self.latent_proj = nn.Linear(config.latent_size // config.max_bars, config.hidden_size)
+        self.bar_embedding = nn.Parameter(torch.empty(config.max_bars, config.hidden_size))
+        self.edge_embedding = nn.Parameter(torch.empty(2, config.hidden_size))  # before the first bar, after the last
+        self.layers = nn.ModuleList(
+            MelodyVAELayer(config, index, is_causal=False) for index in range(config.num_bar_layers)
+        )
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.condition_proj = nn.Linear(2 * config.hidden_size, config.num_hidden_layers * config.hidden_size)
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        """Expand `latent` `(B, Z)` into `(B, N + 1, K, C)`; row 0 serves the tokens before the first bar."""
+        shares = latent.unflatten(-1, (self.config.max_bars, -1))  # (B, N, Z / N)
+        bars = self.latent_proj(shares) + self.bar_embedding
+        for layer in self.layers:
+            bars = layer(bars)
+        before, after = self.edge_embedding.to(bars.dtype).expand(len(bars), 2, -1).split(1, dim=1)
+        bars = torch.cat([before, self.norm(bars).to(bars.dtype), after], dim=1)  # (B, N + 2, C)
+        pairs = torch.cat([bars[:, :-1], bars[:, 1:]], dim=-1)  # (B, N + 1, 2 C)
+        return self.condition_proj(pairs).unflatten(-1, (self.config.num_hidden_layers, -1))  # (B, N + 1, K, C)
+
+
+class MelodyVAEPreTrainedModel(PreTrainedModel):
+    """Weight initialisation and what the model supports."""
+
+    config: MelodyVAEConfig
+    config_class = MelodyVAEConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("MelodyVAELayer",)
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        depth = self.config.num_encoder_layers + self.config.num_bar_layers + self.config.num_hidden_layers
+        if isinstance(module, RelativeAttention):
+            module.init_weights(std)
+            init.normal_(module.o_proj.weight, mean=0.0, std=std / (2 * depth) ** 0.5)
+        elif isinstance(module, MelodyVAELayer):
+            init.normal_(module.down_proj.weight, mean=0.0, std=std / (2 * depth) ** 0.5)
+        elif isinstance(module, MelodyEncoder):
+            init.normal_(module.absent_bar, mean=0.0, std=std)
+            init.constant_(module.log_variance_proj.bias, self.config.latent_log_variance_init)
+        elif isinstance(module, BarConditioner):
+            # The latent starts as a whisper: at full strength its noise would drown the melody decoder.
+            init.normal_(module.bar_embedding, mean=0.0, std=std)
+            init.normal_(module.edge_embedding, mean=0.0, std=std)
+        elif isinstance(module, MelodyVAEModel):
+            init.copy_(module.is_bar_token, module.bar_token_mask())
+
+
+class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
+    """Variational autoencoder of melodies; with `latent_size=0` a Music Transformer.
+
+    Args:
+        config: A [`MelodyVAEConfig`].
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}  # noqa: RUF012 - the base class's own form
+
+    def __init__(self, config: MelodyVAEConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.dropout = nn.Dropout(config.dropout)
+        if config.latent_size:
+            self.melody_encoder = MelodyEncoder(config)
+            self.bar_conditioner = BarConditioner(config)
+        self.layers = nn.ModuleList(
+            MelodyVAELayer(config, index, is_causal=True) for index in range(config.num_hidden_layers)
+        )
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.register_buffer("is_bar_token", self.bar_token_mask())
+        self.post_init()
+        self.generation_config.max_length = 64 * config.max_bars
+
+    def bar_token_mask(self) -> torch.Tensor:
+        """Whether each token opens a bar, `(V,)`."""
+        mask = torch.zeros(self.config.vocab_size, dtype=torch.bool)
+        mask[self.config.bar_token_ids] = True
+        return mask
+
+    def bar_ids(self, input_ids: torch.LongTensor) -> torch.LongTensor:
+        """Index of the bar each token belongs to, `(B, T)`; -1 before the first."""
+        return self.is_bar_token[input_ids].cumsum(-1) - 1
+
+    def bar_one_hot(self, bar_ids: torch.LongTensor) -> torch.Tensor:
+        """Rows of [`BarConditioner`]'s table for `bar_ids` `(B, T)`, one-hot, `(B, T, N + 1)`."""
+        rows = (bar_ids + 1).clamp(0, self.config.max_bars)
+        return nn.functional.one_hot(rows, self.config.max_bars + 1).to(self.dtype)
+
+    def encode(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None, **kwargs
+    ) -> MelodyVAEPosterior:
+        """Encode melodies of up to `max_bars` bars.
+
+        Args:
+            input_ids: `(B, T)`.
+            attention_mask: `(B, T)`, 0 at padding.
+            kwargs: Ignored, so that a processor's whole output can be passed.
+
+        Returns:
+            The posterior q(z|x), `(B, Z)`.
+
+        Raises:
+            ValueError: If the model has no latent, or a melody is too long for it.
+        """
+        if not self.config.latent_size:
+            raise ValueError("latent_size=0: this model is a plain Music Transformer and has no latent to encode into")
+        bar_ids = self.bar_ids(input_ids)
+        if not torch.compiler.is_compiling() and bar_ids.numel() and bar_ids.max() >= self.config.max_bars:
+            raise ValueError(
+                f"a melody of {int(bar_ids.max()) + 1} bars does not fit a latent of max_bars={self.config.max_bars}: "
+                "cut it into windows"
+            )
+        one_hot = self.bar_one_hot(bar_ids)[..., 1:]  # (B, T, N)
+        if attention_mask is not None:
+            one_hot = one_hot * attention_mask[..., None]
+        embedded = self.dropout(self.embed_tokens(input_ids))
+        mask = create_bidirectional_mask(self.config, embedded, attention_mask)
+        return self.melody_encoder(embedded, one_hot, mask)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        latent: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        kl_weight: float | None = None,
+        tokens_per_melody: float | None = None,
+        bar_conditions: torch.Tensor | None = None,
+        bar_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> MelodyVAEOutput:
+        """Predict each next token.
+
+        The loss is `(reconstruction_nats + kl_weight * max(kl_nats - free nats, 0)) / tokens_per_melody`, means over
+        the batch's melodies. Nats are summed over tokens, the KL over the latent; free bits apply to that sum, melody
+        by melody.
+
+        Args:
+            input_ids: `(B, T)`.
+            attention_mask: `(B, T)`, 0 at padding.
+            latent: `(B, Z)`. Without one the melody encoder reads `input_ids`; its sample is used in training, its
+                mean otherwise.
+            labels: `(B, T)`, aligned with `input_ids`; -100 is not counted.
+            kl_weight: Beta; `config.kl_weight` by default.
+            tokens_per_melody: What the loss is divided by; the batch's own mean by default. A constant gives every
+                melody the same weight whatever batch it is in, so that accumulated batches equal one large one.
+            bar_conditions: `(B, N + 1, K, C)`, a latent that [`BarConditioner`] has expanded already.
+            bar_ids: `(B, T)`, needed where `past_key_values` holds the melody's beginning.
+            past_key_values: Cache of the melody decoder.
+            use_cache: Whether to return a cache.
+            logits_to_keep: Number of last positions to compute logits for (0: all), or their indices.
+            kwargs: Passed to the attention function.
+
+        Returns:
+            A [`MelodyVAEOutput`].
+        """
+        posterior = MelodyVAEPosterior()
+        if self.config.latent_size and bar_conditions is None:
+            if latent is None:
+                posterior = self.encode(input_ids, attention_mask)
+                latent = posterior.sample() if self.training else posterior.latent_mean
+            bar_conditions = self.bar_conditioner(latent)
+        if bar_ids is None:
+            bar_ids = self.bar_ids(input_ids)
+        if self.training and self.config.token_dropout:
+            is_dropped = torch.rand(input_ids.shape, device=input_ids.device) < self.config.token_dropout
+            input_ids = input_ids.masked_fill(is_dropped, self.config.mask_token_id)
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training and labels is None
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+
+        hidden_states = self.dropout(self.embed_tokens(input_ids))
+        mask = create_causal_mask(self.config, hidden_states, attention_mask, past_key_values)
+        bar_one_hot = self.bar_one_hot(bar_ids) if bar_conditions is not None else None
+        for index, layer in enumerate(self.layers):
+            condition = bar_one_hot @ bar_conditions[:, :, index] if bar_conditions is not None else None  # (B, T, C)
+            hidden_states = layer(
+                hidden_states, condition, attention_mask=mask, past_key_values=past_key_values, **kwargs
+            )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(self.norm(hidden_states[:, kept]))  # (B, T, V)
+
+        output = MelodyVAEOutput(logits=logits, past_key_values=past_key_values if use_cache else None, **posterior)
+        if labels is not None:
+            nats = reconstruction_nats(logits, labels)
+            if tokens_per_melody is None:
+                tokens_per_melody = (labels[:, 1:] != -100).sum().clamp_min(1) / len(labels)
+            output.reconstruction_nats = nats.mean()
+            output.loss = output.reconstruction_nats / tokens_per_melody
+            if posterior.latent_mean is not None:
+                kl_nats = posterior.kl_nats()
+                paid = (kl_nats - self.config.free_bits * NATS_PER_BIT).clamp_min(0).mean()
+                output.kl_nats = kl_nats.mean()
+                kl_weight = self.config.kl_weight if kl_weight is None else kl_weight
+                output.loss = output.loss + kl_weight * paid / tokens_per_melody
+        return output
+
+    def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, **kwargs):
+        """Count bars over the whole sequence, of which a cached step sees the last token only."""
+        inputs = super().prepare_inputs_for_generation(input_ids, next_sequence_length=next_sequence_length, **kwargs)
+        inputs["bar_ids"] = self.bar_ids(input_ids)[:, -inputs["input_ids"].shape[1] :].contiguous()
+        return inputs
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.LongTensor | None = None,
+        latent: torch.Tensor | None = None,
+        bars: int | torch.Tensor | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        **kwargs,
+    ):
+        """Generate melodies: transformers' own `generate`, told a latent.
+
+        Args:
+            inputs: `(B, T)`, the beginning of the melodies (also as `input_ids`); the start token by default.
+            latent: `(B, Z)`. By default the prior, and for bars that `input_ids` has, the posterior's mean.
+            bars: Bars that each melody shall have, a number or `(B,)`; the model decides by default.
+            logits_processor: Processors applied after this model's own.
+            kwargs: As in transformers.
+
+        Returns:
+            `(B, T)` ids, padded at the end, or what `return_dict_in_generate` asks for.
+        """
+        inputs = kwargs.pop("input_ids", inputs)
+        processors = LogitsProcessorList()
+        if bars is not None:
+            bars = torch.as_tensor(bars, device=self.device).reshape(-1)
+            processors.append(BarCountLogitsProcessor(bars, self.is_bar_token, self.generation_config.eos_token_id))
+        if self.config.latent_size:
+            if latent is None:
+                latent = self.prior_sample(len(inputs) if inputs is not None else 1, inputs)
+            kwargs["bar_conditions"] = self.bar_conditioner(latent.to(self.device, self.dtype))
+        return super().generate(inputs, logits_processor=processors + (logits_processor or []), **kwargs)
+
+    def prior_sample(self, n: int, input_ids: torch.LongTensor | None = None) -> torch.Tensor:
+        """Draw `n` latents `(n, Z)` from N(0, I); bars present in `input_ids` `(n, T)` get their posterior's mean."""
+        latent = torch.randn(n, self.config.latent_size, device=self.device, dtype=self.dtype)
+        if input_ids is None:
+            return latent
+        num_bars = self.is_bar_token[input_ids].sum(-1, keepdim=True)  # (n, 1)
+        is_known = torch.arange(self.config.max_bars, device=self.device) < num_bars  # (n, N)
+        share = self.config.latent_size // self.config.max_bars
+        is_padding = input_ids.eq(self.config.pad_token_id)
+        mean = self.encode(input_ids, (~is_padding).long()).latent_mean
+        return torch.where(is_known.repeat_interleave(share, dim=1), mean, latent)
+
+    def decode(self, latent: torch.Tensor, **generate_kwargs) -> torch.LongTensor:
+        """Decode latents `(B, Z)` into ids `(B, T)`; greedy unless `generate_kwargs` say otherwise."""
+        return self.generate(latent=latent, **{"do_sample": False, **generate_kwargs})
+
+    def sample(
+        self, n: int, seed: int | None = None, temperature: float = 1.0, bars: int | None = None, **generate_kwargs
+    ) -> torch.LongTensor:
+        """Sample `n` melodies from the prior.
+
+        Args:
+            n: Number of melodies.
+            seed: Makes the result repeatable; the global random state is left alone.
+            temperature: Of the softmax over tokens.
+            bars: Bars per melody; `max_bars` by default.
+            generate_kwargs: As in [`generate`].
+
+        Returns:
+            `(n, T)` ids, padded at the end.
+        """
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices, enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            if self.config.latent_size:
+                generate_kwargs["latent"] = self.prior_sample(n)
+            else:
+                generate_kwargs["inputs"] = torch.full((n, 1), self.config.bos_token_id, device=self.device)
+            return self.generate(
+                do_sample=True, temperature=temperature, top_k=0, bars=bars or self.config.max_bars, **generate_kwargs
+            )
+
+    def reconstruct(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None, **generate_kwargs
+    ) -> torch.LongTensor:
+        """Decode melodies from their posterior's mean, as many bars as they have, `(B, T)` ids."""
+        posterior = self.encode(input_ids, attention_mask)
+        bars = self.is_bar_token[input_ids].sum(-1)
+        return self.decode(posterior.latent_mean, bars=bars, **generate_kwargs)
+
+    def interpolate(self, a: torch.Tensor, b: torch.Tensor, steps: int = 7, **generate_kwargs) -> torch.LongTensor:
+        """Decode points on the great circle between two latents `(Z,)`, ends included, `(steps, T)` ids."""
+        weight = torch.linspace(0, 1, steps, device=a.device, dtype=a.dtype)
+        return self.decode(slerp(a.flatten(), b.flatten(), weight), **generate_kwargs)
