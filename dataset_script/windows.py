@@ -1,0 +1,61 @@
+"""Windows of a fixed number of bars, cut out of melody lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from dataset_script import features
+
+
+def windows(line: Mapping[str, Any], bars: int = 16, stride: int = 1) -> Iterator[dict[str, Any]]:
+    """Cut the windows of `bars` whole bars out of a melody line.
+
+    A window holds the notes that begin in it; one that sounds beyond its end is cut there. `start` counts from the
+    window's first bar line, `melody_id` names its first bar, and `key`, `key_confidence` and `complexity` are those of
+    the window; the other columns are the line's. Windows without a note are passed over, and a line with fewer bars
+    has no window.
+
+    Args:
+        line: one row of the data set.
+        bars: length of a window.
+        stride: bars from one window's beginning to the next one's.
+
+    Yields:
+        A row with the same columns.
+
+    Raises:
+        ValueError: if `bars` or `stride` is below 1.
+    """
+    if bars < 1 or stride < 1:
+        raise ValueError(f"bars and stride must be at least 1, not {bars} and {stride}")
+    pitch, start = np.asarray(line["pitch"], dtype=np.uint8), np.asarray(line["start"], dtype=np.int32)
+    duration = np.asarray(line["duration"], dtype=np.int64)
+    numerator, denominator = map(int, line["time_signature"].split("/"))
+    steps_per_beat = int(line["steps_per_beat"])
+    bar_steps = numerator * steps_per_beat
+    song, bar_of_line = line["melody_id"].rsplit(":", 1)
+    for first_bar in range(0, line["bars"] - bars + 1, stride):
+        origin, end = first_bar * bar_steps, (first_bar + bars) * bar_steps
+        notes = slice(*np.searchsorted(start, [origin, end]))
+        if notes.start == notes.stop:
+            continue
+        window_pitch, window_start = pitch[notes], start[notes] - origin
+        window_duration = np.minimum(duration[notes], end - start[notes])
+        of = np.zeros(len(window_pitch), dtype=np.int64)
+        key, key_confidence = features.keys(window_pitch, window_duration, of, 1)
+        quarters = np.array([4 * bars * numerator / denominator])
+        complexity = features.complexities(window_pitch, window_start, of, quarters, steps_per_beat)
+        yield {
+            **line,
+            "melody_id": f"{song}:{int(bar_of_line) + first_bar}",
+            "bars": bars,
+            "pitch": window_pitch.tolist(),
+            "start": window_start.tolist(),
+            "duration": window_duration.tolist(),
+            "key": features.KEY_NAMES[int(key[0])],
+            "key_confidence": float(key_confidence[0]),
+            "complexity": float(complexity[0]),
+        }
