@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 RUN := $(VENV)/bin/
 
-.PHONY: help install demo test test-slow quality clean
+.PHONY: help install demo test test-slow quality report clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -24,3 +24,33 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
 	$(RUN)python -c 'import torch' 2>/dev/null || $(RUN)python -m pip install --quiet '$(TORCH)'
 	$(RUN)python -m pip install --quiet --editable '.[dev,space]'
 	@touch $@
+
+DEMO := outputs/demo
+DEMO_TRAINING := --vocab_size 512 --per_device_train_batch_size 32 --max_train_steps 600 --evaluation_steps 60 \
+  --checkpointing_steps 600 --num_warmup_steps 50 --kl_warmup_steps 200 --learning_rate 2e-3 \
+  --config_overrides hidden_size=128,intermediate_size=512,num_attention_heads=4,num_encoder_layers=2,num_hidden_layers=3,latent_size=256,free_bits=128
+
+demo: install  ## from nothing to outputs/demo/index.html: build data, train a few minutes, generate
+	rm -rf $(DEMO)
+	$(RUN)python -m dataset_script.build --output $(DEMO)/data
+	$(RUN)accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	  train.py --dataset $(DEMO)/data --output_dir $(DEMO)/model $(DEMO_TRAINING)
+	$(RUN)python generate.py tour --model $(DEMO)/model --dataset $(DEMO)/data --output $(DEMO)
+
+test: install  ## the fast tests
+	$(RUN)python -m pytest
+
+test-slow: install  ## the slow tests: real data where it is there, long training
+	$(RUN)python -m pytest -m slow
+
+quality: install  ## lint, format, types, and whether documents say what results/ says
+	$(RUN)ruff check .
+	$(RUN)ruff format --check .
+	$(RUN)pyright
+	$(RUN)python -m evaluation.report --check
+
+report: install  ## write the numbers and pictures of results/ into the documents
+	$(RUN)python -m evaluation.report
+
+clean:  ## remove what the targets above made
+	rm -rf outputs .pytest_cache .ruff_cache

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
+import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
@@ -21,7 +22,7 @@ from transformers import AutoModel, AutoProcessor, get_scheduler
 
 from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel
 from modeling.modeling_melody_vae import NATS_PER_BIT, reconstruction_nats
-from modeling.processing_melody_vae import MAX_PITCH, MIN_PITCH, is_supported
+from modeling.processing_melody_vae import MAX_PITCH, MIN_PITCH, is_supported, line_to_words, transposition_table
 
 LOG_NAME = "training_log.json"
 COLUMNS = {"pitch", "start", "duration", "time_signature", "steps_per_beat", "bars", "is_lead"}
@@ -39,37 +40,38 @@ class MelodyWindows(Dataset):
     characters.
 
     Args:
-        lines: Columns `words` (a word per bar), `low` and `high` (MIDI pitches).
-        processor: Made the words.
+        lines: Columns `words`, a word per bar, and `steps_per_beat`.
     """
 
-    def __init__(self, lines: datasets.Dataset, processor: MelodyProcessor):
+    def __init__(self, lines: datasets.Dataset):
         self.lines = lines
-        self.bars = processor.max_bars
-        semitones = range(MIN_PITCH - MAX_PITCH, MAX_PITCH - MIN_PITCH + 1)
-        self.tables = {each: processor.transposition(each) for each in semitones}
 
     def __len__(self) -> int:
         return len(self.lines)
 
-    def __getitem__(self, key: tuple[int, int, int]) -> str:
-        """Return the text of a window; `key` is (line, first bar, semitones up)."""
-        line, first_bar, semitones = key
-        words = self.lines[line]["words"][first_bar : first_bar + self.bars]
-        return " ".join(words).translate(self.tables[semitones])
+    def __getitem__(self, key: tuple[int, int, int, int]) -> str:
+        """Return the text of a window; `key` is (line, first bar, bar after the last, semitones up)."""
+        line, first_bar, end_bar, semitones = key
+        row = self.lines[line]
+        words = row["words"][first_bar:end_bar]
+        return " ".join(words).translate(transposition_table(row["steps_per_beat"], semitones))
 
 
 class WindowBatches(Sampler):
     """Batches of windows of like length, drawn anew in each epoch.
 
     Each line gives as many windows as it takes to cover it; in an epoch each window begins at a random bar and is
-    transposed by a random interval that keeps it in range. Windows are sorted by length within 50 batches' worth of a
-    random order, and the batches shuffled again, so that padding is short and lengths come mixed. Fewer windows than
-    a batch are repeated; a rest smaller than a batch is left out. Nothing but the seed and the epoch decides.
+    transposed by a random interval that keeps it in range. One that would be longer than `max_tokens` ends some bars
+    earlier, since the longest few would cost more than all the rest (attention is quadratic).
+
+    Windows are sorted by length within 50 batches' worth of a random order, and the batches shuffled again, so that
+    padding is short and lengths come mixed. Fewer windows than a batch are repeated; a rest smaller than a batch is
+    left out. Nothing but the seed and the epoch decides.
 
     Args:
         lines: Columns `bars`, `num_tokens` (of each bar), `low` and `high`.
         bars: Length of a window.
+        max_tokens: Length of a window in tokens, in the line's own key.
         transpose: Up to so many semitones up or down.
         batch_size: Windows per batch.
         num_batches_multiple: The number of batches is a multiple of this (the number of processes).
@@ -79,18 +81,26 @@ class WindowBatches(Sampler):
     drop_last = True
 
     def __init__(
-        self, lines: datasets.Dataset, bars: int, transpose: int, batch_size: int, num_batches_multiple: int, seed: int
+        self,
+        lines: datasets.Dataset,
+        bars: int,
+        max_tokens: int,
+        transpose: int,
+        batch_size: int,
+        num_batches_multiple: int,
+        seed: int,
     ):
         self.bars = bars
+        self.max_tokens = max_tokens
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = 0
-        self.num_bars = torch.tensor(lines["bars"])
+        self.num_bars = torch.tensor(lines["bars"][:])
         self.first_bar = cumulate(self.num_bars)  # of each line among the bars of all
-        tokens = lines.with_format("arrow")["num_tokens"].combine_chunks().flatten().to_numpy()
-        self.tokens_before = cumulate(torch.tensor(tokens))  # each bar of all
-        self.lowest = (MIN_PITCH - torch.tensor(lines["low"])).clamp_min(-transpose)
-        self.highest = (MAX_PITCH - torch.tensor(lines["high"])).clamp_max(transpose)
+        num_tokens = lines.with_format("numpy")["num_tokens"][:]
+        self.tokens_before = cumulate(torch.from_numpy(np.concatenate(num_tokens)))  # each bar of all
+        self.lowest = (MIN_PITCH - torch.tensor(lines["low"][:])).clamp_min(-transpose)
+        self.highest = (MAX_PITCH - torch.tensor(lines["high"][:])).clamp_max(transpose)
         windows_per_line = (self.num_bars / bars).ceil().long()
         self.line = torch.arange(len(lines)).repeat_interleave(windows_per_line)  # of each window
         per_round = batch_size * num_batches_multiple
@@ -110,7 +120,7 @@ class WindowBatches(Sampler):
     def __len__(self) -> int:
         return self.num_batches
 
-    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
         """Yield lists of keys of [`MelodyWindows`]."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         line = self.line.repeat(self.repeats)
@@ -120,10 +130,14 @@ class WindowBatches(Sampler):
         semitones = uniform_integers(self.lowest[line], self.highest[line], generator)
         begin = self.first_bar[line] + first_bar
         end = torch.minimum(begin + self.bars, self.first_bar[line + 1])
+        fitting = torch.searchsorted(self.tokens_before, self.tokens_before[begin] + self.max_tokens, right=True) - 1
+        end = torch.minimum(end, torch.maximum(fitting, begin + 1))  # one bar at least
         length = self.tokens_before[end] - self.tokens_before[begin]
         positions = torch.arange(len(line)).split(50 * self.batch_size)
         order = torch.cat([pool[length[pool].argsort(stable=True)] for pool in positions])
-        keys = torch.stack([line, first_bar, semitones], dim=1)[order].unflatten(0, (-1, self.batch_size))
+        keys = torch.stack([line, first_bar, first_bar + end - begin, semitones], dim=1)[order].unflatten(
+            0, (-1, self.batch_size)
+        )
         for batch in keys[torch.randperm(len(keys), generator=generator)].tolist():
             yield [tuple(key) for key in batch]
 
@@ -186,13 +200,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     data = parser.add_argument_group("data")
     data.add_argument("--dataset", required=True, help="folder or Hub id of the melodies")
-    data.add_argument("--lines", choices=["lead", "all"], default="lead", help="train on each file's tune, or on every line")
+    data.add_argument(
+        "--lines", choices=["lead", "all"], default="lead", help="train on each file's tune, or on every line"
+    )
+    data.add_argument("--max_tokens", type=int, default=224, help="windows longer than this lose their last bars")
     data.add_argument("--transpose", type=int, default=6, help="transpose by up to so many semitones; 0: not at all")
     data.add_argument("--num_proc", type=int, default=min(4, os.cpu_count() or 1), help="processes for tokenisation")
     model = parser.add_argument_group("model")
     model.add_argument("--init_from", help="folder or Hub id of a trained model to go on from, tokenizer included")
     model.add_argument("--vocab_size", type=int, default=1024, help="of the BPE tokenizer that is trained on the data")
-    model.add_argument("--config_overrides", default="", help="fields of MelodyVAEConfig, as in hidden_size=384,dropout=0.2")
+    model.add_argument(
+        "--config_overrides", default="", help="fields of MelodyVAEConfig, as in hidden_size=384,dropout=0.2"
+    )
     model.add_argument("--gradient_checkpointing", action="store_true", help="save memory, lose a third of the speed")
     schedule = parser.add_argument_group("schedule")
     schedule.add_argument("--max_train_steps", type=int, default=25_000, help="optimiser steps")
@@ -203,13 +222,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     schedule.add_argument("--num_warmup_steps", type=int, default=200, help="steps to the peak learning rate")
     schedule.add_argument("--weight_decay", type=float, default=0.01, help="of AdamW, on matrices")
     schedule.add_argument("--max_grad_norm", type=float, default=1.0, help="gradients longer than this are shortened")
-    schedule.add_argument("--kl_warmup_steps", type=int, default=1000, help="steps until the KL term has its full weight")
-    schedule.add_argument("--mixed_precision", choices=["no", "bf16", "fp16"], help="default: as accelerate is configured")
+    schedule.add_argument(
+        "--kl_warmup_steps", type=int, default=1000, help="steps until the KL term has its full weight"
+    )
+    schedule.add_argument(
+        "--mixed_precision", choices=["no", "bf16", "fp16"], help="default: as accelerate is configured"
+    )
+    schedule.add_argument(
+        "--cpu_threads", type=int, help="threads per process on a CPU; default: its share of the cores"
+    )
     schedule.add_argument("--seed", type=int, default=0, help="of everything random")
     output = parser.add_argument_group("output")
     output.add_argument("--output_dir", required=True, help="where checkpoints and the trained model go")
     output.add_argument("--evaluation_steps", type=int, default=500, help="steps between evaluations")
     output.add_argument("--max_eval_samples", type=int, default=512, help="validation melodies per evaluation")
+    output.add_argument("--per_device_eval_batch_size", type=int, default=16, help="melodies per batch there")
     output.add_argument("--checkpointing_steps", type=int, default=1000, help="steps between checkpoints")
     output.add_argument("--save_total_limit", type=int, default=2, help="checkpoints to keep")
     output.add_argument("--resume_from_checkpoint", help="a checkpoint folder, or 'latest' in --output_dir")
@@ -233,7 +260,7 @@ def load_lines(dataset: str, split: str, which: str) -> datasets.Dataset:
         raise UserError(f"{dataset}: the column {sorted(missing)[0]} is missing; build it with dataset_script.build")
     kept = [
         index
-        for index, (signature, is_lead) in enumerate(zip(lines["time_signature"], lines["is_lead"], strict=True))
+        for index, (signature, is_lead) in enumerate(zip(lines["time_signature"][:], lines["is_lead"][:], strict=True))
         if is_supported(signature) and (is_lead or which == "all")
     ]
     if not kept:
@@ -241,33 +268,33 @@ def load_lines(dataset: str, split: str, which: str) -> datasets.Dataset:
     return lines.select(kept)
 
 
-def write_words(lines: datasets.Dataset, processor: MelodyProcessor, num_proc: int) -> datasets.Dataset:
+def write_words(lines: datasets.Dataset, num_proc: int) -> datasets.Dataset:
     """Write every bar as a word, once; `datasets` keeps the result in its cache."""
 
     def write(line: dict) -> dict:
-        words = processor.line_to_words(line)
+        words = line_to_words(line)
         return {"words": words, "low": min(line["pitch"]), "high": max(line["pitch"])}
 
     return lines.map(
         write,
-        remove_columns=[name for name in lines.column_names if name != "bars"],
+        remove_columns=[name for name in lines.column_names if name not in ("bars", "steps_per_beat")],
         num_proc=num_proc if len(lines) > 1000 else None,
         desc="Writing bars as words",
     )
 
 
-def train_tokenizer(lines: datasets.Dataset, processor: MelodyProcessor, args: argparse.Namespace) -> MelodyProcessor:
+def train_tokenizer(lines: datasets.Dataset, args: argparse.Namespace) -> MelodyProcessor:
     """Train the BPE on lines in the keys in which training will show them, one key a line."""
     generator = torch.Generator().manual_seed(args.seed)
-    low = (MIN_PITCH - torch.tensor(lines["low"])).clamp_min(-args.transpose)
-    high = (MAX_PITCH - torch.tensor(lines["high"])).clamp_max(args.transpose)
-    tables = [processor.transposition(each) for each in range(-args.transpose, args.transpose + 1)]
-    chosen = uniform_integers(low, high, generator) + args.transpose
+    low = (MIN_PITCH - torch.tensor(lines["low"][:])).clamp_min(-args.transpose)
+    high = (MAX_PITCH - torch.tensor(lines["high"][:])).clamp_max(args.transpose)
+    chosen = uniform_integers(low, high, generator)
+    steps_per_beat = lines[0]["steps_per_beat"]
     words = [
-        [word.translate(tables[table]) for word in line]
-        for line, table in zip(lines["words"], chosen.tolist(), strict=True)
+        [word.translate(transposition_table(steps_per_beat, semitones)) for word in line]
+        for line, semitones in zip(lines["words"][:], chosen.tolist(), strict=True)
     ]
-    return MelodyProcessor.train(words, args.vocab_size, processor.steps_per_beat, processor.max_bars)
+    return MelodyProcessor.train(words, args.vocab_size, steps_per_beat)
 
 
 def count_tokens(lines: datasets.Dataset, tokenizer, num_proc: int) -> datasets.Dataset:
@@ -384,37 +411,39 @@ def find_checkpoint(name: str, output_dir: Path) -> Path:
 
 def get_dataloaders(
     args: argparse.Namespace, accelerator: Accelerator
-) -> tuple[MelodyProcessor, DataLoader, DataLoader]:
-    """Load the data, train or load the tokenizer, and build the loaders of training and validation."""
+) -> tuple[MelodyProcessor, WindowBatches, DataLoader, DataLoader]:
+    """Load the data, train or load the tokenizer, and build training's batches and both loaders."""
     if args.init_from and not (Path(args.init_from) / "config.json").is_file() and Path(args.init_from).exists():
         raise UserError(f"{args.init_from}: no config.json, so no trained model; give a folder that train.py wrote")
     with accelerator.main_process_first():  # the others then find the cache filled
         splits = {split: load_lines(args.dataset, split, args.lines) for split in ("train", "validation")}
-        if args.init_from:
-            processor = AutoProcessor.from_pretrained(args.init_from, trust_remote_code=True)
-        else:
-            steps_per_beat = splits["train"][0]["steps_per_beat"]
-            processor = MelodyProcessor(None, steps_per_beat=steps_per_beat)
-        splits = {split: write_words(lines, processor, args.num_proc) for split, lines in splits.items()}
-    if processor.tokenizer is None:
-        processor = train_tokenizer(splits["train"], processor, args)
+        splits = {split: write_words(lines, args.num_proc) for split, lines in splits.items()}
+    if args.init_from:
+        processor = AutoProcessor.from_pretrained(args.init_from, trust_remote_code=True)
+    else:
+        processor = train_tokenizer(splits["train"], args)
     splits["train"] = count_tokens(splits["train"], processor.tokenizer, args.num_proc)
     collator = Collator(processor.tokenizer)
     batches = WindowBatches(
         splits["train"],
         bars=processor.max_bars,
+        max_tokens=args.max_tokens,
         transpose=args.transpose,
         batch_size=args.per_device_train_batch_size,
         num_batches_multiple=accelerator.num_processes,
         seed=args.seed,
     )
-    train_loader = DataLoader(MelodyWindows(splits["train"], processor), batch_sampler=batches, collate_fn=collator)
-    validation = MelodyWindows(splits["validation"], processor)
-    keys = [(line, bar, 0) for line, n in enumerate(validation.lines["bars"]) for bar in range(0, n, processor.max_bars)]
+    train_loader = DataLoader(MelodyWindows(splits["train"]), batch_sampler=batches, collate_fn=collator)
+    validation = MelodyWindows(splits["validation"])
+    keys = [
+        (line, bar, bar + processor.max_bars, 0)
+        for line, n in enumerate(validation.lines["bars"][:])
+        for bar in range(0, n, processor.max_bars)
+    ]
     chosen = torch.randperm(len(keys), generator=torch.Generator().manual_seed(args.seed))[: args.max_eval_samples]
     texts = sorted((validation[keys[index]] for index in chosen.tolist()), key=len)
-    eval_loader = DataLoader(texts, batch_size=args.per_device_train_batch_size, collate_fn=collator)
-    return processor, train_loader, eval_loader
+    eval_loader = DataLoader(texts, batch_size=args.per_device_eval_batch_size, collate_fn=collator)
+    return processor, batches, train_loader, eval_loader
 
 
 def training_function(args: argparse.Namespace) -> None:
@@ -422,17 +451,20 @@ def training_function(args: argparse.Namespace) -> None:
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps, mixed_precision=args.mixed_precision
     )
+    if accelerator.device.type == "cpu":  # accelerate launch leaves each process a single thread
+        torch.set_num_threads(args.cpu_threads or max(1, (os.cpu_count() or 1) // accelerator.num_processes))
     output_dir = Path(args.output_dir)
     checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir) if args.resume_from_checkpoint else None
     if checkpoint is None and checkpoints(output_dir):
-        raise UserError(f"{output_dir}: has checkpoints already; add --resume_from_checkpoint latest, or choose another")
+        raise UserError(
+            f"{output_dir}: has checkpoints already; add --resume_from_checkpoint latest, or choose another"
+        )
     if not accelerator.is_main_process:
         datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     set_seed(args.seed, device_specific=False)
 
-    processor, train_loader, eval_loader = get_dataloaders(args, accelerator)
-    batches = train_loader.batch_sampler
+    processor, batches, train_loader, eval_loader = get_dataloaders(args, accelerator)
     model = build_model(args, processor)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
@@ -457,9 +489,7 @@ def training_function(args: argparse.Namespace) -> None:
         f"{accelerator.unwrap_model(model).num_parameters() / 1e6:.1f} M parameters, "
         f"{accelerator.num_processes} process(es) on {accelerator.device.type}, {accelerator.mixed_precision} precision"
     )
-    melodies_per_step = (
-        args.per_device_train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
-    )
+    melodies_per_step = args.per_device_train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
 
     def write_log() -> None:
         if accelerator.is_main_process:
@@ -505,7 +535,8 @@ def training_function(args: argparse.Namespace) -> None:
             is_last = state.step == args.max_train_steps
             if state.step % 10 == 0:
                 progress.set_postfix(
-                    loss=f"{output.loss.item():.3f}", kl=f"{output.kl_nats.item() if output.kl_nats is not None else 0:.0f}"
+                    loss=f"{output.loss.item():.3f}",
+                    kl=f"{output.kl_nats.item() if output.kl_nats is not None else 0:.0f}",
                 )
             if state.step % args.evaluation_steps == 0 or is_last:
                 state.seconds += time.perf_counter() - clock  # training alone

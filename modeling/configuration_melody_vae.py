@@ -55,10 +55,10 @@ class MelodyVAEConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-5
     use_cache: bool = True
     tie_word_embeddings: bool = True
-    pad_token_id: int | None = 0
-    bos_token_id: int | None = 1
-    eos_token_id: int | list[int] | None = 2
-    mask_token_id: int | None = 3
+    pad_token_id: int = 0
+    bos_token_id: int = 1
+    eos_token_id: int = 2
+    mask_token_id: int = 3
 
     def __post_init__(self, **kwargs):
         if self.hidden_size % self.num_attention_heads:

@@ -19,7 +19,7 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .configuration_melody_vae import MelodyVAEConfig
 from .relative_attention import RelativeAttention
@@ -36,8 +36,8 @@ class MelodyVAEPosterior(ModelOutput):
         latent_log_variance: `(B, Z)`.
     """
 
-    latent_mean: torch.Tensor | None = None
-    latent_log_variance: torch.Tensor | None = None
+    latent_mean: torch.Tensor = None  # pyright: ignore[reportAssignmentType] - ModelOutput wants defaults
+    latent_log_variance: torch.Tensor = None  # pyright: ignore[reportAssignmentType]
 
     def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
         """Draw a latent `(B, Z)` by reparameterisation (Kingma & Welling 2014, arXiv:1312.6114)."""
@@ -113,6 +113,9 @@ def slerp(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor) -> torch.Tenso
 class BarCountLogitsProcessor(LogitsProcessor):
     """Make every melody exactly so many bars long.
 
+    That a bar ends is one event, followed by a new bar or by the end of the melody; its probability goes to the one
+    that the number of bars calls for.
+
     Args:
         bars: `(B,)` bars to reach.
         is_bar_token: `(V,)` whether a token opens a bar.
@@ -124,12 +127,16 @@ class BarCountLogitsProcessor(LogitsProcessor):
         self.is_bar_token = is_bar_token
         self.eos_token_id = eos_token_id
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Forbid the end before the last bar, and a new bar after it."""
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Move the end's score to the bar tokens before the last bar, and theirs to the end in it."""
         begun = self.is_bar_token[input_ids].sum(-1)
-        bars = self.bars.repeat_interleave(len(begun) // len(self.bars))
-        scores = scores.masked_fill((begun >= bars)[:, None] & self.is_bar_token, -torch.inf)
-        scores[begun < bars, self.eos_token_id] = -torch.inf
+        is_last = (begun >= self.bars.repeat_interleave(len(begun) // len(self.bars)))[:, None]  # (B, 1)
+        end = scores[:, self.eos_token_id, None]
+        new_bar = scores.masked_fill(~self.is_bar_token, -torch.inf).logsumexp(-1, keepdim=True)  # (B, 1)
+        bar_ends = torch.logaddexp(end, new_bar)
+        opens_bar = torch.where(is_last, -torch.inf, scores + (bar_ends - new_bar))
+        scores = torch.where(self.is_bar_token, opens_bar, scores)
+        scores[:, self.eos_token_id] = torch.where(is_last, bar_ends, -torch.inf).squeeze(-1)
         return scores
 
 
@@ -221,7 +228,7 @@ class MelodyVAEPreTrainedModel(PreTrainedModel):
     config_class = MelodyVAEConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("MelodyVAELayer",)
+    _no_split_modules = ["MelodyVAELayer"]  # noqa: RUF012 - the base class's own form
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
@@ -255,6 +262,7 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
         config: A [`MelodyVAEConfig`].
     """
 
+    is_bar_token: torch.Tensor
     _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}  # noqa: RUF012 - the base class's own form
 
     def __init__(self, config: MelodyVAEConfig):
@@ -279,17 +287,17 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
         mask[self.config.bar_token_ids] = True
         return mask
 
-    def bar_ids(self, input_ids: torch.LongTensor) -> torch.LongTensor:
+    def bar_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Index of the bar each token belongs to, `(B, T)`; -1 before the first."""
         return self.is_bar_token[input_ids].cumsum(-1) - 1
 
-    def bar_one_hot(self, bar_ids: torch.LongTensor) -> torch.Tensor:
+    def bar_one_hot(self, bar_ids: torch.Tensor) -> torch.Tensor:
         """Rows of [`BarConditioner`]'s table for `bar_ids` `(B, T)`, one-hot, `(B, T, N + 1)`."""
         rows = (bar_ids + 1).clamp(0, self.config.max_bars)
         return nn.functional.one_hot(rows, self.config.max_bars + 1).to(self.dtype)
 
     def encode(
-        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None, **kwargs
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
     ) -> MelodyVAEPosterior:
         """Encode melodies of up to `max_bars` bars.
 
@@ -322,14 +330,14 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         latent: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
         kl_weight: float | None = None,
-        tokens_per_melody: float | None = None,
+        tokens_per_melody: float | torch.Tensor | None = None,
         bar_conditions: torch.Tensor | None = None,
-        bar_ids: torch.LongTensor | None = None,
+        bar_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -378,9 +386,9 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
 
         hidden_states = self.dropout(self.embed_tokens(input_ids))
         mask = create_causal_mask(self.config, hidden_states, attention_mask, past_key_values)
-        bar_one_hot = self.bar_one_hot(bar_ids) if bar_conditions is not None else None
+        bar_one_hot = self.bar_one_hot(bar_ids)
         for index, layer in enumerate(self.layers):
-            condition = bar_one_hot @ bar_conditions[:, :, index] if bar_conditions is not None else None  # (B, T, C)
+            condition = None if bar_conditions is None else bar_one_hot @ bar_conditions[:, :, index]  # (B, T, C)
             hidden_states = layer(
                 hidden_states, condition, attention_mask=mask, past_key_values=past_key_values, **kwargs
             )
@@ -411,7 +419,7 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def generate(
         self,
-        inputs: torch.LongTensor | None = None,
+        inputs: torch.Tensor | None = None,
         latent: torch.Tensor | None = None,
         bars: int | torch.Tensor | None = None,
         logits_processor: LogitsProcessorList | None = None,
@@ -440,7 +448,7 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
             kwargs["bar_conditions"] = self.bar_conditioner(latent.to(self.device, self.dtype))
         return super().generate(inputs, logits_processor=processors + (logits_processor or []), **kwargs)
 
-    def prior_sample(self, n: int, input_ids: torch.LongTensor | None = None) -> torch.Tensor:
+    def prior_sample(self, n: int, input_ids: torch.Tensor | None = None) -> torch.Tensor:
         """Draw `n` latents `(n, Z)` from N(0, I); bars present in `input_ids` `(n, T)` get their posterior's mean."""
         latent = torch.randn(n, self.config.latent_size, device=self.device, dtype=self.dtype)
         if input_ids is None:
@@ -452,13 +460,13 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
         mean = self.encode(input_ids, (~is_padding).long()).latent_mean
         return torch.where(is_known.repeat_interleave(share, dim=1), mean, latent)
 
-    def decode(self, latent: torch.Tensor, **generate_kwargs) -> torch.LongTensor:
+    def decode(self, latent: torch.Tensor, **generate_kwargs) -> torch.Tensor:
         """Decode latents `(B, Z)` into ids `(B, T)`; greedy unless `generate_kwargs` say otherwise."""
         return self.generate(latent=latent, **{"do_sample": False, **generate_kwargs})
 
     def sample(
         self, n: int, seed: int | None = None, temperature: float = 1.0, bars: int | None = None, **generate_kwargs
-    ) -> torch.LongTensor:
+    ) -> torch.Tensor:
         """Sample `n` melodies from the prior.
 
         Args:
@@ -484,14 +492,14 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
             )
 
     def reconstruct(
-        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None, **generate_kwargs
-    ) -> torch.LongTensor:
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **generate_kwargs
+    ) -> torch.Tensor:
         """Decode melodies from their posterior's mean, as many bars as they have, `(B, T)` ids."""
         posterior = self.encode(input_ids, attention_mask)
         bars = self.is_bar_token[input_ids].sum(-1)
         return self.decode(posterior.latent_mean, bars=bars, **generate_kwargs)
 
-    def interpolate(self, a: torch.Tensor, b: torch.Tensor, steps: int = 7, **generate_kwargs) -> torch.LongTensor:
+    def interpolate(self, a: torch.Tensor, b: torch.Tensor, steps: int = 7, **generate_kwargs) -> torch.Tensor:
         """Decode points on the great circle between two latents `(Z,)`, ends included, `(steps, T)` ids."""
         weight = torch.linspace(0, 1, steps, device=a.device, dtype=a.dtype)
         return self.decode(slerp(a.flatten(), b.flatten(), weight), **generate_kwargs)

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from miditok import REMI, TokenizerConfig, TokSequence
-from symusic import Note, Score, Tempo, TimeSignature, Track
+from symusic import Note, Score, Tempo, TimeSignature, Track, types
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
@@ -59,7 +59,7 @@ def is_supported(time_signature: str) -> bool:
     return numerator in TIME_SIGNATURES.get(denominator, ())
 
 
-def line_to_score(line: dict, ticks_per_quarter: int = TICKS_PER_QUARTER) -> Score:
+def line_to_score(line: dict, ticks_per_quarter: int = TICKS_PER_QUARTER) -> types.Score:
     """Write a line as a score of one track.
 
     Args:
@@ -103,7 +103,7 @@ def make_monophonic(notes: Iterable[tuple[int, int, int]], end: int) -> tuple[li
     return starts, durations, [highest[start][0] for start in starts]
 
 
-def tune_likeness(track: Track) -> float:
+def tune_likeness(track: types.Track) -> float:
     """Rate how much a track is the tune that one would hum: monophonic, singable, busy, and called so."""
     notes = track.notes.numpy()
     onsets = len(set(notes["time"].tolist()))
@@ -115,14 +115,14 @@ def tune_likeness(track: Track) -> float:
     return 2 * named + 1.5 * monophony + singable + variety + busy
 
 
-def read_score(midi: str | Path | bytes | Score) -> Score:
+def read_score(midi: str | Path | bytes | types.Score) -> types.Score:
     """Read a path, the bytes of a MIDI file, or a score.
 
     Raises:
         ValueError: If it is no MIDI file; names the file.
     """
     if isinstance(midi, Score):
-        return midi
+        return midi  # pyright: ignore[reportReturnType] - a factory narrows nothing
     name = f"{len(midi)} bytes" if isinstance(midi, bytes) else str(midi)
     try:
         content = midi if isinstance(midi, bytes) else Path(midi).read_bytes()
@@ -134,7 +134,7 @@ def read_score(midi: str | Path | bytes | Score) -> Score:
         raise ValueError(f"{name}: not a MIDI file, or a broken one; export it again as standard MIDI") from error
 
 
-def find_melody(midi: str | Path | bytes | Score, steps_per_beat: int = 4) -> dict:
+def find_melody(midi: str | Path | bytes | types.Score, steps_per_beat: int = 4) -> dict:
     """Find the tune of a MIDI file and lay it on the grid.
 
     Of the tracks that are not drums it takes the one most like a tune ([`tune_likeness`]), from the bar of its first
@@ -156,7 +156,9 @@ def find_melody(midi: str | Path | bytes | Score, steps_per_beat: int = 4) -> di
         raise ValueError("no notes outside the drums: give a MIDI file that has a melody")
     track = max(tracks, key=tune_likeness)
     first = min(note.start for note in track.notes)
-    signatures = sorted((signature.time, signature.numerator, signature.denominator) for signature in score.time_signatures)
+    signatures = sorted(
+        (signature.time, signature.numerator, signature.denominator) for signature in score.time_signatures
+    )
     signatures = [(0, 4, 4), *signatures]
     origin, numerator, denominator = [signature for signature in signatures if signature[0] <= first][-1]
     if denominator == 2:  # cut time: the same bar lines on the finer grid
@@ -164,7 +166,9 @@ def find_melody(midi: str | Path | bytes | Score, steps_per_beat: int = 4) -> di
     time_signature = f"{numerator}/{denominator}"
     if not is_supported(time_signature):
         raise ValueError(f"time signature {time_signature} is not in the vocabulary: {TIME_SIGNATURES}")
-    end = min([time for time, *other in signatures if time > first and tuple(other) != (numerator, denominator)], default=None)
+    end = min(
+        [time for time, *other in signatures if time > first and tuple(other) != (numerator, denominator)], default=None
+    )
     step = score.ticks_per_quarter * 4 / (denominator * steps_per_beat)  # ticks
     bar = numerator * steps_per_beat  # steps
     first_bar = round((first - origin) / step) // bar
@@ -210,6 +214,57 @@ def cut_bars(line: dict, first_bar: int, bars: int) -> dict:
     }
 
 
+def character_of(remi: REMI, token: str) -> str:
+    """Return the character that stands for a REMI token such as `Pitch_60`."""
+    return chr(FIRST_CHARACTER + remi[token])  # pyright: ignore[reportOperatorIssue] - one vocabulary, so an int
+
+
+def line_to_words(line: dict) -> list[str]:
+    """Write each bar of a line as one word, a character per REMI token.
+
+    Args:
+        line: See the module's docstring.
+
+    Returns:
+        `line["bars"]` words.
+
+    Raises:
+        ValueError: If the vocabulary does not have the line's time signature.
+    """
+    if not is_supported(line["time_signature"]):
+        raise ValueError(f"time signature {line['time_signature']} is not in the vocabulary: {TIME_SIGNATURES}")
+    remi = make_remi(line["steps_per_beat"])
+    ids = []
+    if len(line["pitch"]):
+        ids = remi.encode(line_to_score(line, remi.time_division), encode_ids=False)[0].ids
+    bar = character_of(remi, "Bar_None")
+    words: list[str] = []
+    for character in (chr(FIRST_CHARACTER + index) for index in ids):
+        if character == bar:
+            words.append("")
+        words[-1] += character
+    silent = bar + character_of(remi, f"TimeSig_{line['time_signature']}")
+    return words + [silent] * (line["bars"] - len(words))  # MidiTok writes no bars after the last onset
+
+
+@lru_cache
+def transposition_table(steps_per_beat: int, semitones: int) -> dict[int, str]:
+    """Make the table with which `str.translate` transposes words.
+
+    Args:
+        steps_per_beat: Of the words' lines.
+        semitones: Up if positive.
+
+    Returns:
+        Code point to character, for the pitches that stay in range; the others are not translated.
+    """
+    remi = make_remi(steps_per_beat)
+    return {
+        ord(character_of(remi, f"Pitch_{pitch}")): character_of(remi, f"Pitch_{pitch + semitones}")
+        for pitch in range(max(MIN_PITCH, MIN_PITCH - semitones), min(MAX_PITCH, MAX_PITCH - semitones) + 1)
+    }
+
+
 class MelodyProcessor(ProcessorMixin):
     """Turns MIDI files and melody lines into model inputs, and generated ids into scores.
 
@@ -239,7 +294,7 @@ class MelodyProcessor(ProcessorMixin):
         """Train the BPE and build a processor around it.
 
         Args:
-            words: For each melody its bars as [`line_to_words`] writes them.
+            words: For each melody its bars, as [`line_to_words`] writes them.
             vocab_size: Size of the vocabulary to reach.
             steps_per_beat: Grid steps per beat.
             max_bars: Bars of one window.
@@ -259,7 +314,8 @@ class MelodyProcessor(ProcessorMixin):
             token["special"] = True
         bpe = Tokenizer.from_str(json.dumps(state))
         bpe.post_processor = TemplateProcessing(
-            single="<bos> $A <eos>", special_tokens=[("<bos>", bpe.token_to_id("<bos>")), ("<eos>", bpe.token_to_id("<eos>"))]
+            single="<bos> $A <eos>",
+            special_tokens=[("<bos>", bpe.token_to_id("<bos>")), ("<eos>", bpe.token_to_id("<eos>"))],
         )
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=bpe,
@@ -276,55 +332,9 @@ class MelodyProcessor(ProcessorMixin):
         """Ids of the tokens that open a bar, for [`MelodyVAEConfig`]."""
         return sorted(index for token, index in self.tokenizer.get_vocab().items() if token.startswith(WORD_PREFIX))
 
-    def line_to_words(self, line: dict) -> list[str]:
-        """Write each bar of a line as one word, a character per REMI token.
-
-        Args:
-            line: See the module's docstring.
-
-        Returns:
-            `line["bars"]` words.
-
-        Raises:
-            ValueError: If the line's grid or time signature is not the vocabulary's.
-        """
-        if line["steps_per_beat"] != self.steps_per_beat:
-            raise ValueError(
-                f"a line with {line['steps_per_beat']} steps per beat, but this processor has {self.steps_per_beat}"
-            )
-        if not is_supported(line["time_signature"]):
-            raise ValueError(f"time signature {line['time_signature']} is not in the vocabulary: {TIME_SIGNATURES}")
-        ids = []
-        if len(line["pitch"]):
-            ids = self.remi.encode(line_to_score(line, self.remi.time_division), encode_ids=False)[0].ids
-        bar, signature = self.remi["Bar_None"], self.remi[f"TimeSig_{line['time_signature']}"]
-        words: list[str] = []
-        for index in ids:
-            if index == bar:
-                words.append("")
-            words[-1] += chr(FIRST_CHARACTER + index)
-        silent = chr(FIRST_CHARACTER + bar) + chr(FIRST_CHARACTER + signature)
-        return words + [silent] * (line["bars"] - len(words))  # MidiTok writes no bars after the last onset
-
-    def transposition(self, semitones: int) -> dict[int, str]:
-        """Make the table with which `str.translate` transposes words.
-
-        Args:
-            semitones: Up if positive.
-
-        Returns:
-            Code point to character, for the pitches that stay in range; the others are not translated.
-        """
-        pitches = {pitch: FIRST_CHARACTER + self.remi[f"Pitch_{pitch}"] for pitch in range(MIN_PITCH, MAX_PITCH + 1)}
-        return {
-            code: chr(pitches[pitch + semitones])
-            for pitch, code in pitches.items()
-            if MIN_PITCH <= pitch + semitones <= MAX_PITCH
-        }
-
     def __call__(
         self,
-        midi: str | Path | bytes | Score | list | None = None,
+        midi: str | Path | bytes | types.Score | list | None = None,
         lines: dict | list[dict] | None = None,
         first_bar: int = 0,
         bars: int | None = None,
@@ -360,7 +370,10 @@ class MelodyProcessor(ProcessorMixin):
         windows = [cut_bars(line, first_bar, min(bars or self.max_bars, self.max_bars)) for line in lines]
         if empty := [index for index, window in enumerate(windows) if window["bars"] < 1]:
             raise ValueError(f"melody {empty[0]} has {lines[empty[0]]['bars']} bars, so none from bar {first_bar} on")
-        texts = [" ".join(self.line_to_words(window)) for window in windows]
+        for line in lines:
+            if line["steps_per_beat"] != self.steps_per_beat:
+                raise ValueError(f"{line['steps_per_beat']} steps per beat; this processor has {self.steps_per_beat}")
+        texts = [" ".join(line_to_words(window)) for window in windows]
         if primer:
             kwargs["padding_side"] = "left"
             texts = [self.tokenizer.bos_token + text for text in texts]
@@ -412,7 +425,7 @@ class MelodyProcessor(ProcessorMixin):
             "bars": bars,
         }
 
-    def to_scores(self, ids, tempo: float = 120.0, program: int = 0) -> list[Score]:
+    def to_scores(self, ids, tempo: float = 120.0, program: int = 0) -> list[types.Score]:
         """Write generated ids `(B, T)` as scores.
 
         Args:
