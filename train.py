@@ -433,7 +433,12 @@ def get_dataloaders(
         num_batches_multiple=accelerator.num_processes,
         seed=args.seed,
     )
-    train_loader = DataLoader(MelodyWindows(splits["train"]), batch_sampler=batches, collate_fn=collator)
+    train_loader = DataLoader(
+        MelodyWindows(splits["train"]),
+        batch_sampler=batches,
+        collate_fn=collator,
+        generator=torch.Generator(),  # else each pass draws from the global random state, and resume is not exact
+    )
     validation = MelodyWindows(splits["validation"])
     keys = [
         (line, bar, bar + processor.max_bars, 0)

@@ -1,6 +1,11 @@
 """Configuration of the melody VAE."""
 
+from difflib import get_close_matches
+
 from transformers import PreTrainedConfig
+
+# What transformers takes beside the fields and properties of `PreTrainedConfig`.
+COMMON_ARGUMENTS = ("attn_implementation", "experts_implementation", "auto_map", "custom_pipelines")
 
 
 class MelodyVAEConfig(PreTrainedConfig):
@@ -61,6 +66,14 @@ class MelodyVAEConfig(PreTrainedConfig):
     mask_token_id: int = 3
 
     def __post_init__(self, **kwargs):
+        # Only a saved configuration knows its transformers_version; other versions and libraries may have left more
+        # in it, and it has to load all the same.
+        if self.transformers_version is None:
+            for name in kwargs:
+                if not hasattr(PreTrainedConfig, name) and name not in COMMON_ARGUMENTS:
+                    alike = get_close_matches(name, vars(self), n=1)
+                    hint = f"; did you mean {alike[0]}?" if alike else ""
+                    raise ValueError(f"unknown field {name}={kwargs[name]!r}{hint}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}"

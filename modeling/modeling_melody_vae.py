@@ -101,8 +101,8 @@ def slerp(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor) -> torch.Tenso
         `(S, Z)`. Nearly parallel vectors are interpolated in a straight line.
     """
     weight = weight[:, None]
-    length_a, length_b = a.norm(), b.norm()
-    cosine = (a @ b / (length_a * length_b).clamp_min(1e-12)).clamp(-1, 1)
+    length_a, length_b = a.norm().clamp_min(1e-12), b.norm().clamp_min(1e-12)  # the prior's mean has no direction
+    cosine = (a @ b / (length_a * length_b)).clamp(-1, 1)
     angle = cosine.arccos()
     if angle.sin().abs() < 1e-4:
         return (1 - weight) * a + weight * b

@@ -96,10 +96,8 @@ def make_monophonic(notes: Iterable[tuple[int, int, int]], end: int) -> tuple[li
         if 0 <= start < end and MIN_PITCH <= pitch <= MAX_PITCH:
             highest[start] = max(highest.get(start, (0, 0)), (pitch, duration))
     starts = sorted(highest)
-    durations = [
-        max(1, min(highest[start][1], following - start))
-        for start, following in zip(starts, [*starts[1:], end], strict=True)
-    ]
+    limits = dict(zip(starts, [*starts[1:], end], strict=False))  # where the next note begins
+    durations = [max(1, min(highest[start][1], limits[start] - start)) for start in starts]
     return starts, durations, [highest[start][0] for start in starts]
 
 
@@ -115,6 +113,13 @@ def tune_likeness(track: types.Track) -> float:
     return 2 * named + 1.5 * monophony + singable + variety + busy
 
 
+def name_of(midi: str | Path | bytes | types.Score) -> str:
+    """Name an input in an error message."""
+    if isinstance(midi, str | Path):
+        return str(midi)
+    return f"{len(midi)} bytes" if isinstance(midi, bytes) else f"a score of {len(midi.tracks)} tracks"
+
+
 def read_score(midi: str | Path | bytes | types.Score) -> types.Score:
     """Read a path, the bytes of a MIDI file, or a score.
 
@@ -122,8 +127,8 @@ def read_score(midi: str | Path | bytes | types.Score) -> types.Score:
         ValueError: If it is no MIDI file; names the file.
     """
     if isinstance(midi, Score):
-        return midi  # pyright: ignore[reportReturnType] - a factory narrows nothing
-    name = f"{len(midi)} bytes" if isinstance(midi, bytes) else str(midi)
+        return midi.to("tick")  # pyright: ignore - a factory narrows nothing
+    name = name_of(midi)
     try:
         content = midi if isinstance(midi, bytes) else Path(midi).read_bytes()
     except OSError as error:
@@ -148,24 +153,27 @@ def find_melody(midi: str | Path | bytes | types.Score, steps_per_beat: int = 4)
         A line, with `tempo` and `program`.
 
     Raises:
-        ValueError: If the file cannot be read, has no notes, or a time signature outside the vocabulary.
+        ValueError: If the file cannot be read, has no notes, or a time signature outside the vocabulary; names it.
     """
     score = read_score(midi)
     tracks = [track for track in score.tracks if not track.is_drum and len(track.notes)]
     if not tracks:
-        raise ValueError("no notes outside the drums: give a MIDI file that has a melody")
+        raise ValueError(f"{name_of(midi)}: no notes outside the drums; give a MIDI file that has a melody")
     track = max(tracks, key=tune_likeness)
     first = min(note.start for note in track.notes)
     signatures = sorted(
-        (signature.time, signature.numerator, signature.denominator) for signature in score.time_signatures
+        (signature.time, 2 * signature.numerator, 4)  # cut time: the same bar lines on the finer grid
+        if signature.denominator == 2
+        else (signature.time, signature.numerator, signature.denominator)
+        for signature in score.time_signatures
     )
     signatures = [(0, 4, 4), *signatures]
     origin, numerator, denominator = [signature for signature in signatures if signature[0] <= first][-1]
-    if denominator == 2:  # cut time: the same bar lines on the finer grid
-        numerator, denominator = 2 * numerator, 4
     time_signature = f"{numerator}/{denominator}"
     if not is_supported(time_signature):
-        raise ValueError(f"time signature {time_signature} is not in the vocabulary: {TIME_SIGNATURES}")
+        raise ValueError(
+            f"{name_of(midi)}: time signature {time_signature} is not in the vocabulary: {TIME_SIGNATURES}"
+        )
     end = min(
         [time for time, *other in signatures if time > first and tuple(other) != (numerator, denominator)], default=None
     )
@@ -182,10 +190,12 @@ def find_melody(midi: str | Path | bytes | types.Score, steps_per_beat: int = 4)
         if end is None or note.start < end
     ]
     last = max(start + max(duration, 1) for start, duration, _ in notes)
+    if end is not None:  # the last note may sound into the next time signature
+        last = min(last, round((end - origin) / step) - first_bar * bar)
     bars = -(-last // bar)
     starts, durations, pitches = make_monophonic(notes, bars * bar)
     if not pitches:
-        raise ValueError(f"no note between the MIDI pitches {MIN_PITCH} and {MAX_PITCH}")
+        raise ValueError(f"{name_of(midi)}: no note between the MIDI pitches {MIN_PITCH} and {MAX_PITCH}")
     tempos = [tempo.qpm for tempo in score.tempos if tempo.time <= first]
     return {
         "pitch": pitches,
@@ -234,9 +244,10 @@ def line_to_words(line: dict) -> list[str]:
     if not is_supported(line["time_signature"]):
         raise ValueError(f"time signature {line['time_signature']} is not in the vocabulary: {TIME_SIGNATURES}")
     remi = make_remi(line["steps_per_beat"])
-    ids = []
+    ids: list[int] = []
     if len(line["pitch"]):
-        ids = remi.encode(line_to_score(line, remi.time_division), encode_ids=False)[0].ids
+        sequence = remi.encode(line_to_score(line, remi.time_division), encode_ids=False)[0]
+        ids = sequence.ids  # pyright: ignore[reportAssignmentType] - one vocabulary, so a flat list
     bar = character_of(remi, "Bar_None")
     words: list[str] = []
     for character in (chr(FIRST_CHARACTER + index) for index in ids):
@@ -290,7 +301,7 @@ class MelodyProcessor(ProcessorMixin):
     @classmethod
     def train(
         cls, words: list[list[str]], vocab_size: int = 1024, steps_per_beat: int = 4, max_bars: int = 16
-    ) -> "MelodyProcessor":
+    ) -> MelodyProcessor:
         """Train the BPE and build a processor around it.
 
         Args:

@@ -95,8 +95,10 @@ class RelativeAttention(nn.Module):
             `(B, H, L, S)`, not yet scaled. Extra memory is O(B H L S + H M D), M < S + L.
         """
         length = query.shape[2]
-        # A causal query needs no column right of its own key; what skew reads there is finite and masked.
-        end = past + 1 if self.is_causal and isinstance(past, int) else num_keys
+        # A causal query needs no column right of its own key; what skew reads there is finite and masked. A static
+        # cache has keys to come as well, and its mask has a column for each.
+        is_static = not isinstance(past, int) or past + length < num_keys
+        end = past + 1 if self.is_causal and not is_static else num_keys
         columns = torch.arange(1 - length, end, device=query.device)  # key minus query, were past 0
         rows = (columns - past).clamp(self.min_distance, self.max_distance) - self.min_distance
         embedding = self.distance_embedding[:, rows]  # (H, M, D)

@@ -11,6 +11,8 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+PIXELS_PER_CSS_PIXEL = 1.75  # sharp on fine screens; a piano roll of 16 bars fills the page
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -24,13 +26,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Item:
-    """One melody: what is not given is not shown."""
+    """One melody: what is not given is not shown; `takes` are melodies to hear beside one another under its picture."""
 
     title: str
     picture: Picture | None = None
     sound: str | Path | None = None
     midi: str | Path | None = None
     text: str = ""
+    takes: Sequence["Item"] = ()
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,12 @@ class _Writer:
             parts.append(_paragraphs(item.text))
         if item.picture is not None:
             parts.append(self.picture(item.picture))
+        parts.append(self.controls(item))
+        for take in item.takes:
+            parts.append(f"<h4>{escape(take.title)}</h4>{self.controls(take)}")
+        return f"<article>{''.join(parts)}</article>\n"
+
+    def controls(self, item: Item) -> str:
         title = escape(item.title)
         controls = []
         if item.sound is not None:
@@ -138,16 +147,15 @@ class _Writer:
         if item.midi is not None:
             midi = self.link(item.midi)
             controls.append(f'<a href="{midi}" download aria-label="Download {title} as MIDI">MIDI</a>')
-        if controls:
-            parts.append(f'<div class="controls">{"".join(controls)}</div>')
-        return f"<article>{''.join(parts)}</article>\n"
+        return f'<div class="controls">{"".join(controls)}</div>' if controls else ""
 
     def picture(self, picture: Picture) -> str:
         dark = ""
         if picture.dark is not None:
             dark = f'<source srcset="{self.link(picture.dark)}" media="(prefers-color-scheme: dark)">'
         alt = escape(picture.alt)
-        image = f'<img src="{self.link(picture.path)}" alt="{alt}">'
+        source = self.link(picture.path)
+        image = f'<img src="{source}" alt="{alt}"{_width(self.folder / picture.path)}>'
         caption = f"<figcaption>{escape(picture.caption)}</figcaption>" if picture.caption else ""
         framed = "" if picture.dark is not None else " framed"
         return (
@@ -190,6 +198,13 @@ class _Writer:
         return quote(absolute.relative_to(self.folder).as_posix())
 
 
+def _width(image: Path) -> str:
+    """Give a PNG the width at which all pictures show letters of one size; others are as wide as the page."""
+    header = image.read_bytes()[:24]
+    is_png = header[:8] == b"\x89PNG\r\n\x1a\n" and len(header) == 24
+    return f' width="{round(int.from_bytes(header[16:20], "big") / PIXELS_PER_CSS_PIXEL)}"' if is_png else ""
+
+
 def _paragraphs(text: str) -> str:
     return "".join(f"<p>{escape(part.strip())}</p>" for part in text.split("\n\n") if part.strip())
 
@@ -229,12 +244,14 @@ body {
   background: var(--paper); color: var(--ink);
   font: 1.0625rem/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
 }
-h1, h2, h3 { line-height: 1.2; text-wrap: balance; margin: 0; overflow-wrap: anywhere; }
+h1, h2, h3, h4 { line-height: 1.2; text-wrap: balance; margin: 0; overflow-wrap: anywhere; }
 h1 { font-size: clamp(2rem, 1.4rem + 2.6vw, 3.2rem); font-weight: 700; letter-spacing: -.02em; }
 h1 { margin-bottom: 1.25rem; }
 h2 { font-size: clamp(1.4rem, 1.2rem + .8vw, 1.8rem); font-weight: 650; letter-spacing: -.015em; }
 h2 { scroll-margin-top: 1.5rem; }
 h3 { font-size: 1.0625rem; font-weight: 600; }
+h4 { margin-top: 1.1rem; font-size: .9375rem; font-weight: 600; }
+h4 + .controls { margin-top: .4rem; }
 p { margin: .75rem 0 0; max-width: 42rem; overflow-wrap: anywhere; text-wrap: pretty; }
 header p { font-size: 1.1875rem; color: var(--faint); }
 header::before {
@@ -263,7 +280,8 @@ article p { margin-top: .3rem; color: var(--faint); font-size: .9688rem; }
 figure { margin: .9rem 0 0; min-width: 0; }
 section > figure { margin-top: 1.5rem; padding: clamp(.75rem, 2vw, 1.25rem); }
 .wide { overflow-x: auto; border-radius: .4rem; scrollbar-width: thin; }
-.wide img { display: block; width: 100%; min-width: min(40rem, 180vw); height: auto; border-radius: .4rem; }
+.wide img:not([width]) { width: 100%; }
+.wide img { display: block; max-width: 100%; min-width: min(40rem, 180vw); height: auto; border-radius: .4rem; }
 @media (prefers-color-scheme: dark) { .wide.framed img { background: #ffffff; } }
 figcaption { margin-top: .6rem; color: var(--faint); font-size: .9063rem; max-width: 42rem; }
 .controls { display: flex; flex-wrap: wrap; align-items: center; gap: .6rem; margin-top: 1rem; }

@@ -1,0 +1,147 @@
+"""Write the numbers and pictures of results/ into the documents: `python -m evaluation.report [--check]`.
+
+A document marks a block with `<!-- report:NAME -->` and `<!-- end -->`; what stands between them is replaced by the
+result of the function of that name in [`BLOCKS`]. No number in a document is typed by hand.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rendering.curves import write_curves
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
+DOCUMENTS = ["README.md"]
+BLOCK = re.compile(r"(<!-- report:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+ROOMS = {  # what each top-level entry is for
+    "modeling": "the model as it ships to the Hub: configuration, relative attention, model, processor",
+    "dataset_script": "a MIDI archive or folder to melodies in Parquet; README.md is the data set's card",
+    "train.py": "`accelerate launch train.py`",
+    "generate.py": "sample, reconstruct, continue, interpolate: MIDI, WAV and pictures",
+    "evaluate_model.py": "every published number, to JSON",
+    "evaluation": "metrics as pure functions and `evaluate` modules; the report that fills the documents",
+    "rendering": "what one hears and sees of a melody: synthesiser, piano roll, curves, page",
+    "results": "the only source of published numbers",
+    "tests": "relations first, then golden numbers",
+    "Makefile": "demo, test, quality, report",
+    "pyproject.toml": "dependencies and tools",
+}
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Write a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def first_run() -> str:
+    """Describe `results/first_run.json`: the data's funnel, the training, the numbers on the test split."""
+    results = json.loads((RESULTS / "first_run.json").read_text())
+    data, training, machine = results["data"], results["training"], results["machine"]
+    likelihood, free, forced = (results[name] for name in ("likelihood", "free_running", "teacher_forced_by_bar"))
+    steps = free["step_accuracy"]
+    files, tracks, lines = data["files"], data["tracks"], data["lines"]
+
+    def dropped(stage: dict) -> str:
+        return ", ".join(f"{reason} {count:,}" for reason, count in stage["dropped"].items())
+
+    funnel = table(
+        ["stage", "read", "kept", "dropped"],
+        [
+            ["files", f"{files['read']:,}", f"{files['with_melody']:,}", dropped(files)],
+            ["tracks", f"{tracks['read']:,}", f"{tracks['with_melody']:,}", dropped(tracks)],
+            ["melody lines", f"{lines['read']:,}", f"{lines['kept']:,}", dropped(lines)],
+        ],
+    )
+    numbers = table(
+        ["on the test split", "value", "floor"],
+        [
+            ["bits per note (ELBO)", f"{likelihood['bits_per_note']:.2f}", ""],
+            [
+                f"bits per note ({likelihood['importance_samples']} importance samples)",
+                f"{likelihood['importance_weighted_bits_per_note']:.2f}",
+                "",
+            ],
+            ["KL, nats per melody", f"{likelihood['kl_nats']:.0f}", ""],
+            ["active units", f"{likelihood['active_units']}", ""],
+            ["step accuracy, free-running", f"{steps['accuracy']:.3f}", f"{steps['floor']:.3f}"],
+            ["step accuracy, true bars before", f"{forced['step_accuracy']['accuracy']:.3f}", f"{steps['floor']:.3f}"],
+            ["note F1, free-running", f"{free['note_f1']['f1']:.3f}", f"{free['note_f1_floor']:.3f}"],
+            ["exact reconstructions", f"{steps['exact']:.3f}", ""],
+        ],
+    )
+    return (
+        f"The first run on real data: {files['read']:,} files of Lakh (`{data['input']}`), read at "
+        f"{data['files_per_second']:.0f} files/s; {data['notes']:,} notes in all.\n\n{funnel}\n"
+        f"A model of {results['parameters'] / 1e6:.1f} M parameters saw {training['melodies_seen']:,} windows in "
+        f"{training['seconds'] / 60:.0f} minutes ({training['melodies_per_second']:.0f} melodies/s, "
+        f"{training['cpu_threads']} threads of {machine['processor']}). {results['melodies']} windows of "
+        f"{results['bars']} bars in 4/4 from lead lines, seed {results['seed']}:\n\n{numbers}\n"
+        "Step accuracy is MusicVAE's (90 classes on 256 sixteenths), free-running from the posterior mean; its floor is "
+        "silence. Note F1's floor is the reconstruction of another melody. Written by `make report` from "
+        "`results/first_run.json`.\n\n"
+        "![Validation bits per note over training steps](results/first_run.png)\n"
+    )
+
+
+def draw_pictures() -> None:
+    """Draw the curves of every run in `results/` that has a training history."""
+    for path in sorted(RESULTS.glob("*.json")):
+        history = (json.loads(path.read_text()).get("training") or {}).get("history", [])
+        if history:
+            curve = ([entry["step"] for entry in history], [entry["bits_per_note"] for entry in history])
+            write_curves(
+                path.with_suffix(".png"),
+                {"bits per note": curve},
+                title="Validation split",
+                x_label="step",
+                y_label="bits per note",
+            )
+
+
+def tree() -> str:
+    """List the top level as git has it, each entry with its purpose."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    present = {path.split("/")[0] for path in listed.splitlines()}
+    width = max(map(len, ROOMS))
+    rows = [f"{name:{width}}  {purpose}" for name, purpose in ROOMS.items() if name in present]
+    return "```text\n" + "\n".join(rows) + "\n```\n"
+
+
+BLOCKS: dict[str, Callable[[], str]] = {"first_run": first_run, "tree": tree}
+
+
+def render(document: str) -> str:
+    """Fill a document's blocks anew."""
+    return BLOCK.sub(lambda match: f"{match[1]}{BLOCKS[match[2]]()}{match[3]}", document)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(description="Write the numbers of results/ into the documents.")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail where a document is out of date")
+    args = parser.parse_args(argv)
+    if not args.check:
+        draw_pictures()
+    stale = []
+    for name in DOCUMENTS:
+        old = (ROOT / name).read_text()
+        new = render(old)
+        if new != old:
+            stale.append(name)
+            if not args.check:
+                (ROOT / name).write_text(new)
+    if args.check and stale:
+        print(f"{', '.join(stale)}: not what results/ says; run make report", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,507 @@
+"""Play with a trained melody VAE: `python generate.py sample --model DIR_OR_ID --output DIR`.
+
+Every command writes each melody as MIDI, as sound and as a picture, and an `index.html` to see and hear them all. The
+model is only a folder or an id on the Hub here, as it is for any other user: its code comes with it.
+
+torch, transformers, datasets and matplotlib are imported inside functions, so that `--help` and a wrong option answer
+at once.
+"""
+
+import argparse
+import json
+import random
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from rendering.page import Item, Picture, Section, write_page
+
+MODEL_FILES = ("config.json", "processor_config.json", "tokenizer.json")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+LOG_NAME = "training_log.json"  # what train.py leaves beside the weights
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+COLUMNS = {"melody_id", "is_lead", "pitch", "start", "duration", "time_signature", "steps_per_beat", "bars", "tempo"}
+COLUMNS |= {"program"}
+LIMITS = {  # --bars ends at what the model can hold, see Studio
+    "num": (1, 100),
+    "steps": (1, 32),
+    "bars": (1, 1000),
+    "primer_bars": (1, 1000),
+    "temperature": (0.01, 100),
+    "tempo": (10, 400),
+    "program": (0, 127),
+    "seed": (0, 2**32 - 1),
+}
+TEMPO = 120.0  # quarter notes per minute, of melodies that have none of their own
+
+
+class UserError(Exception):
+    """Something the user can put right; ends the command with one line and exit code 2."""
+
+
+class Album:
+    """The output folder: melodies and pictures are announced, put on a page, and written all at once.
+
+    Args:
+        folder: Made if it is not there.
+
+    Raises:
+        UserError: If it cannot be made.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.jobs: list[Callable[[], object]] = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{folder}: not a folder, nor can one be made ({error.strerror}); choose another --output"
+            ) from error
+
+    def melody(self, name: str, title: str, score, bars: int | None = None) -> Item:
+        """Announce NAME.mid, NAME.wav and NAME.png, of `bars` bars if given; returns what the page shows of them."""
+        from rendering.piano_roll import describe, write_piano_roll
+        from rendering.sound import synthesise, write_wav
+
+        def record() -> None:
+            score.dump_midi(str(self.folder / f"{name}.mid"))
+            write_wav(self.folder / f"{name}.wav", synthesise(score))
+
+        self.jobs.append(record)
+        picture = self.picture(name, f"Piano roll of {title}: {describe(score)}", write_piano_roll, score, bars=bars)
+        text = f"{describe(score)}, {score.tempos[0].qpm:.0f} quarter notes a minute"
+        return Item(title, picture, f"{name}.wav", f"{name}.mid", text)
+
+    def picture(self, name: str, alt: str, write: Callable, *content, caption: str = "", **options) -> Picture:
+        """Announce NAME.png and NAME-dark.png, to be drawn by `write(path, *content, theme=..., **options)`."""
+        for theme, ending in (("light", ""), ("dark", "-dark")):
+            self.jobs.append(partial(write, self.folder / f"{name}{ending}.png", *content, theme=theme, **options))
+        return Picture(f"{name}.png", alt, f"{name}-dark.png", caption)
+
+    def publish(self, title: str, introduction: str, sections: Sequence[Section], footer: str) -> Path:
+        """Write everything announced, then the page; returns its path."""
+        for job in tqdm(self.jobs, desc="Drawing and recording", unit="file"):
+            job()
+        page = self.folder / "index.html"
+        write_page(page, title, introduction, sections, footer=footer)
+        return page
+
+
+class Studio:
+    """A loaded model with its processor, the album it plays for, and the wishes of the command line.
+
+    Args:
+        args: The command line's arguments; `bars` is filled in from the model if it is None.
+
+    Raises:
+        UserError: If the model cannot be loaded or cannot do what is asked.
+    """
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.name = Path(args.model).resolve().name if Path(args.model).exists() else args.model
+        self.processor, self.model = load_model(args.model)
+        self.reading: Any = sys.modules[
+            type(self.processor).__module__
+        ]  # the processor's file, where melodies are read
+        if args.needs_latent and not self.model.config.latent_size:
+            raise UserError(
+                f"{args.model}: this model has no latent (latent_size=0), which {args.command} needs; "
+                "use sample or continue, or another --model"
+            )
+        longest = self.processor.max_bars
+        args.bars = args.bars or longest
+        if args.bars > longest:
+            raise UserError(f"--bars {args.bars}: {args.model} holds 1 to {longest} bars; choose one of those")
+        if args.command in ("continue", "tour") and args.primer_bars >= args.bars:
+            raise UserError(
+                f"--primer_bars {args.primer_bars}: nothing is left to write of --bars {args.bars}; lower it"
+            )
+        self.album = Album(Path(args.output))
+
+    def lines(self, count: int) -> list[dict]:
+        """Get the melodies to start from, with a `name` each: those of --midi, or `count` of --dataset."""
+        if self.args.midi:
+            return [self.read_midi(file) for file in self.args.midi]
+        return self.choose_lines(count)
+
+    def read_midi(self, file: str) -> dict:
+        """Find the tune of a MIDI file.
+
+        Raises:
+            UserError: If it has none that the model can read.
+        """
+        try:
+            line = self.reading.find_melody(file, self.processor.steps_per_beat)
+        except ValueError as error:
+            message = str(error)
+            raise UserError(message if message.startswith(file) else f"{file}: {message}") from error
+        return {**line, "name": Path(file).name}
+
+    def choose_lines(self, count: int) -> list[dict]:
+        """Choose lead lines of at least --bars bars by the seed; fewer are the beginning of more.
+
+        Raises:
+            UserError: If there is no such data set, or it has too few.
+        """
+        import datasets
+
+        args = self.args
+        where = f"{args.dataset}, split {args.split}"
+        try:
+            lines = datasets.load_dataset(args.dataset, split=args.split)
+        except Exception as error:  # a folder without data, an unknown id, a missing split: each has its own class
+            raise UserError(
+                f"{where}: no data set there ({first_line(error)}); "
+                "build one with python -m dataset_script.build --input ARCHIVE --output DIR"
+            ) from error
+        if missing := COLUMNS - set(lines.column_names):
+            raise UserError(f"{where}: the column {sorted(missing)[0]} is missing; build it with dataset_script.build")
+        about = zip(*(lines[name][:] for name in ("is_lead", "bars", "time_signature", "steps_per_beat")), strict=True)
+        fitting = [
+            index
+            for index, (is_lead, bars, time_signature, steps_per_beat) in enumerate(about)
+            if is_lead
+            and bars >= args.bars
+            and self.reading.is_supported(time_signature)
+            and steps_per_beat == self.processor.steps_per_beat
+        ]
+        if len(fitting) < count:
+            raise UserError(
+                f"{where}: {count} lead melodies of {args.bars} bars or more are needed, and it has {len(fitting)} "
+                "that the model can read; lower --num or --bars, or choose another --split"
+            )
+        random.Random(args.seed).shuffle(fitting)
+        return [{**lines[index], "name": lines[index]["melody_id"]} for index in fitting[:count]]
+
+    def score(self, ids, line: dict):
+        """Write one melody's ids as a score, with a line's tempo and program unless the command line says otherwise."""
+        tempo = line.get("tempo", TEMPO) if self.args.tempo is None else self.args.tempo
+        program = line.get("program", 0) if self.args.program is None else self.args.program
+        return self.processor.to_scores([ids.tolist()], tempo=tempo, program=program)[0]
+
+    @contextmanager
+    def progress(self, title: str) -> Iterator[list[Callable]]:
+        """Show how many bars are written; gives the `logits_processor` that counts them."""
+        with tqdm(total=self.args.bars, desc=title, unit="bar") as meter:
+
+            def count(ids, scores):
+                meter.update(int(self.model.is_bar_token[ids].sum(-1).min()) - meter.n)
+                return scores
+
+            yield [count]
+
+
+def first_line(error: Exception) -> str:
+    """Cut an error's message to what fits one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def load_model(name: str) -> tuple[Any, Any]:
+    """Load a processor and a model from a folder or the Hub, with the code that lies there.
+
+    Raises:
+        UserError: If there is none, or it is another kind of model.
+    """
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=True)
+        if config.model_type == "melody_vae":
+            processor = transformers.AutoProcessor.from_pretrained(name, trust_remote_code=True)
+            return processor, transformers.AutoModel.from_pretrained(name, trust_remote_code=True)
+    except Exception as error:  # no network, an unknown id, broken JSON or weights: each has its own class
+        what = "broken" if Path(name).exists() else "neither a folder nor a model on the Hub that can be reached"
+        raise UserError(f"{name}: {what} ({first_line(error)}); give a folder of train.py or a Hub id") from error
+    raise UserError(f"{name}: a model of the kind {config.model_type}, no melody VAE; choose another --model")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Check all that can be checked before anything heavy is imported.
+
+    Raises:
+        UserError: For the first thing wrong.
+    """
+    for name, (low, high) in LIMITS.items():
+        value = vars(args).get(name)
+        if value is not None and not low <= value <= high:
+            raise UserError(f"--{name} {value}: must lie between {low} and {high}")
+    folder = Path(args.model)
+    if folder.is_dir():
+        missing = [name for name in MODEL_FILES if not (folder / name).is_file()]
+        if not any((folder / name).is_file() for name in WEIGHTS):
+            missing.append(WEIGHTS[0])
+        if missing:
+            raise UserError(f"{folder}: {missing[0]} is missing; give a folder in which train.py has finished")
+    elif folder.exists() or not HUB_ID.fullmatch(args.model):
+        raise UserError(f"{folder}: no such folder; give a folder that train.py wrote, or an id on the Hub")
+
+
+def sample(studio: Studio) -> Section:
+    """Write melodies from nothing."""
+    args = studio.args
+    with studio.progress("Writing samples") as counter:
+        batch = studio.model.sample(
+            args.num, seed=args.seed, temperature=args.temperature, bars=args.bars, logits_processor=counter
+        )
+    items = [
+        studio.album.melody(f"sample-seed{args.seed}-{number}", f"Sample {number}", studio.score(ids, {}))
+        for number, ids in enumerate(batch, start=1)
+    ]
+    return Section("Samples", "Melodies from nothing: the model drew a latent from its prior and wrote it out.", items)
+
+
+def reconstruct(studio: Studio) -> Section:
+    """Squeeze melodies through the latent and compare what comes out."""
+    from rendering.piano_roll import agreement, write_piano_roll
+
+    lines = studio.lines(studio.args.num)
+    batch = studio.processor(lines=lines, bars=studio.args.bars, return_tensors="pt")
+    with studio.progress("Reconstructing") as counter:
+        rebuilt_ids = studio.model.reconstruct(**batch, logits_processor=counter)
+    items = []
+    for number, (line, *both) in enumerate(zip(lines, batch["input_ids"], rebuilt_ids, strict=True), start=1):
+        name = f"reconstruction-{number}"
+        scores = [studio.score(ids, line) for ids in both]
+        verdicts = agreement(*scores)
+        text = (
+            f"{line['name']}: {sum(verdicts[0])} of {len(verdicts[0])} notes came back with the same onset and pitch; "
+            f"the reconstruction has {len(verdicts[1])}."
+        )
+        alt = f"Piano rolls of original {number}, above, and its reconstruction, below. {text}"
+        takes = [
+            studio.album.melody(f"{name}-original", f"Original {number}", scores[0]),
+            studio.album.melody(f"{name}-rebuilt", f"Reconstruction {number}", scores[1]),
+        ]
+        picture = studio.album.picture(f"{name}-comparison", alt, write_piano_roll, scores, compare=True)
+        items.append(Item(f"Melody {number}", picture, text=text, takes=takes))
+    latent_size = studio.model.config.latent_size
+    return Section(
+        "Reconstructions",
+        f"Each melody was squeezed into {latent_size} numbers, the latent, and written anew from them alone.",
+        items,
+    )
+
+
+def continue_melody(studio: Studio) -> Section:
+    """Keep the first bars of a melody and write on."""
+    import torch
+
+    from rendering.piano_roll import write_piano_roll
+
+    args, model = studio.args, studio.model
+    line = studio.lines(1)[0]
+    if args.primer_bars > line["bars"]:
+        raise UserError(f"--primer_bars {args.primer_bars}: {line['name']} has only {line['bars']} bars; lower it")
+    primer = studio.processor(lines=line, bars=args.primer_bars, primer=True, return_tensors="pt")
+    # The first new token opens a bar: one that did not could put more notes into the primer's last bar.
+    not_a_bar = (~model.is_bar_token).nonzero().flatten().tolist()
+    torch.manual_seed(args.seed)
+    with studio.progress("Continuing") as counter:
+        batch = model.generate(
+            **{name: value.repeat(args.num, 1) for name, value in primer.items()},
+            bars=args.bars,
+            do_sample=True,
+            temperature=args.temperature,
+            top_k=0,
+            begin_suppress_tokens=not_a_bar,
+            logits_processor=counter,
+        )
+    start = studio.score(primer["input_ids"][0], line)
+    items = [studio.album.melody("continuation-primer", "The beginning", start, args.bars)]
+    for number, ids in enumerate(batch, start=1):
+        name, score = f"continuation-{number}", studio.score(ids, line)
+        melody = studio.album.melody(name, f"Continuation {number}", score)
+        titles = (f"The first {args.primer_bars} bars", f"Continuation {number}")
+        alt = f"Piano rolls of the beginning, above, and of continuation {number}, below: {melody.text}"
+        picture = studio.album.picture(
+            f"{name}-comparison", alt, write_piano_roll, [start, score], titles, compare=True
+        )
+        items.append(replace(melody, picture=picture))
+    text = f"The first {args.primer_bars} bars of {line['name']} are kept; the model wrote on, up to bar {args.bars}."
+    return Section("Continuations", text, items)
+
+
+def interpolate(studio: Studio) -> Section:
+    """Walk from one melody to another through the latent space."""
+    import torch
+
+    from rendering.piano_roll import write_piano_roll
+
+    args, model, steps = studio.args, studio.model, studio.args.steps
+    items = []
+    if args.midi or args.dataset:
+        lines = studio.lines(2)
+        batch = studio.processor(lines=lines, bars=args.bars, return_tensors="pt")
+        with torch.no_grad():
+            latents = model.encode(**batch).latent_mean
+        for letter, line, ids in zip("AB", lines, batch["input_ids"], strict=True):
+            name, title = f"interpolation-{letter.lower()}-original", f"{letter}: {line['name']}"
+            items.append(studio.album.melody(name, title, studio.score(ids, line)))
+    else:
+        lines = [{"bars": args.bars, "tempo": TEMPO}] * 2
+        torch.manual_seed(args.seed)
+        latents = model.prior_sample(2)
+    ends = [min(line["bars"], args.bars) for line in lines]
+    weights = torch.linspace(0, 1, steps)
+    bars = torch.lerp(torch.tensor(float(ends[0])), torch.tensor(float(ends[1])), weights).round().long()
+    with studio.progress("Interpolating") as counter:
+        batch = model.interpolate(*latents, steps=steps, bars=bars, logits_processor=counter)
+    scores, titles = [], []
+    for number, (ids, weight) in enumerate(zip(batch, weights.tolist(), strict=True), start=1):
+        tempo = (1 - weight) * lines[0]["tempo"] + weight * lines[1]["tempo"]
+        scores.append(studio.score(ids, {**lines[round(weight)], "tempo": tempo}))
+        titles.append(f"{number}: {1 - weight:.0%} A, {weight:.0%} B")
+        items.append(studio.album.melody(f"interpolation-{number}", titles[-1], scores[-1]))
+    strip = studio.album.picture(
+        "interpolation",
+        f"Piano rolls of the {steps} steps below one another, from A to B",
+        write_piano_roll,
+        scores,
+        titles,
+    )
+    origin = "two melodies" if args.midi or args.dataset else "two latents drawn from the prior"
+    return Section(
+        "Interpolation",
+        f"From A to B in {steps} steps, along the arc between {origin}; every step is written out from its latent.",
+        [replace(item, picture=None) for item in items],
+        pictures=[strip],
+    )
+
+
+def training_curves(studio: Studio) -> Section | None:
+    """Draw the curves of the model's training log; None if it has no log.
+
+    Raises:
+        UserError: If the log is broken.
+    """
+    from transformers.utils.hub import cached_file
+
+    from rendering.curves import write_curves
+
+    path = cached_file(studio.args.model, LOG_NAME, _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return None
+    try:
+        history = json.loads(Path(path).read_text(encoding="utf-8"))["history"]
+        steps = [entry["step"] for entry in history]
+        curves = {
+            name: (steps, [float(entry[name]) for entry in history])
+            for name in ("bits_per_note", "reconstruction_nats", "kl_nats")
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a log of train.py; take it away for a page without curves") from error
+    if not history:
+        return None
+    last = {name: values[-1] for name, (_, values) in curves.items()}
+    bits = studio.album.picture(
+        "training-bits",
+        f"Curve of bits per note over training steps, ending at {last['bits_per_note']:.3g}",
+        write_curves,
+        {"validation": curves["bits_per_note"]},
+        title="What a note costs",
+        y_label="bits per note, the bound (reconstruction + KL)",
+    )
+    nats = studio.album.picture(
+        "training-nats",
+        f"Curves over training steps, ending at {last['reconstruction_nats']:.3g} nats per melody of reconstruction "
+        f"and {last['kl_nats']:.3g} of KL",
+        write_curves,
+        {"reconstruction": curves["reconstruction_nats"], "KL": curves["kl_nats"]},
+        title="What is left to guess, and what the latent carries",
+        y_label="nats per melody",
+    )
+    text = f"Measured on validation melodies during {steps[-1]:,} training steps, each with one draw of its latent."
+    return Section("Training", text, pictures=[bits, nats])
+
+
+COMMANDS: dict[str, tuple[Sequence[Callable[[Studio], Section | None]], str, str]] = {
+    "sample": ([sample], "New melodies", "write melodies from nothing"),
+    "reconstruct": ([reconstruct], "Melodies through the latent", "squeeze melodies through the latent, and compare"),
+    "continue": ([continue_melody], "A melody, continued", "keep the first bars of a melody and write on"),
+    "interpolate": ([interpolate], "From one melody to another", "walk from one melody to another"),
+    "tour": (
+        [sample, reconstruct, continue_melody, interpolate, training_curves],
+        "What the model can do",
+        "all of it on one page, with the curves of training",
+    ),
+}
+"""Of each command: its sections, the page's title, and a line of help."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    parser = argparse.ArgumentParser(description="Play with a trained melody VAE: MIDI, sound, pictures and a page.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    sources = argparse.ArgumentParser(add_help=False)
+    sources.add_argument("--dataset", metavar="DIR", help="melodies of a data set made by dataset_script.build")
+    for name, (_, _, text) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        command.set_defaults(midi=None, dataset=None, needs_latent=name not in ("sample", "continue"))
+        command.add_argument("--model", required=True, metavar="DIR_OR_ID", help="folder or Hub id of the model")
+        command.add_argument("--output", required=True, metavar="DIR", help="folder for everything that is written")
+        if name == "tour":
+            command.add_argument("--dataset", required=True, metavar="DIR", help="data set to take melodies from")
+        elif name != "sample":
+            source = command.add_mutually_exclusive_group(required=name != "interpolate")
+            nargs, metavar = {"reconstruct": ("+", "FILE"), "continue": (1, "FILE"), "interpolate": (2, ("A", "B"))}[
+                name
+            ]
+            source.add_argument("--midi", nargs=nargs, metavar=metavar, help="MIDI files; the tune is found in each")
+            source.add_argument("--dataset", metavar="DIR", help="take melodies of this data set, chosen by the seed")
+        if name != "sample":
+            splits = ("validation", "test", "train")
+            command.add_argument("--split", choices=splits, default=splits[0], help="of the data set (%(default)s)")
+        if name != "interpolate":
+            num = {"continue": 2, "tour": 3}.get(name, 4)
+            command.add_argument("--num", type=int, default=num, help="how many melodies (%(default)s)")
+        if name in ("continue", "tour"):
+            command.add_argument("--primer_bars", type=int, default=4, help="bars to keep (%(default)s)")
+        if name in ("interpolate", "tour"):
+            command.add_argument(
+                "--steps", type=int, default=7, help="melodies on the way, ends included (%(default)s)"
+            )
+        if name in ("sample", "continue", "tour"):
+            help_ = "below 1 tamer, above 1 bolder (%(default)s)"
+            command.add_argument("--temperature", type=float, default=1.0, help=help_)
+        command.add_argument("--bars", type=int, help="length of the melodies (as many as the model holds, often 16)")
+        command.add_argument("--tempo", type=float, help="quarter notes per minute (the original's, or 120)")
+        command.add_argument(
+            "--program", type=int, help="General MIDI instrument, 0 to 127 (the original's, or 0: piano)"
+        )
+        command.add_argument("--seed", type=int, default=0, help="same seed, same melodies (%(default)s)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    args = make_parser().parse_args(argv)
+    compose, title, _ = COMMANDS[args.command]
+    try:
+        check(args)
+        print(f"Loading {args.model}", flush=True)
+        studio = Studio(args)
+        sections = [section for make in compose if (section := make(studio))]
+    except UserError as error:
+        print(f"generate.py: {error}", file=sys.stderr)
+        return 2
+    size = f"{studio.model.num_parameters() / 1e6:.1f} million parameters"
+    introduction = f"Melodies of {studio.name}, a variational autoencoder of {size}. Nothing was picked out or mended."
+    footer = f"Written by generate.py {args.command}, seed {args.seed}. The same seed gives the same melodies."
+    page = studio.album.publish(title, introduction, sections, footer)
+    print(f"Listen and look: {page}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,494 @@
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from matplotlib.image import imread
+from symusic import Note, Score, Tempo, TimeSignature, Track
+
+import generate
+from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel
+from modeling.processing_melody_vae import find_melody, line_to_score, line_to_words
+
+ROOT = Path(__file__).parent.parent
+BARS = 5  # the tiny model's
+STEPS = 16  # of a bar
+
+
+def make_line(number, bars=7):
+    """A melody of four to seven notes a bar, all of which differ with the number."""
+    onsets = [start for start in range(bars * STEPS) if (start * (number + 3)) % 11 in (0, 4, 7) or start % STEPS == 0]
+    return {
+        "melody_id": f"tune{number}:0:0",
+        "is_lead": number % 4 != 3,
+        "pitch": [55 + (5 * number + 7 * index + index * index) % 24 for index in range(len(onsets))],
+        "start": onsets,
+        "duration": [end - start for start, end in zip(onsets, [*onsets[1:], bars * STEPS], strict=True)],
+        "time_signature": "4/4",
+        "tempo": 90.0 + number,
+        "program": 10 + number,
+        "steps_per_beat": 4,
+        "bars": bars,
+    }
+
+
+LINES = [make_line(number, bars=4 if number == 6 else 7) for number in range(12)]
+
+
+def make_model(folder, **overrides):
+    """Save a tiny model that has learned to write notes, though hardly which."""
+    torch.manual_seed(3)
+    processor = MelodyProcessor.train([line_to_words(line) for line in LINES], vocab_size=300, max_bars=BARS)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_encoder_layers": 1, "num_hidden_layers": 1}
+    config = MelodyVAEConfig(
+        vocab_size=len(processor.tokenizer),
+        bar_token_ids=processor.bar_token_ids,
+        max_bars=BARS,
+        **{**sizes, "num_attention_heads": 2, "dropout": 0.0, "latent_size": 4 * BARS, **overrides},
+    )
+    model = MelodyVAEModel(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    batch = processor(lines=LINES, return_tensors="pt")
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    for _ in range(150):
+        model(**batch, labels=labels, kl_weight=0.0).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def caches(tmp_path_factory):
+    """Keep what the libraries cache (the model's code, the data set) out of the user's own caches."""
+    folder = tmp_path_factory.mktemp("caches")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder / "modules"))
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", str(folder / "datasets"))
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        patch.setattr(sys, "path", [*sys.path])
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("tiny_model"))
+
+
+@pytest.fixture(scope="module")
+def music_transformer(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("music_transformer"), latent_size=0)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("melodies")
+    datasets.Dataset.from_list(LINES).to_parquet(folder / "validation-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def midi(tmp_path_factory):
+    """Two MIDI files: the tune of `make_line` under a drum track, beginning in the second bar."""
+    folder = tmp_path_factory.mktemp("midi")
+    for number in (1, 2):
+        score = line_to_score(make_line(number))
+        score = score.shift_time(4 * score.ticks_per_quarter)
+        score.time_signatures, score.tempos = [TimeSignature(0, 4, 4)], [Tempo(0, 100.0 + number)]
+        score.tracks.append(Track(is_drum=True, notes=[Note(0, 99, 36, 90)]))
+        score.dump_midi(str(folder / f"tune{number}.mid"))
+    return folder
+
+
+def run(capsys, *argv):
+    """Run a command that must succeed; returns the output folder."""
+    argv = [str(each) for each in argv]
+    assert generate.main(argv) == 0, capsys.readouterr().err
+    output = Path(argv[argv.index("--output") + 1])
+    assert capsys.readouterr().out.splitlines()[-1] == f"Listen and look: {output / 'index.html'}"
+    return output
+
+
+def melodies(folder):
+    """Check every melody and every link of an output folder; returns name to MIDI notes (start in steps, pitch)."""
+    found = {}
+    for path in sorted(folder.glob("*.mid")):
+        score = Score(path)
+        notes = [(note.start, note.pitch) for track in score.tracks for note in track.notes]
+        end = max((note.end for track in score.tracks for note in track.notes), default=0) / score.ticks_per_quarter
+        assert end <= 4 * BARS
+        with wave.open(str(path.with_suffix(".wav"))) as sound:
+            seconds = sound.getnframes() / sound.getframerate()
+        assert seconds == pytest.approx(end * 60 / score.tempos[0].qpm + 0.25, abs=0.01)
+        for picture in (path.with_suffix(".png"), path.with_name(f"{path.stem}-dark.png")):
+            assert imread(picture).std() > 0.01  # neither empty nor of one colour
+        found[path.stem] = [(start * 4 // score.ticks_per_quarter, pitch) for start, pitch in notes]
+    html = (folder / "index.html").read_text(encoding="utf-8")
+    links = set(re.findall(r'(?:src|href|srcset)="([^"#]+)"', html))
+    assert links
+    assert all((folder / link).is_file() for link in links)
+    assert {f"{name}{ending}" for name in found for ending in (".mid", ".wav")} <= links
+    return found
+
+
+def hashes(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def notes_of(line, bars):
+    end = bars * STEPS
+    return [(start, pitch) for start, pitch in zip(line["start"], line["pitch"], strict=True) if start < end]
+
+
+class TestSample:
+    def test_melodies(self, model, tmp_path, capsys):
+        options = ("--num", 3, "--seed", 5, "--tempo", 97, "--program", 40)
+        folder = run(capsys, "sample", "--model", model, "--output", tmp_path / "new" / "folder", *options)
+        found = melodies(folder)
+        assert list(found) == ["sample-seed5-1", "sample-seed5-2", "sample-seed5-3"]
+        assert len({tuple(notes) for notes in found.values()}) == 3
+        assert all(len(notes) > 4 for notes in found.values())
+        score = Score(folder / "sample-seed5-1.mid")
+        assert score.tempos[0].qpm == pytest.approx(97, abs=0.01)
+        assert score.tracks[0].program == 40
+
+    def test_bars(self, model, tmp_path, capsys):
+        found = melodies(run(capsys, "sample", "--model", model, "--output", tmp_path, "--bars", 2))
+        lasts = [start for notes in found.values() for start, _ in notes]
+        assert STEPS <= max(lasts) < 2 * STEPS
+
+    def test_same_seed_same_bytes(self, model, tmp_path, capsys):
+        def sample(name, seed):
+            options = ("--num", 1, "--bars", 2, "--seed", seed)
+            return hashes(run(capsys, "sample", "--model", model, "--output", tmp_path / name, *options))
+
+        first, again, other = sample("a", 1), sample("b", 1), sample("c", 2)
+        assert first == again
+        assert first["sample-seed1-1.mid"] != other["sample-seed2-1.mid"]
+
+    def test_temperature(self, model, tmp_path, capsys):
+        def sample(name, temperature):
+            options = ("--num", 1, "--temperature", temperature)
+            return melodies(run(capsys, "sample", "--model", model, "--output", tmp_path / name, *options))
+
+        assert sample("tame", 0.1) != sample("bold", 1.5)
+
+    def test_model_without_latent(self, music_transformer, tmp_path, capsys):
+        assert len(melodies(run(capsys, "sample", "--model", music_transformer, "--output", tmp_path, "--num", 2))) == 2
+
+
+class TestReconstruct:
+    def test_midi(self, model, midi, tmp_path, capsys):
+        files = [midi / "tune1.mid", midi / "tune2.mid"]
+        folder = run(capsys, "reconstruct", "--model", model, "--output", tmp_path, "--midi", *files)
+        found = melodies(folder)
+        assert len(found) == 4
+        for number in (1, 2):
+            original, rebuilt = found[f"reconstruction-{number}-original"], found[f"reconstruction-{number}-rebuilt"]
+            assert original == notes_of(make_line(number), BARS)
+            agreeing = len(set(original) & set(rebuilt))
+            html = (folder / "index.html").read_text(encoding="utf-8")
+            assert f"tune{number}.mid: {agreeing} of {len(original)} notes came back" in html
+            assert (folder / f"reconstruction-{number}-comparison.png").is_file()
+            for take in ("original", "rebuilt"):
+                score = Score(folder / f"reconstruction-{number}-{take}.mid")
+                assert score.tempos[0].qpm == pytest.approx(100 + number, abs=0.01)
+
+    def test_dataset(self, model, dataset, tmp_path, capsys):
+        options = ("--dataset", dataset, "--num", 1, "--bars", 3)
+        found = melodies(run(capsys, "reconstruct", "--model", model, "--output", tmp_path, *options))
+        originals = [notes_of(line, 3) for line in LINES if line["is_lead"]]
+        assert found["reconstruction-1-original"] in originals
+
+    def test_lines_are_leads_of_enough_bars(self, model, dataset, tmp_path):
+        def chosen(num, seed):
+            options = ("--dataset", str(dataset), "--seed", str(seed))
+            argv = ["reconstruct", "--model", str(model), "--output", str(tmp_path), *options]
+            studio = generate.Studio(generate.make_parser().parse_args(argv))
+            return [line["name"] for line in studio.lines(num)]
+
+        leads = [line["melody_id"] for line in LINES if line["is_lead"] and line["bars"] >= BARS]
+        assert len(leads) == 8
+        assert sorted(chosen(8, 0)) == sorted(leads)
+        assert chosen(8, 0) == chosen(8, 0) != chosen(8, 1)
+        assert chosen(3, 0) == chosen(8, 0)[:3]
+
+
+class TestContinue:
+    def test_keeps_the_primer(self, model, midi, tmp_path, capsys):
+        options = ("--midi", midi / "tune1.mid", "--primer_bars", 3, "--num", 3)
+        folder = run(capsys, "continue", "--model", model, "--output", tmp_path, *options)
+        found = melodies(folder)
+        primer = notes_of(make_line(1), 3)
+        assert found.pop("continuation-primer") == primer
+        assert set(found) == {f"continuation-{number}" for number in (1, 2, 3)}
+        for notes in found.values():
+            assert [note for note in notes if note[0] < 3 * STEPS] == primer
+            assert max(notes)[0] >= 3 * STEPS
+        assert len({tuple(notes) for notes in found.values()}) > 1
+
+    def test_same_seed_same_bytes(self, model, midi, tmp_path, capsys):
+        def continued(name, seed):
+            options = ("--midi", midi / "tune2.mid", "--primer_bars", 1, "--bars", 2, "--num", 1, "--seed", seed)
+            return hashes(run(capsys, "continue", "--model", model, "--output", tmp_path / name, *options))
+
+        first, again, other = continued("a", 1), continued("b", 1), continued("c", 2)
+        assert first == again
+        assert first["continuation-1.mid"] != other["continuation-1.mid"]
+        assert first["continuation-primer.mid"] == other["continuation-primer.mid"]
+
+    def test_model_without_latent(self, music_transformer, midi, tmp_path, capsys):
+        options = ("--midi", midi / "tune1.mid", "--primer_bars", 2, "--bars", 3, "--num", 1)
+        found = melodies(run(capsys, "continue", "--model", music_transformer, "--output", tmp_path, *options))
+        assert [note for note in found["continuation-1"] if note[0] < 2 * STEPS] == notes_of(make_line(1), 2)
+
+
+class TestInterpolate:
+    def test_between_samples(self, model, tmp_path, capsys):
+        def interpolate(name, seed):
+            options = ("--steps", 2, "--bars", 2, "--seed", seed)
+            return run(capsys, "interpolate", "--model", model, "--output", tmp_path / name, *options)
+
+        first = interpolate("a", 1)
+        assert list(melodies(first)) == ["interpolation-1", "interpolation-2"]
+        assert (first / "interpolation.png").is_file()
+        again, other = hashes(interpolate("b", 1)), hashes(interpolate("c", 2))
+        assert hashes(first) == again
+        assert again["interpolation.png"] != other["interpolation.png"]
+
+    def test_between_files_ends_are_reconstructions(self, model, midi, tmp_path, capsys):
+        files = [midi / "tune1.mid", midi / "tune2.mid"]
+        folder = run(
+            capsys, "interpolate", "--model", model, "--output", tmp_path / "a", "--midi", *files, "--steps", 3
+        )
+        found = melodies(folder)
+        rebuilt = run(capsys, "reconstruct", "--model", model, "--output", tmp_path / "b", "--midi", *files)
+        for step, letter, number in ((1, "a", 1), (3, "b", 2)):
+            assert found[f"interpolation-{letter}-original"] == notes_of(make_line(number), 2)
+            assert found[f"interpolation-{step}"] == rebuilt[f"reconstruction-{number}-rebuilt"]
+        tempos = [Score(folder / f"interpolation-{step}.mid").tempos[0].qpm for step in (1, 2, 3)]
+        assert tempos == pytest.approx([101, 101.5, 102], abs=0.01)
+
+
+class TestTour:
+    def test_everything_on_one_page(self, model, dataset, tmp_path, capsys):
+        history = [
+            {"step": step, "bits_per_note": 9 / step, "reconstruction_nats": 80 / step, "kl_nats": 3.0 * step}
+            for step in (1, 2, 3)
+        ]
+        log = model / generate.LOG_NAME
+        options = ("--model", model, "--dataset", dataset, "--num", 1, "--primer_bars", 2, "--steps", 2)
+        try:
+            log.write_text(json.dumps({"history": history}), encoding="utf-8")
+            folder = run(capsys, "tour", "--output", tmp_path / "with", *options)
+            log.write_text(json.dumps({"history": [{"step": 1}]}), encoding="utf-8")
+            assert generate.main(["tour", "--output", str(tmp_path / "broken"), *map(str, options)]) == 2
+            assert "not a log of train.py" in capsys.readouterr().err
+        finally:
+            log.unlink()
+        names = {"sample-seed0-1", "reconstruction-1-original", "reconstruction-1-rebuilt", "continuation-primer"}
+        names |= {"continuation-1", "interpolation-a-original", "interpolation-b-original"}
+        assert set(melodies(folder)) == names | {"interpolation-1", "interpolation-2"}
+        html = (folder / "index.html").read_text(encoding="utf-8")
+        headings = re.findall(r"<h2[^>]*>([^<]+)</h2>", html)
+        assert headings == ["Samples", "Reconstructions", "Continuations", "Interpolation", "Training"]
+        assert "training-bits.png" in html
+        assert "training-nats-dark.png" in html
+        assert str(tmp_path) not in html
+        assert "bits per note over training steps, ending at 3" in html
+        assert "ending at 26.7 nats per melody of reconstruction and 9 of KL" in html
+
+
+def without(source, target, name):
+    """Copy a folder but for one file."""
+    target.mkdir()
+    for path in source.iterdir():
+        if path.is_file() and path.name != name:
+            (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+class TestBadInput:
+    def fails(self, capsys, *argv):
+        """Run a command that must fail; returns its one line."""
+        assert generate.main([str(each) for each in argv]) == 2
+        error = capsys.readouterr().err
+        lines = [line for line in re.split(r"[\r\n]+", error) if line and not re.search(r"(examples|ba)/s\]$", line)]
+        assert len(lines) == 1, error
+        assert lines[0].startswith("generate.py: ")
+        return lines[0]
+
+    @pytest.mark.parametrize(
+        ("missing", "named"),
+        [
+            ("config.json", "config.json is missing"),
+            ("model.safetensors", "model.safetensors is missing"),
+            ("tokenizer.json", "tokenizer.json is missing"),
+            ("modeling_melody_vae.py", "modeling_melody_vae.py"),
+        ],
+    )
+    def test_model_without_a_file(self, model, tmp_path, capsys, missing, named):
+        folder = without(model, tmp_path / "model", missing)
+        line = self.fails(capsys, "sample", "--model", folder, "--output", tmp_path / "out")
+        assert str(folder) in line
+        assert named in line
+        assert not (tmp_path / "out").exists()
+
+    def test_model_with_broken_weights(self, model, tmp_path, capsys):
+        folder = without(model, tmp_path / "model", "model.safetensors")
+        (folder / "model.safetensors").write_bytes(b"<html>")
+        line = self.fails(capsys, "sample", "--model", folder, "--output", tmp_path / "out")
+        assert f"{folder}: broken" in line
+
+    def test_another_kind_of_model(self, model, tmp_path, capsys):
+        folder = without(model, tmp_path / "model", "config.json")
+        (folder / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
+        line = self.fails(capsys, "sample", "--model", folder, "--output", tmp_path / "out")
+        assert "a model of the kind gpt2" in line
+
+    def test_no_model(self, tmp_path, capsys):
+        folder = tmp_path / "nothing"
+        assert f"{folder}: no such folder" in self.fails(capsys, "sample", "--model", folder, "--output", tmp_path)
+        (tmp_path / "file").touch()
+        line = self.fails(capsys, "sample", "--model", tmp_path / "file", "--output", tmp_path)
+        assert "no such folder" in line
+        line = self.fails(capsys, "sample", "--model", "nobody/nothing-at-all", "--output", tmp_path)
+        assert "nobody/nothing-at-all: neither a folder nor a model on the Hub" in line
+
+    @pytest.mark.parametrize("command", ["reconstruct", "interpolate"])
+    def test_model_without_latent(self, music_transformer, midi, tmp_path, capsys, command):
+        files = [midi / "tune1.mid", midi / "tune2.mid"]
+        options = ("--output", tmp_path, "--midi", *files)
+        assert "has no latent" in self.fails(capsys, command, "--model", music_transformer, *options)
+
+    @pytest.mark.parametrize(
+        ("name", "content", "reason"),
+        [
+            ("page.mid", b"<!DOCTYPE html><html></html>", "not a MIDI file"),
+            ("empty.mid", b"", "not a MIDI file"),
+            ("missing.mid", None, "cannot be read"),
+            ("silent.mid", "score", "no notes"),
+            ("drums.mid", "drums", "no notes outside the drums"),
+        ],
+    )
+    def test_midi(self, model, midi, tmp_path, capsys, name, content, reason):
+        path = tmp_path / name
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif content:
+            score = Score(480)
+            notes = [Note(0, 480, 36, 90)] if content == "drums" else []
+            score.tracks.append(Track(is_drum=True, notes=notes))
+            score.dump_midi(str(path))
+        files = {
+            "reconstruct": [midi / "tune1.mid", path],
+            "continue": [path],
+            "interpolate": [path, midi / "tune1.mid"],
+        }
+        for command in files if content is None else ["reconstruct"]:
+            options = ("--model", model, "--output", tmp_path, "--midi", *files[command])
+            options += ("--primer_bars", 2) if command == "continue" else ()
+            line = self.fails(capsys, command, *options)
+            assert line.startswith(f"generate.py: {path}: ")
+            assert line.count(str(path)) == 1
+            assert reason in line
+
+    def test_output_is_a_file(self, model, tmp_path, capsys):
+        (tmp_path / "file").write_text("mine", encoding="utf-8")
+        for output in (tmp_path / "file", tmp_path / "file" / "folder"):
+            line = self.fails(capsys, "sample", "--model", model, "--output", output)
+            assert f"{output}: not a folder" in line
+        assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            ("sample", "--num", "0"),
+            ("sample", "--bars", "0"),
+            ("sample", "--bars", str(BARS + 1)),
+            ("sample", "--temperature", "-1"),
+            ("sample", "--temperature", "nan"),
+            ("sample", "--tempo", "0"),
+            ("sample", "--program", "128"),
+            ("sample", "--seed", "-1"),
+            ("interpolate", "--steps", "0"),
+            ("continue", "--primer_bars", "0"),
+            ("continue", "--primer_bars", str(BARS)),
+        ],
+        ids=lambda options: "".join(options),
+    )
+    def test_numbers(self, model, midi, tmp_path, capsys, options):
+        command, name, value = options
+        source = ("--midi", midi / "tune1.mid") if command == "continue" else ()
+        line = self.fails(capsys, command, "--model", model, "--output", tmp_path, *source, name, value)
+        assert re.match(rf"generate.py: {name} {float(value):g}(\.0)?: ", line)
+
+    def test_primer_longer_than_the_melody(self, model, tmp_path, capsys):
+        path = tmp_path / "short.mid"
+        line_to_score(make_line(1, bars=2)).dump_midi(str(path))
+        assert find_melody(str(path))["bars"] == 2
+        options = ("--output", tmp_path, "--midi", path, "--primer_bars", 3)
+        assert "short.mid has only 2 bars" in self.fails(capsys, "continue", "--model", model, *options)
+
+    def test_dataset(self, model, dataset, tmp_path, capsys):
+        def reconstruct(folder, *options):
+            return self.fails(
+                capsys, "reconstruct", "--model", model, "--output", tmp_path / "out", "--dataset", folder, *options
+            )
+
+        assert "no data set there" in reconstruct(tmp_path / "nothing")
+        assert "no data set there" in reconstruct(dataset, "--split", "test")
+        assert "9 lead melodies of 5 bars or more are needed, and it has 8" in reconstruct(dataset, "--num", 9)
+        poor = tmp_path / "poor"
+        poor.mkdir()
+        datasets.Dataset.from_list(LINES).remove_columns("pitch").to_parquet(poor / "validation-0-of-1.parquet")
+        assert "the column pitch is missing" in reconstruct(poor)
+
+    @pytest.mark.parametrize(
+        "options",
+        [[], ["sing"], ["sample"], ["continue", "--model", "m", "--output", "o"], ["sample", "--num", "many"]],
+        ids=" ".join,
+    )
+    def test_argparse(self, capsys, options):
+        with pytest.raises(SystemExit) as exit_:
+            generate.main(options)
+        assert exit_.value.code == 2
+        assert "Traceback" not in capsys.readouterr().err
+
+
+def test_help_imports_nothing_heavy():
+    """A subprocess, for here all is imported already."""
+    code = (
+        "import sys, generate\n"
+        "try: generate.main(['continue', '--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "print(sorted({'torch', 'transformers', 'datasets', 'matplotlib', 'numpy', 'symusic'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "--primer_bars" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_as_a_command(model, tmp_path, caches):
+    """From a shell, with nothing patched: exit codes and the last lines."""
+    environment = {**os.environ, "HF_HOME": str(caches), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+
+    def shell(folder):
+        command = [sys.executable, "generate.py", "sample", "--model", str(folder), "--output", str(tmp_path / "out")]
+        command += ["--num", "1", "--bars", "2"]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+    good, bad = shell(model), shell(tmp_path / "missing")
+    assert good.returncode == 0, good.stderr
+    assert good.stdout.splitlines()[-1] == f"Listen and look: {tmp_path / 'out' / 'index.html'}"
+    assert bad.returncode == 2
+    reason = "no such folder; give a folder that train.py wrote, or an id on the Hub"
+    assert bad.stderr.splitlines() == [f"generate.py: {tmp_path / 'missing'}: {reason}"]

@@ -1,0 +1,283 @@
+"""Training: batches, tokens, checkpoints and resume, evaluation, and errors of the command line."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoProcessor
+
+import evaluate_model
+import train
+from modeling.processing_melody_vae import MAX_PITCH, MIN_PITCH, line_to_words
+
+ROOT = Path(__file__).parents[1]
+TINY = (
+    "hidden_size=20,intermediate_size=24,num_attention_heads=2,num_encoder_layers=1,num_hidden_layers=1,"
+    "latent_size=32,dropout=0.1"
+)
+
+
+def melody(generator: random.Random, bars: int, time_signature: str = "4/4") -> dict:
+    steps = int(time_signature.split("/")[0]) * 4 * bars
+    start = sorted({0, steps - 2, *generator.sample(range(steps), 3 * bars)})
+    pitch = [generator.randint(55, 79) for _ in start]
+    return {
+        "melody_id": f"{generator.randrange(10**6):032x}:0:0",
+        "pitch": pitch,
+        "start": start,
+        "duration": [min(end - begin, 8) for begin, end in zip(start, [*start[1:], steps], strict=True)],
+        "time_signature": time_signature,
+        "steps_per_beat": 4,
+        "bars": bars,
+        "is_lead": True,
+        "tempo": 120.0,
+    }
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    """A data set of Contract 1's columns as far as training reads them."""
+    folder = tmp_path_factory.mktemp("dataset")
+    generator = random.Random(0)
+    for split, count in (("train", 24), ("validation", 6), ("test", 6)):
+        rows = [melody(generator, generator.choice([4, 16, 16, 21])) for _ in range(count)]
+        rows += [melody(generator, 7, "3/4"), melody(generator, 5, "6/8")]
+        datasets.Dataset.from_list(rows).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+def run(arguments: list[str]) -> None:
+    """Train in this process, as the command would in a new one."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    train.training_function(train.parse_args(arguments))
+
+
+def arguments(dataset: Path, output: Path, *more: str) -> list[str]:
+    return [
+        *("--dataset", str(dataset), "--output_dir", str(output), "--config_overrides", TINY, "--vocab_size", "300"),
+        *("--per_device_train_batch_size", "5", "--max_train_steps", "12", "--evaluation_steps", "4"),
+        *("--checkpointing_steps", "7", "--num_warmup_steps", "3", "--mixed_precision", "no", "--cpu_threads", "1"),
+        *("--num_proc", "1", *more),
+    ]
+
+
+@pytest.fixture(scope="module")
+def trained(dataset, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("trained")
+    run(arguments(dataset, output))
+    return output
+
+
+@pytest.fixture(scope="module")
+def batches(dataset) -> train.WindowBatches:
+    return make_batches(dataset)
+
+
+def make_batches(dataset: Path, **changes) -> train.WindowBatches:
+    lines = train.write_words(train.load_lines(str(dataset), "train", "lead"), 1)
+    lines = lines.map(lambda line: {"num_tokens": [len(word) for word in line["words"]]})
+    options = {
+        "bars": 16,
+        "max_tokens": 10**6,
+        "transpose": 6,
+        "batch_size": 5,
+        "num_batches_multiple": 1,
+        "seed": 0,
+    }
+    return train.WindowBatches(lines, **{**options, **changes})
+
+
+def test_batches_are_a_function_of_seed_and_epoch(batches):
+    first = list(batches)
+    assert first == list(batches)
+    batches.epoch = 1
+    second = list(batches)
+    batches.epoch = 0
+    assert first != second
+    assert len(first) == len(second) == len(batches)
+    assert all(len(batch) == 5 for batch in first)
+
+
+def test_windows_lie_in_their_lines_and_in_range(dataset):
+    batches = make_batches(dataset, transpose=60)
+    low, high = batches.lowest, batches.highest
+    lines = train.write_words(train.load_lines(str(dataset), "train", "lead"), 1)
+    seen = set()
+    for line, first_bar, end_bar, semitones in (key for batch in batches for key in batch):
+        assert 0 <= first_bar < end_bar <= lines[line]["bars"]
+        assert end_bar - first_bar == min(16, lines[line]["bars"])
+        assert low[line] <= semitones <= high[line]
+        assert MIN_PITCH <= lines[line]["low"] + semitones
+        assert lines[line]["high"] + semitones <= MAX_PITCH
+        seen.add(semitones)
+    assert len(seen) > 10
+
+
+def test_an_epoch_covers_every_line(batches):
+    keys = [key for batch in batches for key in batch]
+    left_out = batches.num_windows - len(keys)
+    assert 0 <= left_out < 5
+    assert len({line for line, *_ in keys}) >= len(batches.num_bars) - left_out
+
+
+def test_long_windows_lose_their_last_bars(dataset):
+    limit = 60
+    batches = make_batches(dataset, max_tokens=limit)
+    shortened = 0
+    for line, first_bar, end_bar, _ in (key for batch in batches for key in batch):
+        begin = batches.first_bar[line] + first_bar
+        length = batches.tokens_before[begin + end_bar - first_bar] - batches.tokens_before[begin]
+        assert length <= limit or end_bar == first_bar + 1
+        if end_bar < min(first_bar + 16, int(batches.num_bars[line])):
+            longer = batches.tokens_before[begin + end_bar - first_bar + 1] - batches.tokens_before[begin]
+            assert longer > limit
+            shortened += 1
+    assert shortened
+
+
+def test_few_windows_are_repeated_to_fill_a_batch(dataset):
+    batches = make_batches(dataset, batch_size=101, num_batches_multiple=2)
+    assert len(batches) % 2 == 0
+    assert len(batches) > 0
+    assert all(len(batch) == 101 for batch in batches)
+
+
+def test_text_of_a_window_is_the_transposed_bars(dataset):
+    rows = train.load_lines(str(dataset), "train", "lead")
+    text = train.MelodyWindows(train.write_words(rows, 1))[2, 1, 4, -3]
+    row = rows[2]
+    moved = {**row, "pitch": [pitch - 3 for pitch in row["pitch"]]}
+    assert text.split(" ") == line_to_words(moved)[1:4]
+
+
+def test_notes_are_counted(dataset):
+    rows = train.load_lines(str(dataset), "train", "lead")
+    for row in rows:
+        assert train.count_notes(" ".join(line_to_words(row))) == len(row["pitch"])
+
+
+def test_training_writes_a_model_that_loads(trained):
+    model = AutoModel.from_pretrained(trained, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(trained, trust_remote_code=True)
+    assert model.config.hidden_size == 20
+    assert len(processor.to_lines(model.sample(2, seed=0, bars=3))) == 2
+    log = json.loads((trained / train.LOG_NAME).read_text())
+    assert [entry["step"] for entry in log["history"]] == [4, 8, 12]
+    assert log["melodies_seen"] == 60
+
+
+def test_training_lowers_the_loss(trained):
+    history = json.loads((trained / train.LOG_NAME).read_text())["history"]
+    assert history[-1]["bits_per_note"] < history[0]["bits_per_note"]
+
+
+def test_resume_gives_the_weights_of_an_uninterrupted_run(dataset, trained, tmp_path, monkeypatch):
+    """Stop at step 9, after the checkpoint of step 7 and in the second epoch, then go on from it."""
+    save = train.save_checkpoint
+    monkeypatch.setattr(train, "save_checkpoint", lambda *args: (save(*args), interrupt()))
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(arguments(dataset, tmp_path))
+    monkeypatch.undo()
+    assert [path.name for path in train.checkpoints(tmp_path)] == ["step_7"]
+    run(arguments(dataset, tmp_path, "--resume_from_checkpoint", "latest"))
+    resumed, whole = (load_file(folder / "model.safetensors") for folder in (tmp_path, trained))
+    assert resumed.keys() == whole.keys()
+    for name, tensor in resumed.items():
+        assert torch.equal(tensor, whole[name]), name
+    logs = [json.loads((folder / train.LOG_NAME).read_text())["history"] for folder in (tmp_path, trained)]
+    assert logs[0] == logs[1]
+
+
+def test_a_half_written_checkpoint_is_none(tmp_path):
+    (tmp_path / "partial_step_7").mkdir()
+    assert train.checkpoints(tmp_path) == []
+
+
+def test_training_goes_on_from_a_model(dataset, trained, tmp_path):
+    run(arguments(dataset, tmp_path, "--init_from", str(trained), "--max_train_steps", "1", "--learning_rate", "0"))
+    before, after = (load_file(folder / "model.safetensors") for folder in (trained, tmp_path))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert (tmp_path / "tokenizer.json").read_bytes() == (trained / "tokenizer.json").read_bytes()
+
+
+def test_evaluation_command(dataset, trained, tmp_path):
+    output = tmp_path / "results" / "tiny.json"
+    assert (
+        evaluate_model.main(
+            [*("--model", str(trained), "--dataset", str(dataset), "--output", str(output)), "--importance_samples", "3"]
+        )
+        == 0
+    )
+    results = json.loads(output.read_text())
+    assert results["melodies"] == results["free_running"]["step_accuracy"]["count"] > 0
+    assert results["training"]["melodies_seen"] == 60
+    likelihood = results["likelihood"]
+    assert likelihood["bits_per_note"] == pytest.approx(
+        likelihood["reconstruction_bits_per_note"] + likelihood["kl_bits_per_note"]
+    )
+    assert 0 < likelihood["importance_weighted_bits_per_note"] < likelihood["bits_per_note"] * 1.05
+
+
+def test_a_perfect_decoder_scores_one_when_teacher_forced(dataset):
+    windows = evaluate_model.choose_windows(str(dataset), "test", 3, 0)
+    for window in windows:
+        joined = evaluate_model.Evaluation.join_bars([window] * evaluate_model.BARS)
+        assert joined == {name: list(window[name]) for name in ("pitch", "start", "duration")}
+
+
+def command(script: str, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(ROOT / script), *arguments], capture_output=True, text=True, cwd=ROOT)
+
+
+def one_line_error(result: subprocess.CompletedProcess) -> str:
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stderr.strip().splitlines()[-1]
+
+
+def test_errors_name_the_input_and_the_remedy(dataset, trained, tmp_path, capsys, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "config.json").write_text("{}")
+    (tmp_path / "foreign").mkdir()
+    datasets.Dataset.from_dict({"text": ["a"]}).to_parquet(tmp_path / "foreign" / "train.parquet")
+    new = str(tmp_path / "new")
+    cases = [
+        (["--dataset", str(tmp_path / "empty"), "--output_dir", new], "empty: no data set"),
+        (["--dataset", str(tmp_path / "missing"), "--output_dir", new], "missing: no data set"),
+        (["--dataset", str(tmp_path / "foreign"), "--output_dir", new], "column bars is missing"),
+        (["--dataset", str(dataset), "--output_dir", new, "--resume_from_checkpoint", "latest"], "no checkpoint"),
+        (["--dataset", str(dataset), "--output_dir", new, "--resume_from_checkpoint", "x"], "x: not a checkpoint"),
+        (["--dataset", str(dataset), "--output_dir", str(trained)], "has checkpoints already"),
+        (["--dataset", str(dataset), "--output_dir", new, "--config_overrides", "hidden_size=7"], "hidden_size=7"),
+        (["--dataset", str(dataset), "--output_dir", new, "--init_from", str(tmp_path / "empty")], "no config.json"),
+    ]
+    for argv, message in cases:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        monkeypatch.setattr(sys, "argv", ["train.py", *argv])
+        assert train.main() == 2, argv
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("train.py: ")
+        assert message in error
+    for model, message in ((tmp_path / "empty", "no config.json"), (tmp_path / "half", "no model.safetensors")):
+        argv = ["--model", str(model), "--dataset", str(dataset), "--output", str(tmp_path / "x.json")]
+        assert evaluate_model.main(argv) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_the_command_itself_ends_with_2(tmp_path):
+    result = command("train.py", "--dataset", str(tmp_path / "nothing"), "--output_dir", str(tmp_path))
+    assert "nothing: no data set" in one_line_error(result)
