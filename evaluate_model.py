@@ -19,6 +19,7 @@ from dataset_script.windows import windows
 from evaluation.bits_per_note.bits_per_note import bits_per_note
 from evaluation.note_f1.note_f1 import note_f1
 from evaluation.step_accuracy.step_accuracy import step_accuracy
+from modeling.modeling_melody_vae import reconstruction_nats
 from train import ACTIVE_UNIT_VARIANCE, LOG_NAME, UserError, load_lines
 
 BARS = 16
@@ -94,11 +95,8 @@ class Evaluation:
 
     def nats(self, batch: dict, latent: torch.Tensor) -> torch.Tensor:
         """Return -log p(x|z) of each melody of a batch, `(B,)`."""
-        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)[:, 1:]
-        logits = self.model(**batch, latent=latent, use_cache=False).logits[:, :-1]
-        return torch.nn.functional.cross_entropy(
-            logits.transpose(1, 2).float(), labels, ignore_index=-100, reduction="none"
-        ).sum(-1)
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        return reconstruction_nats(self.model(**batch, latent=latent, use_cache=False).logits, labels)
 
     def likelihood(self, importance_samples: int) -> dict:
         """Measure the ELBO with one latent per melody, and the importance-weighted bound (arXiv:1509.00519)."""

@@ -27,8 +27,8 @@ MODEL_FILES = ("config.json", "processor_config.json", "tokenizer.json")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 LOG_NAME = "training_log.json"  # what train.py leaves beside the weights
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-COLUMNS = {"melody_id", "is_lead", "pitch", "start", "duration", "time_signature", "steps_per_beat", "bars", "tempo"}
-COLUMNS |= {"program"}
+COLUMNS = {"melody_id", "is_lead", "bars", "tempo", "program", "time_signature"}
+COLUMNS |= {"steps_per_beat", "pitch", "start", "duration"}
 LIMITS = {  # --bars ends at what the model can hold, see Studio
     "num": (1, 100),
     "steps": (1, 32),
@@ -255,7 +255,7 @@ def sample(studio: Studio) -> Section:
             args.num, seed=args.seed, temperature=args.temperature, bars=args.bars, logits_processor=counter
         )
     items = [
-        studio.album.melody(f"sample-seed{args.seed}-{number}", f"Sample {number}", studio.score(ids, {}))
+        studio.album.melody(f"sample-seed{args.seed}-{number}", f"Sample {number}", studio.score(ids, {}), args.bars)
         for number, ids in enumerate(batch, start=1)
     ]
     return Section("Samples", "Melodies from nothing: the model drew a latent from its prior and wrote it out.", items)
@@ -273,17 +273,17 @@ def reconstruct(studio: Studio) -> Section:
     for number, (line, *both) in enumerate(zip(lines, batch["input_ids"], rebuilt_ids, strict=True), start=1):
         name = f"reconstruction-{number}"
         scores = [studio.score(ids, line) for ids in both]
-        verdicts = agreement(*scores)
+        verdicts, bars = agreement(*scores), min(line["bars"], studio.args.bars)
         text = (
             f"{line['name']}: {sum(verdicts[0])} of {len(verdicts[0])} notes came back with the same onset and pitch; "
             f"the reconstruction has {len(verdicts[1])}."
         )
         alt = f"Piano rolls of original {number}, above, and its reconstruction, below. {text}"
         takes = [
-            studio.album.melody(f"{name}-original", f"Original {number}", scores[0]),
-            studio.album.melody(f"{name}-rebuilt", f"Reconstruction {number}", scores[1]),
+            studio.album.melody(f"{name}-original", f"Original {number}", scores[0], bars),
+            studio.album.melody(f"{name}-rebuilt", f"Reconstruction {number}", scores[1], bars),
         ]
-        picture = studio.album.picture(f"{name}-comparison", alt, write_piano_roll, scores, compare=True)
+        picture = studio.album.picture(f"{name}-comparison", alt, write_piano_roll, scores, bars=bars, compare=True)
         items.append(Item(f"Melody {number}", picture, text=text, takes=takes))
     latent_size = studio.model.config.latent_size
     return Section(
@@ -321,11 +321,12 @@ def continue_melody(studio: Studio) -> Section:
     items = [studio.album.melody("continuation-primer", "The beginning", start, args.bars)]
     for number, ids in enumerate(batch, start=1):
         name, score = f"continuation-{number}", studio.score(ids, line)
-        melody = studio.album.melody(name, f"Continuation {number}", score)
+        melody = studio.album.melody(name, f"Continuation {number}", score, args.bars)
         titles = (f"The first {args.primer_bars} bars", f"Continuation {number}")
         alt = f"Piano rolls of the beginning, above, and of continuation {number}, below: {melody.text}"
+        both = [start, score]
         picture = studio.album.picture(
-            f"{name}-comparison", alt, write_piano_roll, [start, score], titles, compare=True
+            f"{name}-comparison", alt, write_piano_roll, both, titles, args.bars, compare=True
         )
         items.append(replace(melody, picture=picture))
     text = f"The first {args.primer_bars} bars of {line['name']} are kept; the model wrote on, up to bar {args.bars}."
@@ -346,12 +347,14 @@ def interpolate(studio: Studio) -> Section:
         with torch.no_grad():
             latents = model.encode(**batch).latent_mean
         for letter, line, ids in zip("AB", lines, batch["input_ids"], strict=True):
-            name, title = f"interpolation-{letter.lower()}-original", f"{letter}: {line['name']}"
-            items.append(studio.album.melody(name, title, studio.score(ids, line)))
+            name = f"interpolation-{letter.lower()}-original"
+            items.append(studio.album.melody(name, f"Original {letter}", studio.score(ids, line)))
+        origin = f"the originals, A ({lines[0]['name']}) and B ({lines[1]['name']})"
     else:
         lines = [{"bars": args.bars, "tempo": TEMPO}] * 2
         torch.manual_seed(args.seed)
         latents = model.prior_sample(2)
+        origin = "two latents drawn from the prior"
     ends = [min(line["bars"], args.bars) for line in lines]
     weights = torch.linspace(0, 1, steps)
     bars = torch.lerp(torch.tensor(float(ends[0])), torch.tensor(float(ends[1])), weights).round().long()
@@ -369,8 +372,8 @@ def interpolate(studio: Studio) -> Section:
         write_piano_roll,
         scores,
         titles,
+        max(ends),
     )
-    origin = "two melodies" if args.midi or args.dataset else "two latents drawn from the prior"
     return Section(
         "Interpolation",
         f"From A to B in {steps} steps, along the arc between {origin}; every step is written out from its latent.",
@@ -443,8 +446,6 @@ def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     parser = argparse.ArgumentParser(description="Play with a trained melody VAE: MIDI, sound, pictures and a page.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    sources = argparse.ArgumentParser(add_help=False)
-    sources.add_argument("--dataset", metavar="DIR", help="melodies of a data set made by dataset_script.build")
     for name, (_, _, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         command.set_defaults(midi=None, dataset=None, needs_latent=name not in ("sample", "continue"))

@@ -83,8 +83,8 @@ def first_run() -> str:
         f"{training['seconds'] / 60:.0f} minutes ({training['melodies_per_second']:.0f} melodies/s, "
         f"{training['cpu_threads']} threads of {machine['processor']}). {results['melodies']} windows of "
         f"{results['bars']} bars in 4/4 from lead lines, seed {results['seed']}:\n\n{numbers}\n"
-        "Step accuracy is MusicVAE's (90 classes on 256 sixteenths), free-running from the posterior mean; its floor is "
-        "silence. Note F1's floor is the reconstruction of another melody. Written by `make report` from "
+        "Step accuracy is MusicVAE's (90 classes on 256 sixteenths), free-running from the posterior mean; its floor "
+        "is silence. Note F1's floor is the reconstruction of another melody. Written by `make report` from "
         "`results/first_run.json`.\n\n"
         "![Validation bits per note over training steps](results/first_run.png)\n"
     )

@@ -84,9 +84,9 @@ def reconstruction_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Ten
     Returns:
         `(B,)` nats, summed over tokens.
     """
-    logits = logits[:, :-1].float()
-    nats = nn.functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], ignore_index=-100, reduction="none")
-    return nats.sum(-1)
+    labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)  # of each position the next; slicing logits copies
+    nats = nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none")
+    return nats.view(labels.shape).sum(-1)
 
 
 def slerp(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

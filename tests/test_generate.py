@@ -42,7 +42,7 @@ def make_line(number, bars=7):
 LINES = [make_line(number, bars=4 if number == 6 else 7) for number in range(12)]
 
 
-def make_model(folder, **overrides):
+def make_model(folder, steps, **overrides):
     """Save a tiny model that has learned to write notes, though hardly which."""
     torch.manual_seed(3)
     processor = MelodyProcessor.train([line_to_words(line) for line in LINES], vocab_size=300, max_bars=BARS)
@@ -57,7 +57,7 @@ def make_model(folder, **overrides):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     batch = processor(lines=LINES, return_tensors="pt")
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    for _ in range(150):
+    for _ in range(steps):
         model(**batch, labels=labels, kl_weight=0.0).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -68,24 +68,25 @@ def make_model(folder, **overrides):
 
 @pytest.fixture(scope="module", autouse=True)
 def caches(tmp_path_factory):
-    """Keep what the libraries cache (the model's code, the data set) out of the user's own caches."""
+    """Keep what the libraries cache (the model's code, the data set) out of the user's own caches, and be quick."""
     folder = tmp_path_factory.mktemp("caches")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder / "modules"))
         patch.setattr("datasets.config.HF_DATASETS_CACHE", str(folder / "datasets"))
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        patch.setattr("rendering.piano_roll.DPI", 50)  # small pictures: half of the time went into them
         patch.setattr(sys, "path", [*sys.path])
         yield folder
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return make_model(tmp_path_factory.mktemp("tiny_model"))
+    return make_model(tmp_path_factory.mktemp("tiny_model"), steps=120)
 
 
 @pytest.fixture(scope="module")
 def music_transformer(tmp_path_factory):
-    return make_model(tmp_path_factory.mktemp("music_transformer"), latent_size=0)
+    return make_model(tmp_path_factory.mktemp("music_transformer"), steps=20, latent_size=0)
 
 
 @pytest.fixture(scope="module")
@@ -266,11 +267,10 @@ class TestInterpolate:
 
     def test_between_files_ends_are_reconstructions(self, model, midi, tmp_path, capsys):
         files = [midi / "tune1.mid", midi / "tune2.mid"]
-        folder = run(
-            capsys, "interpolate", "--model", model, "--output", tmp_path / "a", "--midi", *files, "--steps", 3
-        )
+        options = ("--model", model, "--bars", 2, "--midi", *files)
+        folder = run(capsys, "interpolate", "--output", tmp_path / "a", "--steps", 3, *options)
         found = melodies(folder)
-        rebuilt = run(capsys, "reconstruct", "--model", model, "--output", tmp_path / "b", "--midi", *files)
+        rebuilt = melodies(run(capsys, "reconstruct", "--output", tmp_path / "b", *options))
         for step, letter, number in ((1, "a", 1), (3, "b", 2)):
             assert found[f"interpolation-{letter}-original"] == notes_of(make_line(number), 2)
             assert found[f"interpolation-{step}"] == rebuilt[f"reconstruction-{number}-rebuilt"]
@@ -377,6 +377,7 @@ class TestBadInput:
             ("missing.mid", None, "cannot be read"),
             ("silent.mid", "score", "no notes"),
             ("drums.mid", "drums", "no notes outside the drums"),
+            ("shrill.mid", "shrill", "no note between the MIDI pitches"),
         ],
     )
     def test_midi(self, model, midi, tmp_path, capsys, name, content, reason):
@@ -385,8 +386,8 @@ class TestBadInput:
             path.write_bytes(content)
         elif content:
             score = Score(480)
-            notes = [Note(0, 480, 36, 90)] if content == "drums" else []
-            score.tracks.append(Track(is_drum=True, notes=notes))
+            notes = {"score": [], "drums": [Note(0, 480, 36, 90)], "shrill": [Note(0, 480, 120, 90)]}[content]
+            score.tracks.append(Track(is_drum=content == "drums", notes=notes))
             score.dump_midi(str(path))
         files = {
             "reconstruct": [midi / "tune1.mid", path],

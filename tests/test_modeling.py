@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel, MelodyVAEPosterior
 from modeling.modeling_melody_vae import BarCountLogitsProcessor, reconstruction_nats, slerp
 from modeling.processing_melody_vae import line_to_words
