@@ -211,8 +211,10 @@ def load_model(name: str) -> tuple[Any, Any]:
     Raises:
         UserError: If there is none, or it is another kind of model.
     """
+    import huggingface_hub
     import transformers
 
+    huggingface_hub.utils.logging.set_verbosity_error()  # no network is one line, not a report of every try
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -243,7 +245,7 @@ def check(args: argparse.Namespace) -> None:
             missing.append(WEIGHTS[0])
         if missing:
             raise UserError(f"{folder}: {missing[0]} is missing; give a folder in which train.py has finished")
-    elif folder.exists() or not HUB_ID.fullmatch(args.model):
+    elif folder.exists() or not HUB_ID.fullmatch(args.model) or ("/" in args.model and folder.parent.is_dir()):
         raise UserError(f"{folder}: no such folder; give a folder that train.py wrote, or an id on the Hub")
 
 

@@ -127,7 +127,7 @@ def read_score(midi: str | Path | bytes | types.Score) -> types.Score:
         ValueError: If it is no MIDI file; names the file.
     """
     if isinstance(midi, Score):
-        return midi.to("tick")  # pyright: ignore - a factory narrows nothing
+        return midi.to("tick")  # pyright: ignore[reportReturnType] - a factory narrows nothing
     name = name_of(midi)
     try:
         content = midi if isinstance(midi, bytes) else Path(midi).read_bytes()

@@ -98,7 +98,7 @@ class RelativeAttention(nn.Module):
         # A causal query needs no column right of its own key; what skew reads there is finite and masked. A static
         # cache has keys to come as well, and its mask has a column for each.
         is_static = not isinstance(past, int) or past + length < num_keys
-        end = past + 1 if self.is_causal and not is_static else num_keys
+        end = num_keys if is_static or not self.is_causal else num_keys - length + 1
         columns = torch.arange(1 - length, end, device=query.device)  # key minus query, were past 0
         rows = (columns - past).clamp(self.min_distance, self.max_distance) - self.min_distance
         embedding = self.distance_embedding[:, rows]  # (H, M, D)

@@ -354,12 +354,15 @@ class TestBadInput:
         line = self.fails(capsys, "sample", "--model", folder, "--output", tmp_path / "out")
         assert "a model of the kind gpt2" in line
 
-    def test_no_model(self, tmp_path, capsys):
+    def test_no_model(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.chdir(ROOT)
         folder = tmp_path / "nothing"
         assert f"{folder}: no such folder" in self.fails(capsys, "sample", "--model", folder, "--output", tmp_path)
         (tmp_path / "file").touch()
         line = self.fails(capsys, "sample", "--model", tmp_path / "file", "--output", tmp_path)
         assert "no such folder" in line
+        line = self.fails(capsys, "sample", "--model", "tests/nothing", "--output", tmp_path)
+        assert "tests/nothing: no such folder" in line  # could be an id on the Hub, but for the folder tests
         line = self.fails(capsys, "sample", "--model", "nobody/nothing-at-all", "--output", tmp_path)
         assert "nobody/nothing-at-all: neither a folder nor a model on the Hub" in line
 

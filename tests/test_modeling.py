@@ -1,4 +1,4 @@
-"""The melody VAE: causality by gradient, fast paths equal to slow ones, the loss as `forward` states it, saved = loaded."""
+"""The melody VAE: causal by gradient, fast equals slow, the loss as `forward` states it, saved equals loaded."""
 
 import ast
 import json
