@@ -38,7 +38,7 @@ demo: install  ## from nothing to outputs/demo/index.html: build data, train a f
 	$(RUN)python generate.py tour --model $(DEMO)/model --dataset $(DEMO)/data --output $(DEMO)
 
 test: install  ## the fast tests
-	$(RUN)python -m pytest
+	OMP_NUM_THREADS=1 $(RUN)python -m pytest -n auto --dist loadfile
 
 test-slow: install  ## the slow tests: real data where it is there, long training
 	$(RUN)python -m pytest -m slow

@@ -109,9 +109,6 @@ class Studio:
         self.args = args
         self.name = Path(args.model).resolve().name if Path(args.model).exists() else args.model
         self.processor, self.model = load_model(args.model)
-        self.reading: Any = sys.modules[
-            type(self.processor).__module__
-        ]  # the processor's file, where melodies are read
         if args.needs_latent and not self.model.config.latent_size:
             raise UserError(
                 f"{args.model}: this model has no latent (latent_size=0), which {args.command} needs; "
@@ -140,10 +137,9 @@ class Studio:
             UserError: If it has none that the model can read.
         """
         try:
-            line = self.reading.find_melody(file, self.processor.steps_per_beat)
+            (line,) = self.processor.read(file)
         except ValueError as error:
-            message = str(error)
-            raise UserError(message if message.startswith(file) else f"{file}: {message}") from error
+            raise UserError(str(error)) from error
         return {**line, "name": Path(file).name}
 
     def choose_lines(self, count: int) -> list[dict]:
@@ -169,10 +165,7 @@ class Studio:
         fitting = [
             index
             for index, (is_lead, bars, time_signature, steps_per_beat) in enumerate(about)
-            if is_lead
-            and bars >= args.bars
-            and self.reading.is_supported(time_signature)
-            and steps_per_beat == self.processor.steps_per_beat
+            if is_lead and bars >= args.bars and self.processor.can_read(time_signature, steps_per_beat)
         ]
         if len(fitting) < count:
             raise UserError(

@@ -343,6 +343,15 @@ class MelodyProcessor(ProcessorMixin):
         """Ids of the tokens that open a bar, for [`MelodyVAEConfig`]."""
         return sorted(index for token, index in self.tokenizer.get_vocab().items() if token.startswith(WORD_PREFIX))
 
+    def can_read(self, time_signature: str, steps_per_beat: int) -> bool:
+        """Whether the vocabulary has the time signature and the grid of a line."""
+        return is_supported(time_signature) and steps_per_beat == self.steps_per_beat
+
+    def read(self, midi: str | Path | bytes | types.Score | list) -> list[dict]:
+        """Find the tune of each MIDI file, as [`find_melody`] does; whole lines, not yet cut into windows."""
+        files = midi if isinstance(midi, list | tuple) else [midi]
+        return [find_melody(each, self.steps_per_beat) for each in files]
+
     def __call__(
         self,
         midi: str | Path | bytes | types.Score | list | None = None,
@@ -375,8 +384,7 @@ class MelodyProcessor(ProcessorMixin):
         if (midi is None) == (lines is None):
             raise ValueError("give either midi= or lines=")
         if lines is None:
-            midi = midi if isinstance(midi, list | tuple) else [midi]
-            lines = [find_melody(each, self.steps_per_beat) for each in midi]
+            lines = self.read(midi)
         lines = [lines] if isinstance(lines, dict) else lines
         windows = [cut_bars(line, first_bar, min(bars or self.max_bars, self.max_bars)) for line in lines]
         if empty := [index for index, window in enumerate(windows) if window["bars"] < 1]:
