@@ -313,7 +313,7 @@ def count_tokens(lines: datasets.Dataset, tokenizer, num_proc: int) -> datasets.
 def build_model(args: argparse.Namespace, processor: MelodyProcessor) -> MelodyVAEModel:
     """Make a new model for a processor's vocabulary, or load the one to go on from."""
     if args.init_from:
-        return AutoModel.from_pretrained(args.init_from, trust_remote_code=True)
+        return load_pretrained(AutoModel, args.init_from)
     tokenizer = processor.tokenizer
     config = MelodyVAEConfig(
         vocab_size=len(tokenizer),
@@ -409,19 +409,27 @@ def find_checkpoint(name: str, output_dir: Path) -> Path:
     return Path(name)
 
 
+def load_pretrained(auto_class, source: str):
+    """Load a model or a processor that train.py has written.
+
+    Raises:
+        UserError: If there is none.
+    """
+    try:
+        return auto_class.from_pretrained(source, trust_remote_code=True)
+    except Exception as error:  # no folder, no such id, missing or broken files: each has its own class
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{source}: no trained model ({reason}); give a folder that train.py wrote") from error
+
+
 def get_dataloaders(
-    args: argparse.Namespace, accelerator: Accelerator
+    args: argparse.Namespace, accelerator: Accelerator, pretrained: str | None
 ) -> tuple[MelodyProcessor, WindowBatches, DataLoader, DataLoader]:
-    """Load the data, train or load the tokenizer, and build training's batches and both loaders."""
-    if args.init_from and not (Path(args.init_from) / "config.json").is_file() and Path(args.init_from).exists():
-        raise UserError(f"{args.init_from}: no config.json, so no trained model; give a folder that train.py wrote")
+    """Load the data, load the tokenizer (from `pretrained`) or train it, and build batches and both loaders."""
     with accelerator.main_process_first():  # the others then find the cache filled
         splits = {split: load_lines(args.dataset, split, args.lines) for split in ("train", "validation")}
         splits = {split: write_words(lines, args.num_proc) for split, lines in splits.items()}
-    if args.init_from:
-        processor = AutoProcessor.from_pretrained(args.init_from, trust_remote_code=True)
-    else:
-        processor = train_tokenizer(splits["train"], args)
+    processor = load_pretrained(AutoProcessor, pretrained) if pretrained else train_tokenizer(splits["train"], args)
     splits["train"] = count_tokens(splits["train"], processor.tokenizer, args.num_proc)
     collator = Collator(processor.tokenizer)
     batches = WindowBatches(
@@ -469,10 +477,13 @@ def training_function(args: argparse.Namespace) -> None:
     transformers.utils.logging.disable_progress_bar()
     set_seed(args.seed, device_specific=False)
 
-    processor, batches, train_loader, eval_loader = get_dataloaders(args, accelerator)
+    pretrained = str(checkpoint.parent) if checkpoint else args.init_from
+    processor, batches, train_loader, eval_loader = get_dataloaders(args, accelerator, pretrained)
+    if accelerator.is_main_process:
+        processor.save_pretrained(output_dir)
     model = build_model(args, processor)
     if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     optimizer = build_optimizer(model, args.learning_rate, args.weight_decay)
     scheduler = get_scheduler(
         args.lr_scheduler_type,
@@ -487,7 +498,12 @@ def training_function(args: argparse.Namespace) -> None:
     state = TrainingState()
     accelerator.register_for_checkpointing(state)
     if checkpoint:
-        accelerator.load_state(str(checkpoint))
+        try:
+            accelerator.load_state(str(checkpoint))
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{checkpoint}: a checkpoint of another model; resume with the options it began with"
+            ) from error
     config = accelerator.unwrap_model(model).config
     accelerator.print(
         f"{batches.num_windows} windows of up to {batches.bars} bars, vocabulary {len(processor.tokenizer)}, "
@@ -574,7 +590,6 @@ def training_function(args: argparse.Namespace) -> None:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         accelerator.unwrap_model(model).save_pretrained(output_dir)
-        processor.save_pretrained(output_dir)
         write_log()
     accelerator.end_training()
 

@@ -78,6 +78,8 @@ class MelodyVAEConfig(PreTrainedConfig):
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}"
             )
+        if self.max_bars < 1 or self.latent_size < 0:
+            raise ValueError(f"max_bars={self.max_bars} must be positive, latent_size={self.latent_size} not negative")
         if self.latent_size % self.max_bars:
             raise ValueError(
                 f"latent_size={self.latent_size} is not a multiple of max_bars={self.max_bars}: "

@@ -476,13 +476,12 @@ def test_every_parameter_learns():
     assert not model.embed_tokens.weight.grad[MASK].equal(torch.zeros(H * D))  # as an output: the weights are tied
 
 
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")  # until v6
 def test_gradient_checkpointing_changes_no_gradient():
     results = []
     for is_checkpointed in (False, True):
         model = make_model(dropout=0.3, token_dropout=0.3).train()
         if is_checkpointed:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         runs = []
         model.layers[0].attention.register_forward_pre_hook(lambda module, arguments, runs=runs: runs.append(module))
         torch.manual_seed(8)

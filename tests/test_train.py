@@ -258,7 +258,11 @@ def test_errors_name_the_input_and_the_remedy(dataset, trained, tmp_path, capsys
         (["--dataset", str(dataset), "--output_dir", new, "--resume_from_checkpoint", "x"], "x: not a checkpoint"),
         (["--dataset", str(dataset), "--output_dir", str(trained)], "has checkpoints already"),
         (["--dataset", str(dataset), "--output_dir", new, "--config_overrides", "hidden_size=7"], "hidden_size=7"),
-        (["--dataset", str(dataset), "--output_dir", new, "--init_from", str(tmp_path / "empty")], "no config.json"),
+        (["--dataset", str(dataset), "--output_dir", new, "--init_from", str(tmp_path / "empty")], "no trained model"),
+        (
+            ["--dataset", str(dataset), "--output_dir", str(trained), "--resume_from_checkpoint", "latest"],
+            "step_7: a checkpoint of another model",
+        ),
     ]
     for argv, message in cases:
         AcceleratorState._reset_state(reset_partial_state=True)
