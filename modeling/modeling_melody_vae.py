@@ -25,6 +25,7 @@ from .configuration_melody_vae import MelodyVAEConfig
 from .relative_attention import RelativeAttention
 
 NATS_PER_BIT = 0.6931471805599453  # ln 2
+MAX_TOKENS_PER_BAR = 64  # in generation; 16 notes are 50 tokens before any BPE
 
 
 @dataclass
@@ -114,7 +115,8 @@ class BarCountLogitsProcessor(LogitsProcessor):
     """Make every melody exactly so many bars long.
 
     That a bar ends is one event, followed by a new bar or by the end of the melody; its probability goes to the one
-    that the number of bars calls for.
+    that the number of bars calls for. A bar that reaches `MAX_TOKENS_PER_BAR` has to end, so greedy decoding cannot
+    turn in circles.
 
     Args:
         bars: `(B,)` bars to reach.
@@ -129,13 +131,16 @@ class BarCountLogitsProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Move the end's score to the bar tokens before the last bar, and theirs to the end in it."""
-        begun = self.is_bar_token[input_ids].sum(-1)
+        opens_bar = self.is_bar_token[input_ids]  # (B, T)
+        begun = opens_bar.sum(-1)
         is_last = (begun >= self.bars.repeat_interleave(len(begun) // len(self.bars)))[:, None]  # (B, 1)
         end = scores[:, self.eos_token_id, None]
         new_bar = scores.masked_fill(~self.is_bar_token, -torch.inf).logsumexp(-1, keepdim=True)  # (B, 1)
         bar_ends = torch.logaddexp(end, new_bar)
-        opens_bar = torch.where(is_last, -torch.inf, scores + (bar_ends - new_bar))
-        scores = torch.where(self.is_bar_token, opens_bar, scores)
+        place = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
+        length = input_ids.shape[1] - (opens_bar * place).amax(-1, keepdim=True)  # of the bar so far, its opening aside
+        within = scores.masked_fill((length >= MAX_TOKENS_PER_BAR - 1) & (begun > 0)[:, None], -torch.inf)
+        scores = torch.where(self.is_bar_token, torch.where(is_last, -torch.inf, scores + (bar_ends - new_bar)), within)
         scores[:, self.eos_token_id] = torch.where(is_last, bar_ends, -torch.inf).squeeze(-1)
         return scores
 
@@ -279,7 +284,7 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.register_buffer("is_bar_token", self.bar_token_mask())
         self.post_init()
-        self.generation_config.max_length = 64 * config.max_bars
+        self.generation_config.max_length = MAX_TOKENS_PER_BAR * config.max_bars + 2
 
     def bar_token_mask(self) -> torch.Tensor:
         """Whether each token opens a bar, `(V,)`."""
