@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel, MelodyVAEPosterior
-from modeling.modeling_melody_vae import BarCountLogitsProcessor, reconstruction_nats, slerp
+from modeling.modeling_melody_vae import MAX_TOKENS_PER_BAR, BarCountLogitsProcessor, reconstruction_nats, slerp
 from modeling.processing_melody_vae import line_to_words
 
 B, T, H, D, V, N, Z = 3, 11, 2, 5, 53, 7, 14  # N bars at most, Z latent size
@@ -809,7 +809,7 @@ def test_saved_equals_loaded_without_the_repository(tmp_path):
         "latent_mean": output.latent_mean,
         "latent": make_latent(),
         "decoded": model.decode(make_latent(), bars=3, max_length=60),
-        "max_length": 64 * N,
+        "max_length": MAX_TOKENS_PER_BAR * N + 2,
         "bar_token_ids": processor.bar_token_ids,
         "text": " ".join(line_to_words(line)),
     }
@@ -880,3 +880,19 @@ def test_the_data_set_builder_does_not_know_the_model():
         for _, module, names in imports(file):
             assert module.split(".")[0] != "modeling", f"{file.name} imports {module}"
             assert "modeling" not in names
+
+
+def test_no_bar_goes_on_for_ever():
+    """A model that only ever wants the same note ends each bar after MAX_TOKENS_PER_BAR tokens, and has all bars."""
+    model = make_model()
+    wanted = next(token for token in range(V - 1, 0, -1) if not model.is_bar_token[token])
+
+    insistent = torch.zeros(1, V).index_fill(1, torch.tensor([wanted]), 50.0)
+    count = BarCountLogitsProcessor(torch.tensor([3]), model.is_bar_token, EOS)
+    ids = torch.full((1, 1), BOS)
+    opening = int(model.is_bar_token.nonzero()[0])
+    ids = torch.cat([ids, torch.tensor([[opening]])], dim=1)
+    while ids[0, -1] != EOS:
+        ids = torch.cat([ids, count(ids, insistent.clone()).argmax(-1, keepdim=True)], dim=1)
+    assert model.is_bar_token[ids].sum() == 3
+    assert ids.shape[1] == 1 + 3 * MAX_TOKENS_PER_BAR + 1
