@@ -26,9 +26,9 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
 	@touch $@
 
 DEMO := outputs/demo
-DEMO_TRAINING := --vocab_size 512 --per_device_train_batch_size 32 --max_train_steps 320 --evaluation_steps 40 \
-  --checkpointing_steps 320 --num_warmup_steps 40 --kl_warmup_steps 100 --learning_rate 2e-3 \
-  --config_overrides hidden_size=128,intermediate_size=512,num_attention_heads=4,num_encoder_layers=2,num_hidden_layers=3,latent_size=256,free_bits=128
+DEMO_TRAINING := --vocab_size 512 --per_device_train_batch_size 16 --max_tokens 112 --max_train_steps 2400 \
+  --evaluation_steps 200 --checkpointing_steps 1200 --num_warmup_steps 60 --kl_warmup_steps 300 --learning_rate 2e-3 \
+  --config_overrides hidden_size=96,intermediate_size=384,num_attention_heads=4,num_encoder_layers=1,num_hidden_layers=2,dropout=0.0,latent_size=256,kl_weight=0.1
 
 demo: install  ## from nothing to outputs/demo/index.html: build data, train a few minutes, generate
 	rm -rf $(DEMO)
