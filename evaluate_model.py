@@ -20,7 +20,7 @@ from evaluation.bits_per_note.bits_per_note import bits_per_note
 from evaluation.note_f1.note_f1 import note_f1
 from evaluation.step_accuracy.step_accuracy import step_accuracy
 from modeling.modeling_melody_vae import reconstruction_nats
-from train import ACTIVE_UNIT_VARIANCE, LOG_NAME, UserError, load_lines
+from train import ACTIVE_UNIT_VARIANCE, LOG_NAME, UserError, load_lines, load_pretrained
 
 BARS = 16
 STEPS = 256  # 16 bars of 4/4 in sixteenths, MusicVAE's grid
@@ -219,11 +219,7 @@ def load(path: str):
         for name in ("config.json", "model.safetensors"):
             if not (folder / name).is_file():
                 raise UserError(f"{path}: no {name}, so no trained model; give a folder that train.py has finished")
-    try:
-        model = AutoModel.from_pretrained(path, trust_remote_code=True)
-        processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no model there ({str(error).splitlines()[0]})") from error
+    model, processor = (load_pretrained(auto_class, path) for auto_class in (AutoModel, AutoProcessor))
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processor
 
 

@@ -99,8 +99,7 @@ class WindowBatches(Sampler):
         self.first_bar = cumulate(self.num_bars)  # of each line among the bars of all
         num_tokens = lines.with_format("numpy")["num_tokens"][:]
         self.tokens_before = cumulate(torch.from_numpy(np.concatenate(num_tokens)))  # each bar of all
-        self.lowest = (MIN_PITCH - torch.tensor(lines["low"][:])).clamp_min(-transpose)
-        self.highest = (MAX_PITCH - torch.tensor(lines["high"][:])).clamp_max(transpose)
+        self.lowest, self.highest = transposition_limits(lines, transpose)
         windows_per_line = (self.num_bars / bars).ceil().long()
         self.line = torch.arange(len(lines)).repeat_interleave(windows_per_line)  # of each window
         per_round = batch_size * num_batches_multiple
@@ -145,6 +144,13 @@ class WindowBatches(Sampler):
 def cumulate(counts: torch.Tensor) -> torch.Tensor:
     """Sum what comes before each of `(N,)` counts, and all of them, `(N + 1,)`."""
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def transposition_limits(lines: datasets.Dataset, transpose: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Semitones, at most `transpose`, by which each line can go down (not above 0) and up and stay in range, `(N,)`."""
+    lowest = (MIN_PITCH - torch.tensor(lines["low"][:])).clamp_min(-transpose)
+    highest = (MAX_PITCH - torch.tensor(lines["high"][:])).clamp_max(transpose)
+    return lowest, highest
 
 
 def uniform_integers(low: torch.Tensor, high: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -286,9 +292,7 @@ def write_words(lines: datasets.Dataset, num_proc: int) -> datasets.Dataset:
 def train_tokenizer(lines: datasets.Dataset, args: argparse.Namespace) -> MelodyProcessor:
     """Train the BPE on lines in the keys in which training will show them, one key a line."""
     generator = torch.Generator().manual_seed(args.seed)
-    low = (MIN_PITCH - torch.tensor(lines["low"][:])).clamp_min(-args.transpose)
-    high = (MAX_PITCH - torch.tensor(lines["high"][:])).clamp_max(args.transpose)
-    chosen = uniform_integers(low, high, generator)
+    chosen = uniform_integers(*transposition_limits(lines, args.transpose), generator)
     steps_per_beat = lines[0]["steps_per_beat"]
     words = [
         [word.translate(transposition_table(steps_per_beat, semitones)) for word in line]
