@@ -7,28 +7,42 @@ Parquet files that datasets.load_dataset reads.
 from __future__ import annotations
 
 import argparse
-import csv
+import fcntl
+import hashlib
+import importlib
 import json
 import os
 import platform
+import re
 import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from dataset_script.chunks import NO_LINE, ChunkReport, process_all
-from dataset_script.midi_sources import InputError, MidiSource, open_sources
+from dataset_script.chunks import (
+    NO_LINE,
+    Harvest,
+    InterruptedBuildError,
+    Limits,
+    harvest,
+    line_files,
+    load_kernels,
+    process_all,
+    read_arrow,
+)
+from dataset_script.genres import add_genre_options, genres_from
+from dataset_script.midi_sources import InputError, Sources, open_sources
 
-GENRE_COLUMNS = ("topmagd", "masd", "tagtraum")  # the first that is not empty counts
+MAX_STEPS_PER_BEAT = 48
 LISTED_FILES = 100  # so many names of unreadable files are listed in the report
 LIBRARIES = ("symusic", "numpy", "pyarrow", "datasets")
 
@@ -38,6 +52,23 @@ examples:
   python -m dataset_script.build --input my_midi_folder --output melodies
   python -m dataset_script.build --input "songs/**/*.mid" --output melodies
 """
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to build.
+
+    Attributes:
+        steps_per_beat: grid steps in a beat.
+        num_proc: number of processes.
+        limits: what one file may cost.
+        excluded: md5 of the files that are left out.
+    """
+
+    steps_per_beat: int = 4
+    num_proc: int = 1
+    limits: Limits = field(default_factory=Limits)
+    excluded: frozenset[str] = frozenset()
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -55,42 +86,61 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--output", required=True, type=Path, help="the new folder for the data set")
     parser.add_argument("--num_proc", type=int, default=1, help="how many processor cores to use (default: 1)")
-    parser.add_argument(
-        "--steps_per_beat",
-        type=int,
-        default=4,
-        help="how finely a beat is divided: 4 gives sixteenth notes in 4/4 (default), 12 keeps triplets as well",
-    )
-    parser.add_argument(
-        "--metadata", type=Path, help="a CSV file with the genres: columns md5, and topmagd, masd or tagtraum"
-    )
     parser.add_argument("--overwrite", action="store_true", help="replace a data set that was built in --output before")
+    add_build_options(parser)
     options = parser.parse_args(arguments)
     if options.num_proc < 1:
         parser.error(f"--num_proc must be at least 1, not {options.num_proc}")
-    if not 1 <= options.steps_per_beat <= 48:
-        parser.error(f"--steps_per_beat must be from 1 to 48, not {options.steps_per_beat}")
     return options
 
 
-def read_genres(metadata: Path) -> dict[str, str]:
-    """Read the genre of each file from a CSV file.
+def add_build_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that decide what a data set holds, for all commands that build one."""
+    parser.add_argument(
+        "--steps_per_beat",
+        type=int,
+        choices=range(1, MAX_STEPS_PER_BEAT + 1),
+        metavar=f"1-{MAX_STEPS_PER_BEAT}",
+        default=Settings.steps_per_beat,
+        help="how finely a beat is divided: 4 gives sixteenth notes in 4/4 (default), 12 keeps triplets as well",
+    )
+    parser.add_argument(
+        "--max_seconds_per_file",
+        type=float,
+        default=Limits.seconds,
+        help="a file that takes longer is left out (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--max_memory",
+        type=int,
+        default=Limits.memory,
+        help="a file that needs more MiB of memory is left out (default: %(default)d)",
+    )
+    parser.add_argument(
+        "--exclude",
+        type=Path,
+        help="a text file with the md5 of files to leave out, one in a line, such as removal requests",
+    )
+    add_genre_options(parser)
+
+
+def read_excluded(path: Path | None) -> frozenset[str]:
+    """Read the md5 of the files that are left out; what follows a # is a comment.
 
     Raises:
-        InputError: if the file cannot be read or lacks the columns.
+        InputError: if the file cannot be read or holds something else.
     """
+    if path is None:
+        return frozenset()
     try:
-        with metadata.open(newline="", encoding="utf-8") as lines:
-            reader = csv.DictReader(lines)
-            columns = [name for name in GENRE_COLUMNS if name in (reader.fieldnames or ())]
-            if "md5" not in (reader.fieldnames or ()) or not columns:
-                raise InputError(
-                    f"{metadata} needs a column md5 and one of {', '.join(GENRE_COLUMNS)} in its first line"
-                )
-            genres = {row["md5"]: next((row[name] for name in columns if row[name]), "") for row in reader}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{metadata} cannot be read as a CSV file ({error}); check --metadata") from error
-    return {md5: genre for md5, genre in genres.items() if genre}
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); check --exclude") from error
+    words = {line.split("#")[0].strip().lower() for line in lines} - {""}
+    wrong = sorted(word for word in words if not re.fullmatch("[0-9a-f]{32}", word))
+    if wrong:
+        raise InputError(f"{path} holds {wrong[0]!r}, which is no md5; give one of 32 hexadecimal digits in each line")
+    return frozenset(words)
 
 
 def check_output(output: Path, is_overwriting: bool) -> None:
@@ -120,128 +170,219 @@ def machine() -> dict[str, Any]:
     return {"cores": cores, "processor": processor}
 
 
-def collect(reports: Iterator[ChunkReport], progress: tqdm) -> ChunkReport:
-    """Add up the reports of all chunks; files that were there twice count once in `md5`, `is_melodic`, `material`."""
-    total = ChunkReport()
-    seen: dict[str, tuple[bool, np.ndarray]] = {}
-    for report in reports:
-        total.files += report.files
-        total.unreadable += report.unreadable
-        total.tracks.update(report.tracks)
-        total.dropped.update(report.dropped)
-        seen.update(zip(report.md5, zip(report.is_melodic, report.material, strict=True), strict=True))
-        progress.update(report.files)
-    total.md5 = sorted(seen)
-    total.is_melodic = [seen[md5][0] for md5 in total.md5]
-    total.material = [seen[md5][1] for md5 in total.md5]
-    total.unreadable.sort()
-    return total
+def program_fingerprint() -> str:
+    """Return a hash of this program and of what decides its results beside it."""
+    hashed = hashlib.blake2b(version("symusic").encode(), digest_size=16)
+    for path in sorted(Path(__file__).parent.iterdir()):
+        if path.suffix in (".py", ".json"):
+            hashed.update(path.read_bytes())
+    return hashed.hexdigest()
 
 
-def build(
-    sources: Iterator[MidiSource],
-    source_name: str,
-    folder: Path,
-    num_proc: int,
-    steps_per_beat: int,
-    genres: dict[str, str],
+@contextmanager
+def unfinished_build(output: Path, sources: Sources, steps_per_beat: int) -> Iterator[Path]:
+    """Hold the folder beside `output` in which the build is done, and keep it when the build is interrupted.
+
+    What an interrupted build of the same files by the same program left there is kept, anything else is removed.
+
+    Raises:
+        InputError: if another process builds there.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = output.parent / f".{output.name}.unfinished"
+    program = program_fingerprint()
+    plan = json.dumps({"input": sources.fingerprint, "steps_per_beat": steps_per_beat, "program": program})
+    with (output.parent / f".{output.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"another process is building {output}; wait for it, or give another --output") from error
+        if not (folder / "plan.json").is_file() or (folder / "plan.json").read_text() != plan:
+            shutil.rmtree(folder, ignore_errors=True)
+            (folder / "work").mkdir(parents=True)
+            (folder / "plan.json").write_text(plan)
+        try:
+            yield folder
+        except InputError as error:
+            if not isinstance(error, InterruptedBuildError):
+                shutil.rmtree(folder)
+            raise
+        else:
+            shutil.rmtree(folder)
+        finally:
+            Path(lock.name).unlink()
+
+
+def build_dataset(
+    sources: Sources, output: Path, settings: Settings, genres: Mapping[str, str], is_overwriting: bool = False
 ) -> dict[str, Any]:
-    """Build the data set in an empty folder.
+    """Build the data set in a new folder; a build that was interrupted goes on.
 
     Args:
         sources: the MIDI files.
-        source_name: what the report and the card call them.
-        folder: where to write.
-        num_proc: number of processes.
-        steps_per_beat: grid steps in a beat.
+        output: the folder to make.
+        settings: how to build.
         genres: genre by md5.
+        is_overwriting: whether a data set that was built in `output` before is replaced, when the new one is finished.
 
     Returns:
         The report that is also written to `build.json`.
 
     Raises:
-        InputError: if there is no melody line in any file.
+        InputError: if there is no melody line in any file, the input is damaged, or `output` holds something else.
     """
-    began = time.perf_counter()
-    work = folder / "work"
-    work.mkdir()
-    with tqdm(unit=" files", desc="reading", mininterval=0.5, delay=1) as progress:
-        total = collect(process_all(sources, steps_per_beat, num_proc, work), progress)
-    extracted = time.perf_counter()
-    # Here and not at the top: importing datasets takes seconds, and neither --help nor a wrong input needs it.
-    from dataset_script import parquet_files
+    check_output(output, is_overwriting)
+    with unfinished_build(output, sources, settings.steps_per_beat) as folder:
+        # Here and not at the top: importing datasets takes a second, and neither --help nor a wrong input needs it.
+        importlib.import_module("dataset_script.parquet_files")
+        load_kernels(settings.steps_per_beat)
+        is_resumed = any((folder / "work").iterdir())
+        began = time.perf_counter()
+        extract(sources, settings, folder / "work")
+        extracted = time.perf_counter()
+        finished = folder / "dataset"
+        shutil.rmtree(finished, ignore_errors=True)
+        finished.mkdir()
+        found, again = write_data(folder / "work", sources.name, finished, settings, genres)
+        written = time.perf_counter()
+        report = describe(found, again, sources.name, finished, settings.steps_per_beat) | {
+            "num_proc": settings.num_proc,
+            "is_resumed": is_resumed,
+            "seconds": {"extraction": round(extracted - began, 2), "to_parquet": round(written - began, 2)},
+            "files_per_second": round(found.files / (written - began), 1),
+        }
+        write_report(report, finished)
+        if output.exists():
+            shutil.rmtree(output)
+        finished.rename(output)
+    return report
 
-    lost = Counter(reason for _, reason in total.unreadable)
-    lost[NO_LINE] = len(total.md5) - sum(total.is_melodic)
-    lost["same content as another file"] = total.files - len(total.unreadable) - len(total.md5)
-    if not any(total.is_melodic):
-        why = ", ".join(f"{reason}: {count}" for reason, count in lost.most_common() if count)
-        raise InputError(f"no melody found in {source_name} ({why}); give MIDI files with a tune of 4 bars or more")
-    table = pa.concat_tables(
-        pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in sorted(work.glob("*.arrow"))
-    )
-    rows, again = parquet_files.choose_lines(table)
-    group = parquet_files.assign_groups(dict(zip(total.md5, total.material, strict=True)))
-    splits = parquet_files.write_splits(table, rows, group, genres, folder / "data")
-    parquet_files.write_card(folder, source_name, [name for name, count in splits.items() if count])
 
-    kept = table.select(["md5", "is_lead", "time_signature", "bars", "pitch"]).take(pa.array(rows))
-    md5 = kept["md5"].to_pylist()
-    sizes = Counter(group[one] for one in set(md5))
-    seconds = time.perf_counter() - began
-    report = {
-        "input": source_name,
-        "steps_per_beat": steps_per_beat,
-        "files": {"read": total.files, "with_melody": sum(total.is_melodic), "dropped": ordered(lost)},
-        "tracks": {
-            "read": total.tracks.total(),
-            "with_melody": total.tracks["melody"],
-            "dropped": ordered(total.tracks - Counter(melody=total.tracks["melody"])),
-        },
-        "lines": {
-            "read": table.num_rows + total.dropped.total(),
-            "kept": len(rows),
-            "dropped": ordered(total.dropped + again),
-            "lead": int(np.sum(kept["is_lead"].to_numpy())),
-        },
-        "notes": sum(len(chunk.flatten()) for chunk in kept["pitch"].chunks),
-        "bars": int(np.sum(kept["bars"].to_numpy(), dtype=np.int64)),
-        "splits": splits,
-        "time_signatures": ordered(Counter(kept["time_signature"].to_pylist())),
-        "genres": ordered(Counter(genres[one] for one in md5 if one in genres)),
-        "groups": {"count": len(sizes), "largest_files": max(sizes.values())},
-        "unreadable_files": [f"{name}: {reason}" for name, reason in total.unreadable[:LISTED_FILES]],
-        "seconds": {"extraction": round(extracted - began, 2), "total": round(seconds, 2)},
-        "files_per_second": round(total.files / (extracted - began), 1),
-        "num_proc": num_proc,
+def write_report(report: dict[str, Any], folder: Path) -> None:
+    """Write `build.json` and the card that is made from it."""
+    from dataset_script import card
+
+    report |= {
         "machine": machine(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
     }
     (folder / "build.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    del table, kept  # they look into the Arrow files
-    shutil.rmtree(work)
-    return report
+    card.write_card(folder)
 
 
-def ordered(counts: Counter[str]) -> dict[str, int]:
-    """Return the counts above zero, the largest first, equal ones by name."""
-    return {name: count for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if count}
+def extract(sources: Sources, settings: Settings, work: Path) -> None:
+    """Extract the lines of all files into Arrow files, with a progress bar."""
+    files = 0
+    with tqdm(total=sources.files, unit=" files", desc="extracting melodies", mininterval=0.5, delay=1) as progress:
+        for done in process_all(sources, settings.steps_per_beat, settings.num_proc, settings.limits, work):
+            files += done
+            if sources.files is None and sources.share_read > 0:
+                progress.total = round(files / sources.share_read)  # an estimate, exact in the end
+            progress.update(done)
+
+
+def write_data(
+    work: Path, source_name: str, folder: Path, settings: Settings, genres: Mapping[str, str]
+) -> tuple[Harvest, Counter[str]]:
+    """Choose the lines, group the files, and write Parquet files into an empty folder.
+
+    Returns:
+        What is known of the files, and the number of lines that are left out since they are there already, by reason.
+
+    Raises:
+        InputError: if there is no melody line in any file.
+    """
+    found = harvest(work)
+    check_melodic(found, source_name)
+    from dataset_script import parquet_files
+
+    lines = pa.concat_tables([read_arrow(path) for path in line_files(work)])
+    rows, again = parquet_files.choose_lines(lines, settings.excluded)
+    group = parquet_files.assign_groups(found.md5, found.material)
+    parquet_files.write_splits(lines, rows, group, genres, folder / "data", settings.num_proc)
+    return found, again
+
+
+def lost_files(found: Harvest) -> Counter[str]:
+    """Count the files without a melody by reason."""
+    lost = Counter(reason for _, reason in found.unreadable)
+    lost[NO_LINE] = len(found.md5) - int(found.is_melodic.sum())
+    lost["same content as another file"] = found.files - len(found.unreadable) - len(found.md5)
+    return lost
+
+
+def check_melodic(found: Harvest, source_name: str) -> None:
+    """Refuse an input without any melody line.
+
+    Raises:
+        InputError: if it is one.
+    """
+    if not found.is_melodic.any():
+        why = ", ".join(f"{reason}: {count}" for reason, count in lost_files(found).most_common() if count)
+        raise InputError(f"no melody found in {source_name} ({why}); give MIDI files with a tune of 4 bars or more")
+
+
+def describe(
+    found: Harvest, again: Counter[str], source_name: str, folder: Path, steps_per_beat: int
+) -> dict[str, Any]:
+    """Report on a data set whose Parquet files are written.
+
+    Args:
+        found: what is known of the files.
+        again: number of lines that were left out since they are there already, by reason.
+        source_name: what the card calls the input.
+        folder: of the data set.
+        steps_per_beat: grid steps in a beat.
+    """
+    from dataset_script import card
+    from dataset_script.statistics import by_count, statistics
+
+    counts = statistics(folder / "data")
+    total, dropped = counts["all"], found.dropped + again
+    return {
+        "input": source_name,
+        "version": card.content_version(folder / "data"),
+        "steps_per_beat": steps_per_beat,
+        "files": {
+            "read": found.files,
+            "with_melody": int(found.is_melodic.sum()),
+            "dropped": by_count(+lost_files(found)),
+        },
+        "tracks": {
+            "read": found.tracks.total(),
+            "with_melody": found.tracks["melody"],
+            "dropped": by_count(found.tracks - Counter(melody=found.tracks["melody"])),
+        },
+        "lines": {
+            "read": total["lines"] + dropped.total(),
+            "kept": total["lines"],
+            "dropped": by_count(+dropped),
+            "lead": total["lead_lines"],
+        },
+        "quantisation": {
+            "notes": found.notes,
+            "mean_displacement_steps": round(found.displacement_steps / found.notes, 4),
+        },
+        "unreadable_files": [f"{name}: {reason}" for name, reason in found.unreadable[:LISTED_FILES]],
+        "statistics": counts,
+    }
 
 
 def funnel(report: dict[str, Any]) -> str:
     """Draw what went in, what was left out and what came out as a small table."""
-    rows: list[tuple[str, int | str]] = []
+    rows: list[tuple[str, float]] = []
     for unit, out in (("files", "with_melody"), ("tracks", "with_melody"), ("lines", "kept")):
         counts = report[unit]
         rows.append((f"{unit} read", counts["read"]))
         rows += [(f"  - {reason}", count) for reason, count in counts["dropped"].items()]
         rows.append((f"{unit} {out.replace('_', ' ')}", counts[out]))
-    rows += [("lead lines", report["lines"]["lead"]), ("notes", report["notes"]), ("bars", report["bars"])]
-    rows += [(f"lines in {name}", count) for name, count in report["splits"].items()]
-    rows += [("files in the largest group", report["groups"]["largest_files"])]
+    total = report["statistics"]["all"]
+    rows += [(name.replace("_", " "), total[name]) for name in ("lead_lines", "notes", "bars", "groups")]
+    rows += [(f"lines in {name}", part["lines"]) for name, part in report["statistics"]["splits"].items()]
+    if not report.get("is_resumed", True):
+        rows.append(("files per second", report["files_per_second"]))
     width = max(len(name) for name, _ in rows)
-    table = "\n".join(f"{name:<{width}} {count:>12,}" for name, count in rows)
-    return f"{table}\n{'files per second':<{width}} {report['files_per_second']:>12,}"
+    return "\n".join(f"{name:<{width}} {count:>12,}" for name, count in rows)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -250,28 +391,21 @@ def main(arguments: list[str] | None = None) -> int:
     output: Path = options.output
     try:
         check_output(output, options.overwrite)
-        genres = read_genres(options.metadata) if options.metadata else {}
+        genres = genres_from(options)
         if options.input is None:
             from dataset_script.tunes import embedded_scores  # only this branch needs it
 
-            sources, source_name = iter(embedded_scores()), "embedded tunes"
+            sources = Sources("embedded tunes", "embedded", None, embedded_scores())
         else:
-            sources, source_name = open_sources(options.input), Path(options.input).name
-        output.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{output.name}.unfinished-", dir=output.parent))
-        try:
-            report = build(sources, source_name, unfinished, options.num_proc, options.steps_per_beat, genres)
-            if output.exists():
-                shutil.rmtree(output)
-            unfinished.chmod(0o755)  # mkdtemp's folders are private
-            unfinished.rename(output)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            sources = open_sources(options.input)
+        limits = Limits(options.max_seconds_per_file, options.max_memory)
+        settings = Settings(options.steps_per_beat, options.num_proc, limits, read_excluded(options.exclude))
+        report = build_dataset(sources, output, settings, genres, options.overwrite)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"stopped; nothing was written to {output}", file=sys.stderr)
+        print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
     print(funnel(report))
     print(f"\n{output}: load it with datasets.load_dataset({str(output)!r})")

@@ -1,52 +1,57 @@
-"""The work of one process: a chunk of MIDI files -> their melody lines as an Arrow file, and a report."""
+"""The work in pieces: chunks of MIDI files -> Arrow files, in processes that a bad file may bring down.
+
+A chunk leaves two Arrow files: its melody lines, and a table of its files, which is written last and says that the
+chunk is done. A build that was interrupted goes on from there.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import multiprocessing
 import signal
+import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
+from symusic import Note, Score, Track
 
 from dataset_script.extraction import Lines, extract_lines
 from dataset_script.features import KEY_NAMES
 from dataset_script.midi_notes import FileNotes, UnreadableMidiError, read_notes
-from dataset_script.midi_sources import MidiSource
+from dataset_script.midi_sources import InputError, MidiSource
 
-CHUNK_FILES = 64
+CHUNK_FILES = 128
+BATCH_NOTES = 1 << 17  # files are extracted together until they have more notes; bounds the memory
+OUT_OF_MEMORY = 3  # exit code
 NO_LINE = "no melody line"
+MEBIBYTE = 1 << 20
+LINES_SUFFIX, FILES_SUFFIX = ".lines.arrow", ".files.arrow"
 
 
-@dataclass
-class ChunkReport:
-    """What came of one chunk.
+class InterruptedBuildError(InputError):
+    """A build that stopped in the middle and can go on."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one file may cost before it is given up; on systems other than Linux there are no limits.
 
     Attributes:
-        files: number of files read.
-        unreadable: name and reason of each file without notes.
-        md5: of each file that has notes.
-        is_melodic: whether each of these has a melody line.
-        material: hashes of the lead of each, for the search for near-duplicates.
-        tracks: number of tracks by what became of them.
-        dropped: number of lines left out, by reason.
-        table: the Arrow file with the lines, none if there are none.
+        seconds: time.
+        memory: MiB that a process may have beyond what it had at its start.
     """
 
-    files: int = 0
-    unreadable: list[tuple[str, str]] = field(default_factory=list)
-    md5: list[str] = field(default_factory=list)
-    is_melodic: list[bool] = field(default_factory=list)
-    material: list[np.ndarray] = field(default_factory=list)
-    tracks: Counter[str] = field(default_factory=Counter)
-    dropped: Counter[str] = field(default_factory=Counter)
-    table: Path | None = None
+    seconds: float = 60.0
+    memory: int = 1536
 
 
 def lines_table(lines: Lines, md5: list[str], steps_per_beat: int) -> pa.Table:
@@ -76,69 +81,131 @@ def lines_table(lines: Lines, md5: list[str], steps_per_beat: int) -> pa.Table:
             "duration": notes(lines.duration),
             "steps_per_beat": pa.array(np.full(len(file_md5), steps_per_beat), pa.uint8()),
             "complexity": pa.array(lines.complexity, pa.float32()),
-            "digest": pa.array(lines.digest, pa.binary(16)),
+            "digest": pa.Array.from_buffers(pa.binary(16), len(file_md5), [None, pa.py_buffer(lines.digest)]),
         }
     )
 
 
-def process_chunk(sources: list[MidiSource], steps_per_beat: int, table: Path) -> ChunkReport:
-    """Extract the melody lines of a chunk of files and write them to an Arrow file.
+def write_arrow(table: pa.Table, path: Path) -> None:
+    """Write a table to an Arrow file, whole or not at all."""
+    unfinished = path.with_suffix(".unfinished")
+    with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    unfinished.replace(path)
+
+
+def process_chunk(
+    sources: list[MidiSource], steps_per_beat: int, limits: Limits, given_up: Mapping[str, str], stem: Path
+) -> None:
+    """Extract the melody lines of a chunk of files and write its two Arrow files.
+
+    The first holds the lines (see `lines_table`); it is not written if there are none. The second has name, md5, reason
+    (why there are no notes, null where there are some), is_melodic and material (hashes for the search for
+    near-duplicates) of each file, and the counts of tracks, lines and notes as JSON in its metadata.
 
     Args:
         sources: the files.
         steps_per_beat: grid steps in a beat.
-        table: the Arrow file to write; not written if there is no line.
+        limits: time that one file, and then the extraction of a batch, may take.
+        given_up: reason by name for files that are known to bring the process down.
+        stem: path of the Arrow files without their suffixes.
     """
-    report = ChunkReport(files=len(sources))
-    readable: list[FileNotes] = []
+    md5: list[str | None] = []
+    reasons: list[str | None] = []
+    batches: list[list[FileNotes]] = [[]]
+    batch_notes = notes = 0
     for name, content in sources:
-        try:
-            data = content if isinstance(content, bytes) else content.read_bytes()
-            readable.append(read_notes(data, steps_per_beat))
-        except UnreadableMidiError as error:
-            report.unreadable.append((name, str(error)))
-        except OSError:
-            report.unreadable.append((name, "cannot be opened"))
-        else:
-            report.md5.append(hashlib.md5(data, usedforsecurity=False).hexdigest())
-    if not readable:
-        return report
-    lines = extract_lines(readable, steps_per_beat)
-    files = range(len(readable))
-    report.is_melodic = np.isin(files, lines.file).tolist()
-    report.material = [np.unique(lines.hashes[lines.hash_file == index]) for index in files]
-    report.tracks, report.dropped = lines.tracks, lines.dropped
-    if len(lines.file):
-        content = lines_table(lines, report.md5, steps_per_beat)
-        with pa.OSFile(str(table), "wb") as sink, pa.ipc.new_file(sink, content.schema) as writer:
-            writer.write_table(content)
-        report.table = table
-    return report
+        set_alarm(limits.seconds)
+        reason, digest = given_up.get(name), None
+        if reason is None:
+            try:
+                data = content if isinstance(content, bytes) else content.read_bytes()
+                digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
+                found = read_notes(data, steps_per_beat)
+            except UnreadableMidiError as error:
+                reason = str(error)
+            except OSError:
+                reason = "cannot be opened"
+            else:
+                if batch_notes > BATCH_NOTES:
+                    batches.append([])
+                    batch_notes = 0
+                batches[-1].append(found)
+                batch_notes, notes = batch_notes + len(found.notes), notes + len(found.notes)
+        md5.append(digest)
+        reasons.append(reason)
+
+    readable = [index for index, reason in enumerate(reasons) if reason is None]
+    is_melodic, lengths = np.zeros(len(sources), dtype=bool), np.zeros(len(sources), dtype=np.int32)
+    material, tables = [np.empty(0, dtype=np.uint64)], []
+    tracks, dropped, displacement_steps = Counter(), Counter(), 0.0
+    for batch in batches if readable else []:
+        set_alarm(limits.seconds)
+        files, readable = np.array(readable[: len(batch)]), readable[len(batch) :]
+        lines = extract_lines(batch, steps_per_beat)
+        is_melodic[files[lines.file]] = True
+        lengths[files] = np.bincount(lines.signature_file, minlength=len(files))
+        material.append(lines.signatures)
+        tables.append(lines_table(lines, [md5[file] or "" for file in files.tolist()], steps_per_beat))
+        tracks += lines.tracks
+        dropped += lines.dropped
+        displacement_steps += lines.displacement_steps
+    if is_melodic.any():
+        write_arrow(pa.concat_tables(tables), stem.with_suffix(LINES_SUFFIX))
+    offsets = np.append(0, np.cumsum(lengths))
+    table = pa.table(
+        {
+            "name": pa.array([name for name, _ in sources], pa.string()),
+            "md5": pa.array(md5, pa.string()),
+            "reason": pa.array(reasons, pa.string()),
+            "is_melodic": pa.array(is_melodic),
+            "material": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(np.concatenate(material))),
+        }
+    )
+    counts = {"tracks": tracks, "dropped": dropped, "notes": notes, "displacement_steps": displacement_steps}
+    write_arrow(table.replace_schema_metadata({"counts": json.dumps(counts)}), stem.with_suffix(FILES_SUFFIX))
+    set_alarm(0)
 
 
-def new_pool(num_proc: int) -> ProcessPoolExecutor:
-    """Start processes that leave Ctrl-C to this one, which then stops them."""
-    return ProcessPoolExecutor(num_proc, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+def set_alarm(seconds: float) -> None:
+    """Let the kernel end this process unless it sets another alarm in time; 0 takes the alarm away."""
+    if sys.platform == "linux":
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
-def process_all(sources: Iterable[MidiSource], steps_per_beat: int, num_proc: int, work: Path) -> Iterator[ChunkReport]:
-    """Process all files in chunks, at most twice as many at a time as there are processes; reports come in any order.
+def begin_worker(limits: Limits) -> None:
+    """Prepare a process: it leaves Ctrl-C to its parent, dies of alarms, and may grow by `limits.memory` only."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        import resource  # not on Windows
+
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(
+            resource.RLIMIT_AS, (pages * resource.getpagesize() + limits.memory * MEBIBYTE, resource.RLIM_INFINITY)
+        )
+
+
+def process_all(
+    sources: Iterable[MidiSource], steps_per_beat: int, num_proc: int, limits: Limits, work: Path
+) -> Iterator[int]:
+    """Process all files in chunks, at most twice as many at a time as there are processes.
 
     Args:
-        sources: the files.
+        sources: the files; the same ones in the same order when a build goes on.
         steps_per_beat: grid steps in a beat.
-        num_proc: number of processes; with 1 the work is done in this one.
-        work: folder for the Arrow files.
+        num_proc: number of processes.
+        limits: what one file may cost.
+        work: folder for the Arrow files; chunks whose files lie there are not done again.
+
+    Yields:
+        Number of files of each chunk that is done.
     """
     stream = iter(sources)
     chunks = iter(lambda: list(islice(stream, CHUNK_FILES)), [])
-    numbered = ((chunk, work / f"{number:06d}.arrow") for number, chunk in enumerate(chunks))
-    if num_proc == 1:
-        for chunk, table in numbered:
-            yield process_chunk(chunk, steps_per_beat, table)
-        return
-    pool = new_pool(num_proc)
-    pending: dict[Future[ChunkReport], tuple[list[MidiSource], Path]] = {}
+    numbered = ((work / f"{number:06d}", chunk) for number, chunk in enumerate(chunks))
+    pending: dict[Future[None], tuple[Path, list[MidiSource]]] = {}
+    pool = new_pool(num_proc, limits)
     try:
         is_exhausted = False
         while pending or not is_exhausted:
@@ -146,31 +213,144 @@ def process_all(sources: Iterable[MidiSource], steps_per_beat: int, num_proc: in
                 task = next(numbered, None)
                 if task is None:
                     is_exhausted = True
+                    continue
+                stem, chunk = task
+                if stem.with_suffix(FILES_SUFFIX).exists():
+                    yield len(chunk)
                 else:
-                    pending[pool.submit(process_chunk, task[0], steps_per_beat, task[1])] = task
+                    pending[pool.submit(process_chunk, chunk, steps_per_beat, limits, {}, stem)] = task
+            if not pending:
+                continue
             done = wait(pending, return_when=FIRST_COMPLETED).done
-            if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
-                # A file brought the parser down, and the pool with it: those under way are done again one by one.
+            if any(isinstance(future.exception(), (BrokenProcessPool, MemoryError)) for future in done):
+                # A file brought its process down, and the pool with it: it is found and left out.
                 tasks, pending = list(pending.values()), {}
                 pool.shutdown()
-                pool = new_pool(num_proc)
-                for chunk, table in tasks:
-                    yield from process_singly(chunk, steps_per_beat, table)
+                pool = new_pool(num_proc, limits)
+                for stem, chunk in tasks:
+                    given_up = dict(find_killers(chunk, steps_per_beat, limits, stem))
+                    process_again = pool.submit(process_chunk, chunk, steps_per_beat, limits, given_up, stem)
+                    if isinstance(process_again.exception(), (BrokenProcessPool, MemoryError)):
+                        raise InterruptedBuildError(
+                            f"processes die while they read {chunk[0][0]} and those after it, though each alone can be "
+                            "read; is there enough memory? Run the same command again with a smaller --num_proc: what "
+                            "is done is kept"
+                        )
+                    yield len(chunk)
                 continue
             for future in done:
-                del pending[future]
-                yield future.result()
+                future.result()
+                yield len(pending.pop(future)[1])
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def process_singly(sources: list[MidiSource], steps_per_beat: int, table: Path) -> Iterator[ChunkReport]:
-    """Process each file of a chunk in a process of its own, and count those that bring it down as broken."""
-    for number, source in enumerate(sources):
-        with new_pool(1) as pool:
-            try:
-                yield pool.submit(
-                    process_chunk, [source], steps_per_beat, table.with_suffix(f".{number}.arrow")
-                ).result()
-            except BrokenProcessPool:
-                yield ChunkReport(files=1, unreadable=[(source[0], "brings the parser down")])
+def load_kernels(steps_per_beat: int) -> None:
+    """Load the compiled loops (compile them, the first time on a machine), so that forked processes have them."""
+    score = Score(480)
+    track = Track(program=0)
+    track.notes.extend([Note(240 * number, 240, 60 + number % 12, 90) for number in range(64)])
+    score.tracks.append(track)
+    with TemporaryDirectory() as folder:
+        source = ("", score.dumps_midi())
+        process_chunk([source], steps_per_beat, Limits(seconds=0), {}, Path(folder) / "kernels")
+
+
+def new_pool(num_proc: int, limits: Limits) -> ProcessPoolExecutor:
+    """Start processes for chunks."""
+    return ProcessPoolExecutor(num_proc, initializer=begin_worker, initargs=(limits,))
+
+
+def find_killers(
+    sources: list[MidiSource], steps_per_beat: int, limits: Limits, stem: Path
+) -> Iterator[tuple[str, str]]:
+    """Process each file in a process of its own, and name those that bring it down, with the reason."""
+    for source in sources:
+        alone = stem.with_name(f"{stem.name}-alone")
+        process = multiprocessing.Process(target=process_alone, args=(source, steps_per_beat, limits, alone))
+        process.start()
+        process.join()
+        if process.exitcode == -signal.SIGALRM:
+            yield source[0], f"takes more than {limits.seconds:g} seconds"
+        elif process.exitcode == OUT_OF_MEMORY:
+            yield source[0], f"needs more than {limits.memory} MiB of memory"
+        elif process.exitcode:
+            yield source[0], "brings the parser down"
+        for suffix in (LINES_SUFFIX, FILES_SUFFIX):
+            alone.with_suffix(suffix).unlink(missing_ok=True)
+
+
+def process_alone(source: MidiSource, steps_per_beat: int, limits: Limits, stem: Path) -> None:
+    """Process one file as if it were a chunk."""
+    begin_worker(limits)
+    try:
+        process_chunk([source], steps_per_beat, limits, {}, stem)
+    except MemoryError:
+        sys.exit(OUT_OF_MEMORY)
+
+
+@dataclass
+class Harvest:
+    """What is known of the files of all chunks; files with the same content count once.
+
+    Attributes:
+        md5: of each file that has notes, in order.
+        is_melodic: whether each of these has a melody line.
+        material: hashes of each, for the search for near-duplicates.
+        unreadable: name and reason of each file without notes, in order of the names.
+        files: number of files read.
+        notes: number of pitched notes in them.
+        displacement_steps: sum over these of how far quantisation moved their onsets.
+        tracks: number of tracks by what became of them.
+        dropped: number of lines left out, by reason.
+    """
+
+    md5: list[str]
+    is_melodic: np.ndarray
+    material: list[np.ndarray]
+    unreadable: list[tuple[str, str]]
+    files: int
+    notes: int
+    displacement_steps: float
+    tracks: Counter[str]
+    dropped: Counter[str]
+
+
+def read_arrow(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read an Arrow file into memory: mapped, thousands of them would be open at once."""
+    content = path.read_bytes()
+    schema = pa.ipc.open_file(content).schema
+    chosen = [schema.get_field_index(name) for name in columns or schema.names]
+    return pa.ipc.open_file(content, options=pa.ipc.IpcReadOptions(included_fields=chosen)).read_all()
+
+
+def line_files(work: Path) -> list[Path]:
+    """Return the Arrow files with the lines of all chunks that `process_all` left in a folder and those below it."""
+    return sorted(work.rglob(f"*{LINES_SUFFIX}"))
+
+
+def harvest(work: Path) -> Harvest:
+    """Put together what `process_all` wrote about files in a folder and those below it."""
+    chunks = [read_arrow(path) for path in sorted(work.rglob(f"*{FILES_SUFFIX}"))]
+    counts = [json.loads((chunk.schema.metadata or {})[b"counts"]) for chunk in chunks]
+    files = pa.concat_tables([chunk.replace_schema_metadata() for chunk in chunks])
+    rows = zip(files["name"].to_pylist(), files["reason"].to_pylist(), strict=True)
+    unreadable = sorted((name, reason) for name, reason in rows if reason is not None)
+    readable = files.filter(files["reason"].is_null())
+    md5, first = np.unique(np.array(readable["md5"].to_pylist(), dtype=object), return_index=True)
+    chosen = readable.take(pa.array(first))
+    tracks, dropped = Counter(), Counter()
+    for count in counts:
+        tracks.update(count["tracks"])
+        dropped.update(count["dropped"])
+    return Harvest(
+        md5=md5.tolist(),
+        is_melodic=np.asarray(chosen["is_melodic"]),
+        material=[item.values.to_numpy() for item in chosen["material"]],
+        unreadable=unreadable,
+        files=files.num_rows,
+        notes=sum(count["notes"] for count in counts),
+        displacement_steps=sum(count["displacement_steps"] for count in counts),
+        tracks=tracks,
+        dropped=dropped,
+    )

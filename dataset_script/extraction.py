@@ -1,25 +1,33 @@
-"""Notes on the bar grid -> melody lines. Works on many files at once, on flat arrays without a loop over notes."""
+"""Notes on the bar grid -> melody lines. Compiled loops over the flat arrays of many files at once."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 
 from dataset_script import features
+from dataset_script.lead_score import lead_scores, name_hint, track_features
 from dataset_script.midi_notes import (
+    BAR_STEPS,
+    DENOMINATOR,
     DURATION_BITS,
+    FIRST_BAR,
     MAX_DURATION,
     MAX_STEPS,
+    NUMERATOR,
     PITCH_BITS,
+    START_TICKS,
     STEP_BITS,
     STEP_SHIFT,
+    STEPS_UP,
+    TICKS_DOWN,
     FileNotes,
 )
-from dataset_script.near_duplicates import shingles
+from dataset_script.near_duplicates import mix, signatures
 
 LOWEST_PITCH, HIGHEST_PITCH = 21, 108  # the piano's 88 keys, MusicVAE's range
 MIN_BARS = 4
@@ -27,12 +35,13 @@ MAX_BARS = (1 << 16) - 1  # `bars` is a uint16
 MIN_PITCHES = 3
 MAX_DISCARDED = 0.5  # a track of which the skyline discards a larger share of the notes is chords, not a melody
 
-LINE_REASONS = (
-    f"shorter than {MIN_BARS} bars",
-    f"longer than {MAX_BARS} bars",
-    f"pitch outside {LOWEST_PITCH}-{HIGHEST_PITCH}",
-    f"fewer than {MIN_PITCHES} pitches",
-)
+KEPT, TOO_SHORT, TOO_LONG, OUTSIDE, MONOTONOUS = range(5)
+LINE_REASONS = {
+    TOO_SHORT: f"shorter than {MIN_BARS} bars",
+    TOO_LONG: f"longer than {MAX_BARS} bars",
+    OUTSIDE: f"pitch outside {LOWEST_PITCH}-{HIGHEST_PITCH}",
+    MONOTONOUS: f"fewer than {MIN_PITCHES} pitches",
+}
 
 
 class Batch:
@@ -41,110 +50,200 @@ class Batch:
     A strand is a track in one stretch of constant time signature; lines never cross strands.
 
     Attributes:
-        files: what `read_notes` gave for each file.
-        track_file: file of each track.
+        packed: all notes, packed and sorted as in `FileNotes`.
+        file_notes: where each file's notes begin and the last ends, shape (F + 1,).
+        file_tracks: where each file's tracks begin and the last ends, shape (F + 1,).
+        file_strands: where each file's strands begin and the last ends, shape (F + 1,).
+        track: index of each track in its file.
+        program: General MIDI program of each track.
         strand_file: file of each strand.
         strand_track: track of each strand, counted through the batch.
-        strand_stretch: stretch of each strand, counted inside its file.
-        bar_steps: grid steps in a bar of each strand.
-        first_bar: bars of the file before each strand.
-        numerator: of each strand's time signature.
-        denominator: of each strand's time signature.
-        packed: all notes as `FileNotes` packs them, but with the strand counted through the batch in `strand`.
-        strand: strand of each note.
+        grid: row of each strand's stretch in its file's bar grid, shape (S, 8), see `GRID_COLUMNS`.
+        hints: `name_hint` of each track.
     """
 
     def __init__(self, files: Sequence[FileNotes]):
         tracks = np.array([len(item.track) for item in files])
-        stretches = np.array([len(item.grid.start_ticks) for item in files])
-        strands_before = np.cumsum(tracks * stretches) - tracks * stretches
-        self.files = files
-        self.track_file = np.repeat(np.arange(len(files)), tracks)
-        self.strand_file = np.repeat(np.arange(len(files)), tracks * stretches)
-        inside = np.arange(len(self.strand_file)) - strands_before[self.strand_file]
-        self.strand_stretch = inside % stretches[self.strand_file]
-        self.strand_track = (np.cumsum(tracks) - tracks)[self.strand_file] + inside // stretches[self.strand_file]
-        at = (np.cumsum(stretches) - stretches)[self.strand_file] + self.strand_stretch
-        self.bar_steps = np.concatenate([item.grid.bar_steps for item in files])[at]
-        self.first_bar = np.concatenate([item.grid.first_bar for item in files])[at]
-        self.numerator = np.concatenate([item.grid.numerator for item in files])[at]
-        self.denominator = np.concatenate([item.grid.denominator for item in files])[at]
+        stretches = np.array([len(item.grid) for item in files])
         self.packed = np.concatenate([item.notes for item in files])
-        self.strand = (self.packed >> (STEP_SHIFT + STEP_BITS)) + np.repeat(
-            strands_before, [len(item.notes) for item in files]
-        )
+        self.file_notes = bounds([len(item.notes) for item in files])
+        self.file_tracks = bounds(tracks)
+        self.file_strands = bounds(tracks * stretches)
+        self.track = np.array([index for item in files for index in item.track])
+        self.program = np.array([program for item in files for program in item.program])
+        self.hints = np.array([name_hint(name) for item in files for name in item.names], dtype=float)
+        self.strand_file = np.repeat(np.arange(len(files)), tracks * stretches)
+        inside = np.arange(len(self.strand_file)) - self.file_strands[self.strand_file]
+        stretch = bounds(stretches)[self.strand_file] + inside % stretches[self.strand_file]
+        self.strand_track = self.file_tracks[self.strand_file] + inside // stretches[self.strand_file]
+        self.grid = np.concatenate([item.grid for item in files])[stretch]
 
 
-@dataclass
-class Skyline:
-    """The highest note of each onset, strand by strand in order of time (shape (N,)), and counts by track (shape (K,)).
+def bounds(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Return where each of several runs begins, and where the last ends."""
+    return np.append(0, np.cumsum(lengths))
 
-    Attributes:
-        strand: strand of each note.
-        step: onset from the start of the strand's stretch.
-        pitch: MIDI pitch.
-        duration: length in steps, cut where the next note begins.
-        to_next: steps to the next onset in the strand, `MAX_STEPS` at its end.
-        is_alone: whether the next note begins no earlier than about the note's own end.
-        notes: number of notes of each track before the skyline.
-        kept: number of notes of each track after it.
+
+@njit(cache=True)
+def skyline(
+    packed: np.ndarray, file_notes: np.ndarray, file_strands: np.ndarray, strand_track: np.ndarray, tracks: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Make every strand monophonic: of the notes with one onset the highest stays, and the next onset ends it.
+
+    Args:
+        packed: of `Batch`, like the others.
+        file_notes: of `Batch`.
+        file_strands: of `Batch`.
+        strand_track: of `Batch`.
+        tracks: number of tracks.
+
+    Returns:
+        For each note that stays, strand by strand in order of time, shape (M,): its strand; its onset in steps from
+        the start of the strand's stretch; its pitch; its length in steps, cut where the next note begins; the steps to
+        the next onset in the strand, `MAX_STEPS` at its end; and whether the next note begins no earlier than about
+        the note's own end. Last, the number of notes of each track before and after the skyline, shape (K,).
     """
-
-    strand: np.ndarray
-    step: np.ndarray
-    pitch: np.ndarray
-    duration: np.ndarray
-    to_next: np.ndarray
-    is_alone: np.ndarray
-    notes: np.ndarray
-    kept: np.ndarray
-
-
-def skyline(batch: Batch) -> Skyline:
-    """Make every track monophonic: of the notes with one onset the highest stays, and the next onset ends it."""
-    tracks = len(batch.track_file)
-    notes = np.bincount(batch.strand_track[batch.strand], minlength=tracks)
-    place = batch.strand << STEP_BITS | (batch.packed >> STEP_SHIFT & (MAX_STEPS - 1))
-    is_top = np.append(True, place[1:] != place[:-1])  # the packed notes are sorted by falling pitch
-    place, packed = place[is_top], batch.packed[is_top]
-    strand, step = place >> STEP_BITS, place & (MAX_STEPS - 1)
-    to_next = np.append(np.diff(step), MAX_STEPS)
-    to_next[:-1][strand[1:] != strand[:-1]] = MAX_STEPS
-    duration = MAX_DURATION - (packed & MAX_DURATION)
-    return Skyline(
-        strand=strand,
-        step=step,
-        pitch=127 - (packed >> DURATION_BITS & ((1 << PITCH_BITS) - 1)),
-        duration=np.minimum(duration, to_next),
-        to_next=to_next,
+    notes = len(packed)
+    strand, step = np.empty(notes, dtype=np.int64), np.empty(notes, dtype=np.int64)
+    pitch, duration = np.empty(notes, dtype=np.uint8), np.empty(notes, dtype=np.int64)
+    to_next, is_alone = np.empty(notes, dtype=np.int64), np.empty(notes, dtype=np.bool_)
+    found, kept = np.zeros(tracks, dtype=np.int64), np.zeros(tracks, dtype=np.int64)
+    last = -1
+    for file in range(len(file_notes) - 1):
+        for note in range(file_notes[file], file_notes[file + 1]):
+            value = packed[note]
+            of, onset = (value >> (STEP_SHIFT + STEP_BITS)) + file_strands[file], value >> STEP_SHIFT & (MAX_STEPS - 1)
+            found[strand_track[of]] += 1
+            is_same_strand = last >= 0 and strand[last] == of
+            if is_same_strand and step[last] == onset:
+                continue  # notes with one onset are sorted by falling pitch
+            if is_same_strand:
+                to_next[last] = onset - step[last]
+            last += 1
+            kept[strand_track[of]] += 1
+            strand[last], step[last], to_next[last] = of, onset, MAX_STEPS
+            pitch[last] = 127 - (value >> DURATION_BITS & ((1 << PITCH_BITS) - 1))
+            duration[last] = MAX_DURATION - (value & MAX_DURATION)
+    notes = last + 1
+    for note in range(notes):
         # Legato playing holds a note a little into the next one: a step, or a quarter of its length.
-        is_alone=duration - np.maximum(duration >> 2, 1) <= to_next,
-        notes=notes,
-        kept=np.bincount(batch.strand_track[strand], minlength=tracks),
-    )
+        is_alone[note] = duration[note] - max(duration[note] >> 2, 1) <= to_next[note]
+        duration[note] = min(duration[note], to_next[note])
+    return strand[:notes], step[:notes], pitch[:notes], duration[:notes], to_next[:notes], is_alone[:notes], found, kept
 
 
-def rate_tracks(batch: Batch, top: Skyline) -> dict[str, np.ndarray]:
-    """Describe how much each track of a batch is the tune: the terms of `features.lead_scores`, shape (K,) each."""
-    tracks = len(batch.track_file)
-    track = batch.strand_track[top.strand]
-    bar = batch.first_bar[top.strand] + top.step // batch.bar_steps[top.strand]
-    is_new_bar = np.append(True, (bar[1:] != bar[:-1]) | (track[1:] != track[:-1]))
-    active_bars = np.bincount(track[is_new_bar], minlength=tracks)
-    quarters = (4 * batch.numerator / batch.denominator)[top.strand[is_new_bar]]
-    file_begins = np.searchsorted(batch.strand_file[top.strand], np.arange(len(batch.files)))  # each has notes
-    file_bars = np.maximum.reduceat(bar, file_begins) + 1
-    used = np.zeros((tracks, 128), dtype=bool)
-    used[track, top.pitch] = True
-    return features.lead_features(
-        mean_pitch=np.bincount(track, weights=top.pitch, minlength=tracks) / top.kept,
-        monophony=np.bincount(track[top.is_alone], minlength=tracks) / top.notes,
-        coverage=active_bars / file_bars[batch.track_file],
-        pitches=used.sum(axis=1),
-        density=top.kept / np.bincount(track[is_new_bar], weights=quarters, minlength=tracks),
-        program=np.concatenate([item.program for item in batch.files]),
-        hints=np.array([features.name_hint(name) for item in batch.files for name in item.names]),
-    )
+@njit(cache=True)
+def place_in_bars(
+    strand: np.ndarray, step: np.ndarray, bar_steps: np.ndarray, first_bar: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return each note's bar, counted through its file, the step in it, and the steps that it has, shape (M,)."""
+    bar, position, steps = np.empty_like(step), np.empty_like(step), np.empty_like(step)
+    for note in range(len(step)):
+        steps[note] = bar_steps[strand[note]]
+        in_stretch = step[note] // steps[note]
+        bar[note], position[note] = first_bar[strand[note]] + in_stretch, step[note] - in_stretch * steps[note]
+    return bar, position, steps
+
+
+@njit(cache=True)
+def find_lines(
+    strand: np.ndarray,
+    step: np.ndarray,
+    pitch: np.ndarray,
+    duration: np.ndarray,
+    to_next: np.ndarray,
+    bar_steps: np.ndarray,
+    is_chords: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Split strands where they are silent for more than a bar, and judge each line.
+
+    Args:
+        strand: what `skyline` returned, like the next four, shape (M,).
+        step: onsets.
+        pitch: pitches.
+        duration: lengths.
+        to_next: steps to the next onset.
+        bar_steps: of each strand, shape (S,).
+        is_chords: whether a strand is left out altogether, shape (S,).
+
+    Returns:
+        First note, end of the notes, first bar in its stretch, number of bars, and verdict of each line, shape (L,).
+    """
+    notes = len(strand)
+    first, end = np.empty(notes, dtype=np.int64), np.empty(notes, dtype=np.int64)
+    bar, bars = np.empty(notes, dtype=np.int64), np.empty(notes, dtype=np.int64)
+    verdict = np.empty(notes, dtype=np.int64)
+    is_used = np.zeros(256, dtype=np.bool_)
+    lines, begin = 0, 0
+    for note in range(notes):
+        of = strand[note]
+        if to_next[note] != MAX_STEPS and to_next[note] - duration[note] <= bar_steps[of]:
+            continue
+        if not is_chords[of]:
+            is_used[:] = False
+            lowest, highest, pitches = 255, 0, 0
+            for member in range(begin, note + 1):
+                value = np.int64(pitch[member])
+                pitches += not is_used[value]
+                is_used[value] = True
+                lowest, highest = min(lowest, value), max(highest, value)
+            first[lines], end[lines] = begin, note + 1
+            bar[lines] = step[begin] // bar_steps[of]
+            bars[lines] = -((bar[lines] * bar_steps[of] - step[note] - duration[note]) // bar_steps[of])
+            verdict[lines] = KEPT
+            if bars[lines] < MIN_BARS:
+                verdict[lines] = TOO_SHORT
+            elif bars[lines] > MAX_BARS:
+                verdict[lines] = TOO_LONG
+            elif lowest < LOWEST_PITCH or highest > HIGHEST_PITCH:
+                verdict[lines] = OUTSIDE
+            elif pitches < MIN_PITCHES:
+                verdict[lines] = MONOTONOUS
+            lines += 1
+        begin = note + 1
+    return first[:lines], end[:lines], bar[:lines], bars[:lines], verdict[:lines]
+
+
+@njit(cache=True)
+def gather(
+    first: np.ndarray,
+    origin: np.ndarray,
+    offsets: np.ndarray,
+    step: np.ndarray,
+    pitch: np.ndarray,
+    duration: np.ndarray,
+    signature: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Copy the notes of the lines that stay, and hash them.
+
+    Args:
+        first: first note of each line, shape (L,).
+        origin: onset of its first bar line, shape (L,).
+        offsets: where its notes go, shape (L + 1,).
+        step: onsets of all notes, shape (M,).
+        pitch: their pitches.
+        duration: their lengths.
+        signature: a number for the time signature of each line, shape (L,).
+
+    Returns:
+        Pitch, start and duration of the lines' notes, shape (N,), and a hash of 128 bits of each line's notes and time
+        signature, shape (L, 2).
+    """
+    notes = offsets[-1]
+    new_pitch, new_start = np.empty(notes, dtype=np.uint8), np.empty(notes, dtype=np.int32)
+    new_duration = np.empty(notes, dtype=np.uint16)
+    digest = np.empty((len(first), 2), dtype=np.uint64)
+    for line in range(len(first)):
+        low = mix(np.uint64(signature[line]))
+        high = mix(~np.uint64(signature[line]))
+        for position in range(offsets[line + 1] - offsets[line]):
+            note, place = first[line] + position, offsets[line] + position
+            new_pitch[place], new_duration[place] = pitch[note], duration[note]
+            new_start[place] = step[note] - origin[line]
+            content = np.uint64((step[note] - origin[line]) << 24 | duration[note] << 8 | np.int64(pitch[note]))
+            low, high = mix(low ^ content), mix(high + content)
+        digest[line, 0], digest[line, 1] = low, high
+    return new_pitch, new_start, new_duration, digest
 
 
 @dataclass
@@ -161,11 +260,14 @@ class Lines:
         pitch: MIDI pitches of all notes.
         start: their onsets in steps from the bar line at or before the line's first note.
         duration: their lengths in steps.
-        digest: a hash of notes and time signature of each line; equal lines have equal digests.
-        hashes: hashes of the lead tracks' material, shape (M,).
-        hash_file: index of the file of each, shape (M,).
+        digest: a hash of notes and time signature of each line, shape (L, 2); equal lines have equal digests.
+        signatures: hashes of the lines' material for the search for near-duplicates, shape (M,).
+        signature_file: index of the file of each, shape (M,).
+        track_features: what the lead score is made from, of each pitched track of the batch, shape (K, features).
+        track_has_lines: whether each of them has a line.
         tracks: number of tracks by what became of them: "melody", or the reason for leaving them out.
         dropped: number of lines left out, by reason.
+        displacement_steps: sum over all pitched notes of how far quantisation moved their onsets.
         track: the column of the same name, like the other attributes.
     """
 
@@ -186,11 +288,14 @@ class Lines:
     pitch: np.ndarray
     start: np.ndarray
     duration: np.ndarray
-    digest: list[bytes]
-    hashes: np.ndarray
-    hash_file: np.ndarray
+    digest: np.ndarray
+    signatures: np.ndarray
+    signature_file: np.ndarray
+    track_features: np.ndarray
+    track_has_lines: np.ndarray
     tracks: Counter[str]
     dropped: Counter[str]
+    displacement_steps: float
 
 
 def extract_lines(files: Sequence[FileNotes], steps_per_beat: int) -> Lines:
@@ -204,76 +309,78 @@ def extract_lines(files: Sequence[FileNotes], steps_per_beat: int) -> Lines:
         steps_per_beat: the one given to `read_notes`.
     """
     batch = Batch(files)
-    top = skyline(batch)
-    lead_score = features.lead_scores(rate_tracks(batch, top))
-    is_chords = top.notes - top.kept > MAX_DISCARDED * top.notes
-
-    is_melodic = ~is_chords[batch.strand_track[top.strand]]
-    strand, step, pitch = top.strand[is_melodic], top.step[is_melodic], top.pitch[is_melodic]
-    duration, to_next = top.duration[is_melodic], top.to_next[is_melodic]
-    last = np.flatnonzero(to_next - duration > np.where(to_next == MAX_STEPS, -1, batch.bar_steps[strand]))
-    first = np.append(0, last + 1)[: len(last)]
+    tracks = len(batch.track)
+    strand, step, pitch, duration, to_next, is_alone, found, kept = skyline(
+        batch.packed, batch.file_notes, batch.file_strands, batch.strand_track, tracks
+    )
+    is_chords = found - kept > MAX_DISCARDED * found
+    bar_steps, quarter_steps = batch.grid[:, BAR_STEPS], steps_per_beat * batch.grid[:, DENOMINATOR] / 4
+    described = track_features(
+        bounds(kept),
+        batch.file_tracks,
+        *place_in_bars(strand, step, bar_steps, batch.grid[:, FIRST_BAR]),
+        quarter_steps[strand],
+        pitch,
+        duration,
+        is_alone,
+        found,
+    )
+    lead_score = lead_scores(described, batch.program, batch.hints)
+    first, end, bar, bars, verdict = find_lines(
+        strand, step, pitch, duration, to_next, bar_steps, is_chords[batch.strand_track]
+    )
+    is_kept = verdict == KEPT
+    first, end, bar, bars = first[is_kept], end[is_kept], bar[is_kept], bars[is_kept]
     of = strand[first]
-    bar = step[first] // batch.bar_steps[of]
-    origin = bar * batch.bar_steps[of]
-    bars = -((origin - step[last] - duration[last]) // batch.bar_steps[of])
-    length = last - first + 1
-    line = np.repeat(np.arange(len(last)), length)
-    verdict = judge(pitch, line, bars)
-
-    is_kept = verdict == 0
-    of, bar, bars, length = of[is_kept], bar[is_kept], bars[is_kept], length[is_kept]
-    is_kept_note = is_kept[line]
-    start = (step - origin[line])[is_kept_note].astype(np.int32)
-    pitch, duration = pitch[is_kept_note].astype(np.uint8), duration[is_kept_note].astype(np.uint16)
-    lines = len(of)
-    line = np.repeat(np.arange(lines), length)
-    offsets = np.append(0, np.cumsum(length))
-    track, file = batch.strand_track[of], batch.strand_file[of]
-    numerator, denominator = batch.numerator[of], batch.denominator[of]
-    is_lead = find_leads(lead_score, track, file)
-    is_lead_note = is_lead[line]
-    hashes, hash_line = shingles(pitch[is_lead_note], start[is_lead_note], line[is_lead_note])
-    key, key_confidence = features.keys(pitch, duration, line, lines)
-    tracks = Counter({"melody": len(np.unique(track)), "chords": int(is_chords.sum())})
-    tracks["no line left"] = len(is_chords) - tracks.total()
+    offsets = bounds(end - first)
+    grid = batch.grid[of]
+    numerator, denominator = grid[:, NUMERATOR], grid[:, DENOMINATOR]
+    line_pitch, start, line_duration, digest = gather(
+        first, bar * bar_steps[of], offsets, step, pitch, duration, numerator << 32 | denominator
+    )
+    line_track, file = batch.strand_track[of], batch.strand_file[of]
+    key, key_confidence = features.keys(line_pitch, line_duration, offsets)
+    file_tempos = bounds([len(item.tempo_ticks) for item in files])
+    material, material_file = signatures(line_pitch, start, offsets, file)
+    outcome = Counter({"melody": len(np.unique(line_track)), "chords": int(is_chords.sum())})
+    outcome["no line left"] = tracks - outcome.total()
     for item in files:
-        tracks.update(item.dropped_tracks)
+        outcome.update(item.dropped_tracks)
     return Lines(
         file=file,
-        first_bar=batch.first_bar[of] + bar,
+        first_bar=grid[:, FIRST_BAR] + bar,
         numerator=numerator,
         denominator=denominator,
-        track=np.concatenate([item.track for item in files])[track],
-        program=np.concatenate([item.program for item in files])[track],
-        lead_score=lead_score[track],
-        is_lead=is_lead,
-        tempo=tempos(batch, of, start[offsets[:-1]] + bar * batch.bar_steps[of]),
+        track=batch.track[line_track],
+        program=batch.program[line_track],
+        lead_score=lead_score[line_track],
+        is_lead=find_leads(lead_score, line_track, file),
+        tempo=tempos(
+            file_tempos[file],
+            file_tempos[file + 1],
+            np.concatenate([item.tempo_ticks for item in files]),
+            np.concatenate([item.mspq for item in files]),
+            grid,
+            step[first],
+        ),
         key=key,
         key_confidence=key_confidence,
         bars=bars,
-        complexity=features.complexities(pitch, start, line, 4 * bars * numerator / denominator, steps_per_beat),
-        offsets=offsets,
-        pitch=pitch,
-        start=start,
-        duration=duration,
-        digest=list(digests(pitch, start, duration, offsets, numerator, denominator)),
-        hashes=hashes,
-        hash_file=file[hash_line],
-        tracks=tracks,
-        dropped=Counter(
-            {reason: int((verdict == number).sum()) for number, reason in enumerate(LINE_REASONS, start=1)}
+        complexity=features.complexities(
+            line_pitch, start, offsets, 4 * bars * numerator / denominator, steps_per_beat
         ),
-    )
-
-
-def judge(pitch: np.ndarray, line: np.ndarray, bars: np.ndarray) -> np.ndarray:
-    """Return 0 for each line to keep, else 1 + the place of its reason in `LINE_REASONS`, shape (L,)."""
-    used = np.zeros((len(bars), 128), dtype=bool)
-    used[line, pitch] = True
-    is_outside = used[:, :LOWEST_PITCH].any(axis=1) | used[:, HIGHEST_PITCH + 1 :].any(axis=1)
-    return np.select(
-        [bars < MIN_BARS, bars > MAX_BARS, is_outside, used.sum(axis=1) < MIN_PITCHES], [1, 2, 3, 4], default=0
+        offsets=offsets,
+        pitch=line_pitch,
+        start=start,
+        duration=line_duration,
+        digest=digest,
+        signatures=material,
+        signature_file=material_file,
+        track_features=described,
+        track_has_lines=np.bincount(line_track, minlength=tracks) > 0,
+        tracks=outcome,
+        dropped=Counter({reason: int((verdict == number).sum()) for number, reason in LINE_REASONS.items()}),
+        displacement_steps=sum(item.displacement_steps for item in files),
     )
 
 
@@ -292,35 +399,32 @@ def find_leads(lead_score: np.ndarray, track: np.ndarray, file: np.ndarray) -> n
     return lead[track]
 
 
-def tempos(batch: Batch, strand: np.ndarray, step: np.ndarray) -> np.ndarray:
-    """Return the tempo in quarter notes per minute at a step of a strand, shape (L,)."""
-    found = np.empty(len(strand))
-    strand_file, strand_stretch = batch.strand_file[strand], batch.strand_stretch[strand]
-    bounds = np.searchsorted(strand_file, np.arange(len(batch.files) + 1))
-    for item, begin, end in zip(batch.files, bounds[:-1], bounds[1:], strict=True):
-        if begin == end:
-            continue
-        if len(item.tempo) == 1:
-            found[begin:end] = item.tempo[0]
-            continue
-        up, down = item.grid.steps_per_tick[strand_stretch[begin:end]].T
+@njit(cache=True)
+def tempos(
+    first_tempo: np.ndarray,
+    end_tempo: np.ndarray,
+    tempo_ticks: np.ndarray,
+    mspq: np.ndarray,
+    grid: np.ndarray,
+    step: np.ndarray,
+) -> np.ndarray:
+    """Return the tempo in quarter notes per minute at a step of a stretch, shape (L,); 120 until the first tempo.
+
+    Args:
+        first_tempo: index of the first tempo of the line's file, shape (L,).
+        end_tempo: index after its last, shape (L,).
+        tempo_ticks: where each tempo of each file begins, rising in each file, shape (P,).
+        mspq: microseconds per quarter note, shape (P,).
+        grid: row of the stretch in the bar grid, shape (L, 8).
+        step: counted from there, shape (L,).
+    """
+    found = np.empty(len(step))
+    for line in range(len(step)):
+        up, down = grid[line, STEPS_UP], grid[line, TICKS_DOWN]
         # Half a step of grace: a note that was quantised backwards still begins in the tempo that it was played in.
-        ticks = item.grid.start_ticks[strand_stretch[begin:end]] + (2 * step[begin:end] + 1) * down // (2 * up)
-        found[begin:end] = item.tempo[np.searchsorted(item.tempo_ticks, ticks, side="right") - 1]
+        ticks = grid[line, START_TICKS] + (2 * step[line] + 1) * down // (2 * up)
+        place = first_tempo[line]
+        while place < end_tempo[line] and tempo_ticks[place] <= ticks:
+            place += 1
+        found[line] = 60e6 / max(mspq[place - 1], 1) if place > first_tempo[line] else 120.0
     return found
-
-
-def digests(
-    pitch: np.ndarray,
-    start: np.ndarray,
-    duration: np.ndarray,
-    offsets: np.ndarray,
-    numerator: np.ndarray,
-    denominator: np.ndarray,
-) -> Iterator[bytes]:
-    """Hash notes and time signature of each line (16 bytes of BLAKE2b)."""
-    signatures = zip(numerator.tolist(), denominator.tolist(), strict=True)
-    bounds = offsets.tolist()
-    for begin, end, signature in zip(bounds[:-1], bounds[1:], signatures, strict=True):
-        notes = [values[begin:end].tobytes() for values in (pitch, start, duration)]
-        yield hashlib.blake2b(b"".join([b"%d/%d" % signature, *notes]), digest_size=16).digest()

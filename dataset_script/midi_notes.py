@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
+from numba import njit
 from symusic.core import ScoreTick
 
 STRAND_BITS, STEP_BITS, PITCH_BITS, DURATION_BITS = 20, 20, 7, 16  # 63 bits: a note is one sortable, non-negative int64
@@ -14,33 +14,21 @@ MAX_STEPS = 1 << STEP_BITS
 MAX_STRANDS = 1 << STRAND_BITS
 MAX_DURATION = (1 << DURATION_BITS) - 1
 MAX_TRACKS = 1 << 15  # `track` is an int16
+ENDLESS_TICKS = 1 << 40
 
 
 class UnreadableMidiError(ValueError):
     """A file that yields no notes; the message is the reason under which the funnel counts it."""
 
 
-@dataclass
-class BarGrid:
-    """The stretches of constant time signature of one file, in order; every field has one entry for each (shape (G,)).
+GRID_COLUMNS = 8
+START_TICKS, LENGTH_TICKS, NUMERATOR, DENOMINATOR, BAR_STEPS, FIRST_BAR, STEPS_UP, TICKS_DOWN = range(GRID_COLUMNS)
+"""The columns of a bar grid (int64, shape (G, 8)): the stretches of constant time signature of one file, in order.
 
-    Attributes:
-        start_ticks: where the stretch begins; bars are counted from here.
-        length_ticks: its length; the last stretch has no end (a very large number).
-        numerator: of the time signature, after rewriting (see `canonical_time_signature`).
-        denominator: of the time signature, after rewriting.
-        bar_steps: grid steps in a bar.
-        first_bar: number of bars of the file before the stretch.
-        steps_per_tick: numerator and denominator of the exact ratio, shape (G, 2).
-    """
-
-    start_ticks: np.ndarray
-    length_ticks: np.ndarray
-    numerator: np.ndarray
-    denominator: np.ndarray
-    bar_steps: np.ndarray
-    first_bar: np.ndarray
-    steps_per_tick: np.ndarray
+START_TICKS: where the stretch begins; bars are counted from here. LENGTH_TICKS: its length; the last stretch has no end
+(a very large number). NUMERATOR, DENOMINATOR: of the time signature, after `canonical_time_signature`. BAR_STEPS: grid
+steps in a bar. FIRST_BAR: number of bars of the file before the stretch. STEPS_UP, TICKS_DOWN: as many grid steps
+as ticks."""
 
 
 @dataclass
@@ -50,25 +38,28 @@ class FileNotes:
     Attributes:
         notes: packed notes (int64, shape (N,)), sorted by strand, onset, falling pitch, falling duration. A *strand*
             is a track inside one stretch of constant time signature: strand = position of the track * G + stretch.
-        grid: the stretches.
-        track: index in the file of each pitched track that has notes, shape (K,).
-        program: General MIDI program of each, shape (K,).
+        grid: the stretches, see `GRID_COLUMNS`.
+        track: index in the file of each pitched track that has notes.
+        program: General MIDI program of each.
         names: name of each.
-        tempo_ticks: where tempos change, shape (P,); tick 0 is always there.
-        tempo: quarter notes per minute from there on, shape (P,).
+        tempo_ticks: where tempos change, shape (P,).
+        mspq: microseconds per quarter note from there on, shape (P,).
         dropped_tracks: number of tracks left out, by reason.
+        displacement_steps: sum over the notes of how far quantisation moved their onsets, in steps.
     """
 
     notes: np.ndarray
-    grid: BarGrid
-    track: np.ndarray
-    program: np.ndarray
+    grid: np.ndarray
+    track: list[int]
+    program: list[int]
     names: list[str]
     tempo_ticks: np.ndarray
-    tempo: np.ndarray
+    mspq: np.ndarray
     dropped_tracks: dict[str, int]
+    displacement_steps: float
 
 
+@njit(cache=True)
 def canonical_time_signature(numerator: int, denominator: int) -> tuple[int, int]:
     """Rewrite a time signature to the one that the grid is built on; the bar keeps its length.
 
@@ -82,75 +73,111 @@ def canonical_time_signature(numerator: int, denominator: int) -> tuple[int, int
     return numerator, denominator
 
 
-def bar_grid(score: ScoreTick, steps_per_beat: int) -> BarGrid:
-    """Find the stretches of constant time signature of a score whose unit is the tick.
+@njit(cache=True)
+def bar_grid(
+    time: np.ndarray, numerators: np.ndarray, denominators: np.ndarray, ticks_per_quarter: int, steps_per_beat: int
+) -> np.ndarray:
+    """Find the stretches of constant time signature (see `GRID_COLUMNS`).
 
     A signature that is stated again on a bar line changes nothing and is passed over; stated again inside a bar, it
     starts a new bar and therefore a new stretch. 4/4 holds until the first signature.
+
+    Args:
+        time: where signatures are stated, in ticks, shape (P,).
+        numerators: of each, shape (P,).
+        denominators: of each, shape (P,).
+        ticks_per_quarter: resolution of the file.
+        steps_per_beat: grid steps in a beat.
     """
-    whole_note_ticks = 4 * score.ticks_per_quarter
-    stretches = [(0, 4, 4)]
-    for signature in sorted(score.time_signatures, key=lambda signature: signature.time):
-        if signature.numerator < 1 or signature.denominator < 1:
+    grid = np.zeros((len(time) + 1, GRID_COLUMNS), dtype=np.int64)
+    whole_note_ticks = 4 * ticks_per_quarter
+    grid[0, NUMERATOR] = grid[0, DENOMINATOR] = 4
+    last = 0
+    for place in np.argsort(time, kind="mergesort"):
+        if numerators[place] < 1 or denominators[place] < 1:
             continue
-        numerator, denominator = canonical_time_signature(signature.numerator, signature.denominator)
-        stretch = (max(signature.time, 0), numerator, denominator)
-        if stretch[0] == stretches[-1][0]:  # the last of several at one place holds
-            stretches.pop()
-        if not stretches or not is_restated(stretches[-1], stretch, whole_note_ticks):
-            stretches.append(stretch)
-    return stretches_grid(tuple(stretches), whole_note_ticks, steps_per_beat)
+        numerator, denominator = canonical_time_signature(np.int64(numerators[place]), np.int64(denominators[place]))
+        start = max(np.int64(time[place]), 0)
+        if start == grid[last, START_TICKS]:  # the last of several at one place holds
+            last -= 1
+        is_restated = (
+            last >= 0
+            and numerator == grid[last, NUMERATOR]
+            and denominator == grid[last, DENOMINATOR]
+            and (start - grid[last, START_TICKS]) * denominator % (whole_note_ticks * numerator) == 0
+        )
+        if not is_restated:
+            last += 1
+            grid[last, START_TICKS], grid[last, NUMERATOR], grid[last, DENOMINATOR] = start, numerator, denominator
+    for stretch in range(last + 1):
+        numerator, denominator = grid[stretch, NUMERATOR], grid[stretch, DENOMINATOR]
+        length = grid[stretch + 1, START_TICKS] - grid[stretch, START_TICKS] if stretch < last else ENDLESS_TICKS
+        grid[stretch, LENGTH_TICKS] = length
+        grid[stretch, BAR_STEPS] = numerator * steps_per_beat
+        grid[stretch, STEPS_UP], grid[stretch, TICKS_DOWN] = denominator * steps_per_beat, whole_note_ticks
+        if stretch < last:
+            bars = -(-length * denominator // (whole_note_ticks * numerator))
+            grid[stretch + 1, FIRST_BAR] = grid[stretch, FIRST_BAR] + bars
+    return grid[: last + 1]
 
 
-@lru_cache(maxsize=256)  # most files have one of a few
-def stretches_grid(stretches: tuple[tuple[int, int, int], ...], whole_note_ticks: int, steps_per_beat: int) -> BarGrid:
-    """Lay the grid over stretches, each given by start in ticks, numerator and denominator."""
-    start, numerator, denominator = np.array(stretches, dtype=np.int64).T
-    length = np.append(np.diff(start), np.int64(1) << 40)
-    bars = -(-length * denominator // (whole_note_ticks * numerator))
-    ratio = np.stack([denominator * steps_per_beat, np.full_like(denominator, whole_note_ticks)], axis=1)
-    first_bar = np.concatenate([[0], np.cumsum(bars[:-1])])
-    return BarGrid(start, length, numerator, denominator, numerator * steps_per_beat, first_bar, ratio)
-
-
-def is_restated(old: tuple[int, int, int], new: tuple[int, int, int], whole_note_ticks: int) -> bool:
-    """Tell whether the stretch `new` (start in ticks, numerator, denominator) repeats `old` on one of its bar lines."""
-    return old[1:] == new[1:] and (new[0] - old[0]) * old[2] % (whole_note_ticks * old[1]) == 0
-
-
-def quantise(
-    start_ticks: np.ndarray, end_ticks: np.ndarray, grid: BarGrid
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | int]:
-    """Move onsets and ends to the nearest grid step, halves upwards.
+@njit(cache=True)
+def pack_notes(
+    time: np.ndarray,
+    duration: np.ndarray,
+    pitch: np.ndarray,
+    track_notes: np.ndarray,
+    grid: np.ndarray,
+) -> tuple[np.ndarray, float]:
+    """Move onsets and ends to the nearest grid step, halves upwards, and pack each note into one integer.
 
     An onset that is nearest to the next stretch's first bar line belongs to that stretch. A note ends with its stretch
     at the latest and is at least one step long.
 
     Args:
-        start_ticks: onsets, shape (N,).
-        end_ticks: ends, shape (N,).
-        grid: the stretches.
+        time: onsets in ticks, tracks one after the other, shape (N,).
+        duration: lengths in ticks, shape (N,).
+        pitch: MIDI pitches, shape (N,).
+        track_notes: number of notes of each track, shape (K,).
+        grid: what `bar_grid` returned.
 
     Returns:
-        Onset in steps from the start of its stretch, duration in steps, and index of the stretch, shape (N,) each
-        (the index is a plain 0 where there is one stretch only).
+        The notes as in `FileNotes.notes`, not sorted, and the sum of their onsets' displacements in steps; no notes
+        at all if one has an impossible time or pitch.
     """
-    if len(grid.start_ticks) == 1:
-        up, down = (int(value) for value in grid.steps_per_tick[0])
-        start = (start_ticks * (2 * up) + down) // (2 * down)
-        end = (end_ticks * (2 * up) + down) // (2 * down)
-        return start, np.minimum(np.maximum(end - start, 1), MAX_DURATION), 0
-    stretch = np.searchsorted(grid.start_ticks, start_ticks, side="right") - 1
-    up, down = grid.steps_per_tick[stretch, 0], grid.steps_per_tick[stretch, 1]
-    start = (2 * (start_ticks - grid.start_ticks[stretch]) * up + down) // (2 * down)
-    is_next = start * down >= grid.length_ticks[stretch] * up
-    while is_next.any():  # more than once where a stretch is shorter than half a step
-        stretch, start = stretch + is_next, np.where(is_next, 0, start)
-        up, down = grid.steps_per_tick[stretch, 0], grid.steps_per_tick[stretch, 1]
-        is_next &= grid.length_ticks[stretch] * up * 2 <= down
-    end = (2 * (end_ticks - grid.start_ticks[stretch]) * up + down) // (2 * down)
-    end = np.minimum(end, -(-grid.length_ticks[stretch] * up // down))
-    return start, np.minimum(np.maximum(end - start, 1), MAX_DURATION), stretch
+    notes = np.empty(len(time), dtype=np.int64)
+    stretches = len(grid)
+    displacement = 0.0
+    end_of_track = 0
+    for track in range(len(track_notes)):
+        begin_of_track, end_of_track = end_of_track, end_of_track + track_notes[track]
+        stretch = 0
+        for note in range(begin_of_track, end_of_track):
+            onset = np.int64(time[note])
+            if onset < 0 or pitch[note] < 0:
+                return notes[:0], 0.0
+            if onset < grid[stretch, START_TICKS]:
+                stretch = 0
+            while stretch + 1 < stretches and grid[stretch + 1, START_TICKS] <= onset:
+                stretch += 1
+            up, down = grid[stretch, STEPS_UP], grid[stretch, TICKS_DOWN]
+            exact = (onset - grid[stretch, START_TICKS]) * up  # in 1 / down of a step
+            step = (2 * exact + down) // (2 * down)
+            displacement += abs(exact - step * down) / down
+            place = stretch
+            is_next = step * down >= grid[place, LENGTH_TICKS] * up
+            while is_next:  # more than once where a stretch is shorter than half a step
+                place, step = place + 1, 0
+                up, down = grid[place, STEPS_UP], grid[place, TICKS_DOWN]
+                is_next = grid[place, LENGTH_TICKS] * up * 2 <= down
+            if step >= MAX_STEPS:
+                return notes[:0], 0.0
+            end = (2 * (onset + max(duration[note], 0) - grid[place, START_TICKS]) * up + down) // (2 * down)
+            end = min(end, -(-grid[place, LENGTH_TICKS] * up // down))
+            length = min(max(end - step, 1), MAX_DURATION)
+            packed = ((track * stretches + place) << STEP_BITS | step) << PITCH_BITS | (127 - np.int64(pitch[note]))
+            notes[note] = packed << DURATION_BITS | (MAX_DURATION - length)
+    return notes, displacement
 
 
 def parse(data: bytes) -> ScoreTick:
@@ -168,6 +195,8 @@ def parse(data: bytes) -> ScoreTick:
         raise UnreadableMidiError("web page" if b"<html" in head or head.startswith(b"<!doctype") else "no MThd header")
     try:
         return ScoreTick.from_midi(data)
+    except MemoryError:
+        raise
     except Exception as error:  # symusic raises whatever its C++ threw
         message = str(error).lower()
         is_short = any(sign in message for sign in ("chunk length", "remaining", "end of", "eof", "out of"))
@@ -190,7 +219,8 @@ def read_notes(midi: bytes | ScoreTick, steps_per_beat: int) -> FileNotes:
     score = parse(midi) if isinstance(midi, bytes) else midi
     if score.ticks_per_quarter < 1:
         raise UnreadableMidiError("no ticks per quarter note")
-    grid = bar_grid(score, steps_per_beat)
+    stated = score.time_signatures.numpy()
+    grid = bar_grid(stated["time"], stated["numerator"], stated["denominator"], score.ticks_per_quarter, steps_per_beat)
     columns, track, program, names, dropped = [], [], [], [], {}
     for index, part in enumerate(score.tracks):
         if part.is_drum or not len(part.notes):
@@ -203,31 +233,29 @@ def read_notes(midi: bytes | ScoreTick, steps_per_beat: int) -> FileNotes:
         names.append(part.name)
     if not columns:
         raise UnreadableMidiError("only drums" if "drums" in dropped else "no notes")
-    if len(track) * len(grid.start_ticks) > MAX_STRANDS or track[-1] >= MAX_TRACKS:
+    if len(track) * len(grid) > MAX_STRANDS or track[-1] >= MAX_TRACKS:
         raise UnreadableMidiError("too many tracks or time signatures")
 
-    time = np.concatenate([column["time"] for column in columns]).astype(np.int64)
-    duration = np.concatenate([column["duration"] for column in columns])
-    pitch = np.concatenate([column["pitch"] for column in columns]).astype(np.int64)
-    position = np.repeat(np.arange(len(columns)), [len(column["time"]) for column in columns])
-    start, duration_steps, stretch = quantise(time, time + duration, grid)
-    if start.max() >= MAX_STEPS or time.min() < 0 or pitch.min() < 0:
-        raise UnreadableMidiError("notes at impossible times")
-    strand = position * len(grid.start_ticks) + stretch
-    notes = (((strand << STEP_BITS | start) << PITCH_BITS | (127 - pitch)) << DURATION_BITS) | (
-        MAX_DURATION - duration_steps
+    notes, displacement = pack_notes(
+        np.concatenate([column["time"] for column in columns]),
+        np.concatenate([column["duration"] for column in columns]),
+        np.concatenate([column["pitch"] for column in columns]),
+        np.array([len(column["time"]) for column in columns]),
+        grid,
     )
+    if not len(notes):
+        raise UnreadableMidiError("notes at impossible times")
     notes.sort()
 
     tempos = score.tempos.numpy()
-    tempo_ticks, mspq = np.append(0, tempos["time"]), np.append(500_000, tempos["mspq"])  # 120 until the first tempo
     return FileNotes(
         notes=notes,
         grid=grid,
-        track=np.array(track),
-        program=np.array(program),
+        track=track,
+        program=program,
         names=names,
-        tempo_ticks=tempo_ticks,
-        tempo=60e6 / np.maximum(mspq, 1),
+        tempo_ticks=tempos["time"],
+        mspq=tempos["mspq"],
         dropped_tracks=dropped,
+        displacement_steps=displacement,
     )

@@ -1,117 +1,251 @@
-"""Files that hold the same tune: hashes of their material, and the connected components of the files that share it."""
+"""Files that hold the same music: hashes of their melody lines, groups of the files that share them, and what leaks.
+
+A file is described by its runs of eight notes, each by its seven intervals alone: whatever the key, the tempo, the
+instruments and the order of the tracks. Runs that occur in few files count more, so that a bass pattern which every
+second boogie has links nobody. `benchmarks/near_duplicates.py` measures what that finds and what it confuses.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+from numba import njit
 
-RUN = 20  # notes in a shingle
-MIN_DISTINCT = 6  # different (interval, rhythm) pairs that a run needs; runs with fewer occur by chance everywhere
-MIN_SHARED = 8  # shingles that two files must share at least
-MIN_CONTAINED = 0.5  # and their share of the file with fewer shingles
-MAX_NEIGHBOURS = 64  # a shingle of more files than this links each to the next so many, in order of md5
-PAIRS_AT_ONCE = 1 << 24
+NOTES = 8  # in a run
+MIN_DISTINCT = 4  # different intervals that a run needs: scales, trills and repeated notes are everybody's
+MAX_HASHES = 512  # of a file: those with the smallest values, which is the same random sample of runs in every file
+
+WEIGHT_ONE = 256  # weight of a hash that one file has; the weight falls with the square root of the number of files
+MIN_SCORE = 15  # 0.06 * WEIGHT_ONE: the least (shared weight) * cosine² of two files that are linked
+MIN_WEIGHT = 384  # 1.5 * WEIGHT_ONE: and the least shared weight
+MAX_NEIGHBOURS = 64  # a hash of more files than this is compared between each and the next so many, in order of md5
+
+MIN_LINE_HASHES = 8  # a line with fewer different runs is too plain to tell whether it is a copy
 
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio (Knuth's multiplicative hashing)
 
 
-def mix(values: np.ndarray) -> np.ndarray:
+@njit(cache=True, inline="always")
+def mix(value):
     """Spread uint64 values over all 64 bits (the finaliser of SplitMix64; Steele, Lea and Flood, 2014)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
 
 
-def shingles(pitch: np.ndarray, start: np.ndarray, line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Hash each run of `RUN` notes of each line, whatever its transposition and its tempo.
-
-    A run is described by its intervals in semitones and by the ratios of successive inter-onset intervals, so that the
-    same tune written in notes twice as long has the same hashes. Runs of little variety are left out.
+@njit(cache=True)
+def hash_runs(codes: np.ndarray, length: int, seen: np.ndarray, hashes: np.ndarray, at: int) -> int:
+    """Hash each run of codes that has `MIN_DISTINCT` different ones, rolling from one to the next (Karp and Rabin).
 
     Args:
-        pitch: MIDI pitches, lines one after the other, shape (N,).
-        start: onsets in steps, shape (N,).
-        line: index of each note's line, rising, shape (N,).
+        codes: what describes each note after the one before, below the size of `seen`, shape (N,).
+        length: codes in a run.
+        seen: scratch, all zeros; zeros again afterwards.
+        hashes: where to write.
+        at: where in it to begin.
 
     Returns:
-        Hashes (uint64) and the line of each, shape (M,).
+        Where the hashes end.
     """
-    pairs = RUN - 2  # (interval, ratio) pairs of a run: the first interval has no ratio
-    if len(pitch) < RUN:
-        return np.empty(0, dtype=np.uint64), np.empty(0, dtype=line.dtype)
-    gaps = np.diff(start).astype(np.float64)
-    gaps[gaps <= 0] = 1.0  # between two lines: never inside a run that counts
-    ratio = (gaps[1:] / gaps[:-1]).view(np.uint64)  # one division of small integers: the same bits everywhere
-    interval = np.diff(pitch.astype(np.int64))[1:].view(np.uint64)
-    codes = mix(ratio * MULTIPLIER + interval)
-    runs = len(pitch) - RUN + 1
-    hashes = np.zeros(runs, dtype=np.uint64)
-    for position in range(pairs):
-        hashes = hashes * MULTIPLIER + codes[position : position + runs]
-    # A pair is new in its run where its last occurrence lies before the run's first.
-    order = np.argsort(codes, kind="stable")
-    previous = np.full(len(codes), -1)
-    same = codes[order[1:]] == codes[order[:-1]]
-    previous[order[1:][same]] = order[:-1][same]
-    distinct = np.zeros(runs, dtype=np.int8)
-    for position in range(pairs):
-        distinct += previous[position : position + runs] < np.arange(runs)
-    keep = (line[: len(line) - RUN + 1] == line[RUN - 1 :]) & (distinct >= MIN_DISTINCT)
-    return mix(hashes[keep]), line[: len(line) - RUN + 1][keep]
+    leading = np.uint64(1)
+    for _ in range(length - 1):
+        leading *= MULTIPLIER
+    value, distinct = np.uint64(0), 0
+    for index in range(len(codes)):
+        code = codes[index]
+        value = value * MULTIPLIER + mix(np.uint64(code + 1))
+        distinct += seen[code] == 0
+        seen[code] += 1
+        if index >= length - 1:
+            if distinct >= MIN_DISTINCT:
+                hashes[at] = mix(value)
+                at += 1
+            code = codes[index - length + 1]
+            value -= mix(np.uint64(code + 1)) * leading
+            seen[code] -= 1
+            distinct -= seen[code] == 0
+    for code in codes[-length:]:
+        seen[code] = 0
+    return at
 
 
-def neighbours(files: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Pair the files that stand in one run, each with the `MAX_NEIGHBOURS` after it at most.
+@njit(cache=True)
+def keep_distinct(hashes: np.ndarray, table: np.ndarray) -> int:
+    """Move the different values to the front, in order of appearance, and return how many there are.
 
     Args:
-        files: file numbers, rising inside each run, shape (M,).
-        lengths: lengths of the runs, summing to M.
-
-    Returns:
-        Pairs packed as lower << 32 | higher, with repetition.
+        hashes: shape (M,).
+        table: scratch of at least 4 M places, for open addressing; 0 is an empty place (and never was a hash).
     """
-    left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(files)) - 1  # how many follow in the run
-    found = []
-    for distance in range(1, MAX_NEIGHBOURS + 1):
-        first = np.flatnonzero(left >= distance)
-        if not len(first):
-            break
-        found.append(files[first] << 32 | files[first + distance])
-    return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+    shift = 63
+    while 1 << (64 - shift) < 2 * len(hashes):
+        shift -= 1
+    last = (1 << (64 - shift)) - 1
+    table[: last + 1] = 0
+    kept = 0
+    for value in hashes:
+        place = np.int64(value >> np.uint64(shift))
+        while table[place] != 0 and table[place] != value:
+            place = (place + 1) & last
+        if table[place] == 0:
+            table[place] = value
+            hashes[kept] = value
+            kept += 1
+    return kept
 
 
-def shared_counts(material: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Count the hashes that each pair of files shares.
+@njit(cache=True)
+def intervals(pitch: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Return the steps from note to note as codes from 0 to 254, written to the scratch `codes`, shape (N - 1,)."""
+    for note in range(1, len(pitch)):
+        codes[note - 1] = np.int64(pitch[note]) - np.int64(pitch[note - 1]) + 127
+    return codes[: max(len(pitch) - 1, 0)]
+
+
+@njit(cache=True)
+def coarsen(pitch: np.ndarray, start: np.ndarray, coarse: np.ndarray) -> np.ndarray:
+    """Read a line on a grid of half the resolution as extraction would: odd onsets move up, the highest pitch stays.
 
     Args:
-        material: distinct hashes of each file.
+        pitch: MIDI pitches, shape (N,).
+        start: onsets in steps, rising, shape (N,).
+        coarse: scratch for the result.
 
     Returns:
-        Pairs packed as lower << 32 | higher, and the number of hashes that they share, shape (P,) each.
+        The pitches that are left, shape (C,).
+    """
+    count, last = 0, -1
+    for note in range(len(pitch)):
+        step = (start[note] + 1) >> 1
+        if count == 0 or step != last:
+            coarse[count] = pitch[note]
+            count += 1
+        elif pitch[note] > coarse[count - 1]:
+            coarse[count - 1] = pitch[note]
+        last = step
+    return coarse[:count]
+
+
+@njit(cache=True)
+def signatures(
+    pitch: np.ndarray, start: np.ndarray, offsets: np.ndarray, line_file: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hash the melody lines of a batch of files: at most `MAX_HASHES` for each file.
+
+    Each line is read twice, as it is and on a grid of half the resolution: a copy written in notes half as long has
+    lost every other sixteenth, and equals the original on the coarser grid.
+
+    Args:
+        pitch: MIDI pitches, lines one after the other (uint8), shape (N,).
+        start: onsets in steps from a bar line (int32), rising in each line, shape (N,).
+        offsets: where each line's notes begin and the last ends, shape (L + 1,).
+        line_file: file of each line, rising, shape (L,).
+
+    Returns:
+        Hashes (uint64), those of each file together and each once, and the file of each, shape (M,).
+    """
+    codes, coarse = np.empty(len(pitch), dtype=np.uint8), np.empty(len(pitch), dtype=np.uint8)
+    seen = np.zeros(256, dtype=np.int32)
+    hashes, table = np.empty(2 * len(pitch), dtype=np.uint64), np.empty(8 * len(pitch) + 2, dtype=np.uint64)
+    files = np.empty(2 * len(pitch), dtype=np.int64)
+    kept = count = 0  # hashes of the files before this one, and with those of this one
+    for line in range(len(line_file)):
+        melody, steps = pitch[offsets[line] : offsets[line + 1]], start[offsets[line] : offsets[line + 1]]
+        count = hash_runs(intervals(melody, codes), NOTES - 1, seen, hashes, count)
+        if (steps & 1).any():
+            count = hash_runs(intervals(coarsen(melody, steps, coarse), codes), NOTES - 1, seen, hashes, count)
+        if line + 1 == len(line_file) or line_file[line + 1] != line_file[line]:
+            begin, end = kept, kept + keep_distinct(hashes[kept:count], table)
+            if end - begin > MAX_HASHES:
+                hashes[begin:end] = np.partition(hashes[begin:end], MAX_HASHES)
+            kept = count = min(end, begin + MAX_HASHES)
+            files[begin:kept] = line_file[line]
+    return hashes[:kept].copy(), files[:kept].copy()
+
+
+def index_hashes(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bring equal hashes together.
+
+    Args:
+        hashes: shape (M,).
+
+    Returns:
+        The stable order that sorts them, and where each run of equal ones begins and the last ends, shape (R + 1,).
+    """
+    order = np.argsort(hashes, kind="stable")
+    ordered = hashes[order]
+    borders = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
+    return order, np.concatenate([[0], borders, [len(hashes)]]) if len(hashes) else np.zeros(1, dtype=np.int64)
+
+
+@njit(cache=True)
+def find_links(
+    place: np.ndarray,
+    bounds: np.ndarray,
+    file: np.ndarray,
+    run: np.ndarray,
+    borders: np.ndarray,
+    weight: np.ndarray,
+    total: np.ndarray,
+) -> list[tuple[int, int]]:
+    """Find the pairs of files to link.
+
+    Args:
+        place: place of each hash, file by file, in the order that brings equal hashes together, shape (M,).
+        bounds: where each file's hashes begin in `place` and the last ends, shape (F + 1,).
+        file: file of each hash, in that order, shape (M,).
+        run: run of equal hashes that each belongs to, in that order, shape (M,).
+        borders: where each run begins and the last ends, shape (R + 1,).
+        weight: of the hash of each run, shape (R,).
+        total: weight of all hashes of each file, shape (F,).
+    """
+    shared = np.zeros(len(total), dtype=np.int64)
+    touched = np.empty(len(total), dtype=np.int64)
+    links = [(0, 0)][:0]
+    for one in range(len(total)):
+        count = 0
+        for at in place[bounds[one] : bounds[one + 1]]:
+            until = min(borders[run[at] + 1], at + 1 + MAX_NEIGHBOURS)
+            for other in file[at + 1 : until]:
+                if shared[other] == 0:
+                    touched[count] = other
+                    count += 1
+                shared[other] += weight[run[at]]
+        for other in touched[:count]:
+            both = shared[other]
+            # (both / WEIGHT_ONE) * (both / sqrt(total * total))², the cosine of the files' vectors of square roots
+            if both >= MIN_WEIGHT and both**3 >= MIN_SCORE * total[one] * total[other]:
+                links.append((one, other))
+            shared[other] = 0
+    return links
+
+
+def find_pairs(material: Sequence[np.ndarray]) -> list[tuple[int, int]]:
+    """Find the pairs of files that share much of their material.
+
+    A hash weighs 1 / sqrt(number of files that have it). A pair is linked by the weight W that it shares and its
+    cosine C = W / sqrt(weight of one file * weight of the other): where W * C² reaches 0.06, and W 1.5. Evidence
+    counts as well as likeness, and so do neither two long files with a phrase in common nor two short ones.
+
+    Args:
+        material: hashes of each file, each once, files in order of their md5.
+
+    Returns:
+        Numbers of two files each, the lower first.
     """
     hashes = np.concatenate([np.empty(0, dtype=np.uint64), *material])
-    files = np.repeat(np.arange(len(material)), [len(item) for item in material])
-    order = np.argsort(hashes, kind="stable")
-    hashes, files = hashes[order], files[order]
-    borders = np.flatnonzero(np.append(True, hashes[1:] != hashes[:-1])) if len(hashes) else np.empty(0, dtype=np.int64)
-    lengths = np.diff(np.append(borders, len(hashes)))
-    is_shared = np.repeat(lengths > 1, lengths)
-    files, lengths = files[is_shared], lengths[lengths > 1]
-
-    pairs, counts = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    bounds = np.append(0, np.cumsum(lengths))
-    work = np.append(0, np.cumsum(lengths * np.minimum(lengths - 1, MAX_NEIGHBOURS)))  # an upper bound on pairs
-    at = 0
-    while at < len(lengths):
-        until = max(at + 1, int(np.searchsorted(work, work[at] + PAIRS_AT_ONCE, side="right")) - 1)
-        new, new_counts = np.unique(
-            neighbours(files[bounds[at] : bounds[until]], lengths[at:until]), return_counts=True
-        )
-        merged, inverse = np.unique(np.concatenate([pairs, new]), return_inverse=True)
-        counts = np.bincount(inverse, weights=np.concatenate([counts, new_counts]), minlength=len(merged)).astype(int)
-        pairs, at = merged, until
-    return pairs, counts
+    sizes = np.array([len(item) for item in material], dtype=np.int64)
+    order, borders = index_hashes(hashes)
+    del hashes
+    owner = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    lengths = np.diff(borders)
+    weight = np.sqrt(WEIGHT_ONE**2 // np.maximum(lengths, 1)).astype(np.int64)  # exact: small integers, rounded down
+    run = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    total = np.bincount(owner[order], weights=weight[run], minlength=len(sizes)).astype(np.int64)
+    return find_links(place, np.append(0, np.cumsum(sizes)), owner[order], run, borders, weight, total)
 
 
 def components(size: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
@@ -131,19 +265,107 @@ def components(size: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def groups(material: Sequence[np.ndarray]) -> list[int]:
-    """Cluster files that hold the same tune.
-
-    Two files are linked where they share at least `MIN_SHARED` hashes and `MIN_CONTAINED` of those of the file that
-    has fewer; the groups are the connected components. The same whatever the order of the pairs.
+    """Cluster files that hold the same music: the connected components of `find_pairs`.
 
     Args:
-        material: distinct hashes of each file, files in order of their md5.
+        material: hashes of each file, each once, files in order of their md5.
 
     Returns:
         For each file the number of the first file of its group.
     """
-    sizes = np.array([len(item) for item in material])
-    pairs, counts = shared_counts(material)
-    low, high = pairs >> 32, pairs & 0xFFFFFFFF
-    is_linked = (counts >= MIN_SHARED) & (counts >= MIN_CONTAINED * np.minimum(sizes[low], sizes[high]))
-    return components(len(material), list(zip(low[is_linked].tolist(), high[is_linked].tolist(), strict=True)))
+    return components(len(material), find_pairs(material))
+
+
+@njit(cache=True)
+def line_runs(pitch: np.ndarray, start: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Hash every run of `NOTES` notes of each line: its intervals, and whether notes come faster or slower.
+
+    Unlike `signatures` it takes no sample and looks at the rhythm: inter-onset intervals that differ from the one
+    before by less than a third count as equal.
+
+    Args:
+        pitch: MIDI pitches, lines one after the other, shape (N,).
+        start: onsets in steps, rising in each line, shape (N,).
+        offsets: where each line's notes begin and the last ends, shape (L + 1,).
+
+    Returns:
+        Hashes (uint64), each once in each line, shape (M,), and where each line's begin and the last ends,
+        shape (L + 1,).
+    """
+    codes = np.empty(len(pitch), dtype=np.int64)
+    seen = np.zeros(3 * 256, dtype=np.int32)
+    hashes, table = np.empty(len(pitch), dtype=np.uint64), np.empty(4 * len(pitch) + 2, dtype=np.uint64)
+    bounds = np.zeros(len(offsets), dtype=np.int64)
+    for line in range(len(offsets) - 1):
+        begin, end = offsets[line], offsets[line + 1]
+        for note in range(begin + 2, end):
+            gap, before = start[note] - start[note - 1], start[note - 1] - start[note - 2]
+            rhythm = (3 * gap > 4 * before) + 2 * (4 * gap < 3 * before)
+            codes[note] = 3 * (np.int64(pitch[note]) - np.int64(pitch[note - 1]) + 127) + rhythm
+        kept = bounds[line]
+        count = hash_runs(codes[begin + 2 : max(end, begin + 2)], NOTES - 2, seen, hashes, kept)
+        bounds[line + 1] = kept + keep_distinct(hashes[kept:count], table)
+    return hashes[: bounds[-1]].copy(), bounds
+
+
+@njit(cache=True)
+def match_lines(
+    run: np.ndarray,
+    bounds: np.ndarray,
+    reference_line: np.ndarray,
+    borders: np.ndarray,
+    reference_size: np.ndarray,
+) -> np.ndarray:
+    """Find for each line a reference that shares half of the runs of the one that has fewer, -1 if there is none.
+
+    Args:
+        run: number of each run in the index of the references, -1 if none has it, shape (M,).
+        bounds: where each line's runs begin and the last ends, shape (L + 1,).
+        reference_line: the references that have each run, one run after the other, shape (P,).
+        borders: where those of each run begin and the last ends, shape (R + 1,).
+        reference_size: number of runs of each reference.
+    """
+    shared = np.zeros(len(reference_size), dtype=np.int32)
+    match = np.full(len(bounds) - 1, -1, dtype=np.int64)
+    for line in range(len(match)):
+        size = bounds[line + 1] - bounds[line]
+        if size < MIN_LINE_HASHES:
+            continue
+        runs = run[bounds[line] : bounds[line + 1]]
+        for number in runs[runs >= 0]:
+            for other in reference_line[borders[number] : borders[number + 1]]:
+                shared[other] += 1
+                if match[line] < 0 and 2 * shared[other] >= min(size, reference_size[other]):
+                    match[line] = other
+            if match[line] >= 0:
+                break
+        for number in runs[runs >= 0]:
+            shared[reference_line[borders[number] : borders[number + 1]]] = 0
+    return match
+
+
+def near_duplicate_lines(
+    lines: tuple[np.ndarray, np.ndarray], references: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the lines of which there is a near-duplicate among other lines, whatever files and groups they are from.
+
+    Two lines are near-duplicates if they share at least half of the runs of the one that has fewer. Lines of fewer
+    than `MIN_LINE_HASHES` runs are left out on both sides.
+
+    Args:
+        lines: what `line_runs` gave for L lines.
+        references: what it gave for the lines to search.
+
+    Returns:
+        A near-duplicate of each line, -1 if there is none, and whether the line is too plain to have any, shape (L,).
+    """
+    hashes, bounds = references
+    sizes = np.diff(bounds)
+    is_indexed = np.repeat(sizes >= MIN_LINE_HASHES, sizes)
+    hashes, line = hashes[is_indexed], np.repeat(np.arange(len(sizes)), sizes)[is_indexed]
+    order, borders = index_hashes(hashes)
+    known = hashes[order][borders[:-1]]
+    run = np.searchsorted(known, lines[0])
+    run[run == len(known)] = 0
+    run = np.where(known[run] == lines[0], run, -1) if len(known) else np.full(len(lines[0]), -1)
+    return match_lines(run, lines[1], line[order], borders, sizes), np.diff(lines[1]) < MIN_LINE_HASHES

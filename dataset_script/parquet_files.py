@@ -4,43 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numba import njit
 
 from dataset_script.near_duplicates import groups
 from dataset_script.schema import FEATURES, SPLITS
 
 VALIDATION_FROM, TEST_FROM = 0.8, 0.9
-LINES_PER_FILE = 50_000
+LINES_PER_FILE = 25_000
 LINES_PER_ROW_GROUP = 5_000
-
-CARD = """\
----
-license: cc-by-4.0
-pretty_name: Melody lines
-tags:
-- music
-- midi
-- melody
-configs:
-- config_name: default
-  version: {version}
-  data_files:
-{data_files}
----
-# Melody lines
-
-One row is one melody line: a monophonic run of notes on one track of a MIDI file. Built from `{source}` with
-`python -m dataset_script.build`; the columns are described in `dataset_script/README.md` of the program, and
-`build.json` beside this file counts what went in, what was left out and why.
-
-The licence above is that of the Lakh MIDI Dataset (Colin Raffel, 2016). It covers the collection; the songs are
-transcriptions by unknown third parties. A data set built from other files has the licence of those files.
-"""
+DICTIONARY_COLUMNS = ["md5", "time_signature", "key", "group", "genre", "pitch.list.element", "duration.list.element"]
 
 
 def split_of(group: str) -> str:
@@ -49,21 +29,25 @@ def split_of(group: str) -> str:
     return SPLITS[int(place >= VALIDATION_FROM) + int(place >= TEST_FROM)]
 
 
-def assign_groups(material: Mapping[str, np.ndarray]) -> dict[str, str]:
+def assign_groups(md5: Sequence[str], material: Sequence[np.ndarray]) -> dict[str, str]:
     """Return the near-duplicate group of each file: the smallest md5 of its cluster.
 
     Args:
-        material: hashes of each file's lead, by md5.
+        md5: of each file, in order.
+        material: hashes of each.
     """
-    md5 = sorted(material)
-    return {one: md5[first] for one, first in zip(md5, groups([material[one] for one in md5]), strict=True)}
+    return {one: md5[first] for one, first in zip(md5, groups(material), strict=True)}
 
 
-def choose_lines(table: pa.Table) -> tuple[np.ndarray, Counter[str]]:
-    """Choose which lines stay: each melody once.
+def choose_lines(table: pa.Table, excluded: Collection[str] = ()) -> tuple[np.ndarray, Counter[str]]:
+    """Choose which lines stay: each melody once, and none of an excluded file.
 
     Of equal lines (same notes, same time signature, anywhere in the input) one stays: a lead before others, then the
     one with the smallest `melody_id`.
+
+    Args:
+        table: at least the columns melody_id, md5, digest and is_lead of all lines.
+        excluded: md5 of the files that are left out.
 
     Returns:
         Rows that stay, in order of `melody_id`, and the number of those that go, by reason.
@@ -71,19 +55,31 @@ def choose_lines(table: pa.Table) -> tuple[np.ndarray, Counter[str]]:
     names = np.array(table["melody_id"].to_pylist(), dtype=object)
     digest = np.array(table["digest"].combine_chunks().dictionary_encode().indices)
     is_lead = np.array(table["is_lead"])
+    is_excluded = np.array(pc.is_in(table["md5"], value_set=pa.array(sorted(excluded), pa.string())))
     order = np.argsort(names, kind="stable")
-    is_again = np.append(False, names[order[1:]] == names[order[:-1]])  # the same file was there twice
+    order = order[~is_excluded[order]]
+    is_again = np.append(False, names[order[1:]] == names[order[:-1]])[: len(order)]  # the same file was there twice
     order = order[~is_again]
     by_digest = np.lexsort((np.arange(len(order)), ~is_lead[order], digest[order]))
     codes = digest[order[by_digest]]
-    is_first = np.append(True, codes[1:] != codes[:-1])
+    is_first = np.append(True, codes[1:] != codes[:-1])[: len(order)]
     rows = order[np.sort(by_digest[is_first])]
-    return rows, Counter({"file was there twice": int(is_again.sum()), "same as another line": int((~is_first).sum())})
+    gone = {
+        "excluded on request": int(is_excluded.sum()),
+        "file was there twice": int(is_again.sum()),
+        "same as another line": int((~is_first).sum()),
+    }
+    return rows, Counter(gone)
 
 
 def write_splits(
-    table: pa.Table, rows: np.ndarray, group: Mapping[str, str], genre: Mapping[str, str], folder: Path
-) -> dict[str, int]:
+    table: pa.Table,
+    rows: np.ndarray,
+    group: Mapping[str, str],
+    genre: Mapping[str, str],
+    folder: Path,
+    threads: int = 1,
+) -> None:
     """Write the Parquet files, sorted by `melody_id`; a split without lines gets no file, as `datasets` expects.
 
     Args:
@@ -92,37 +88,69 @@ def write_splits(
         group: near-duplicate group by md5.
         genre: genre by md5, where known.
         folder: where to write.
-
-    Returns:
-        Number of lines of each split.
+        threads: number of files to write at a time.
     """
+    table = table.combine_chunks()
+    folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(threads) as pool:
+        written = []
+        for name, chosen in rows_of_splits(table, rows, group).items():
+            pieces = [chosen[at : at + LINES_PER_FILE] for at in range(0, len(chosen), LINES_PER_FILE)]
+            for number, piece in enumerate(pieces):
+                path = folder / f"{name}-{number:05d}-of-{len(pieces):05d}.parquet"
+                written.append(pool.submit(write_lines, table, piece, group, genre, path))
+        for future in written:
+            future.result()
+
+
+def rows_of_splits(table: pa.Table, rows: np.ndarray, group: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Divide rows of a table into splits."""
+    split_of_group = {name: split_of(name) for name in set(group.values())}
+    split = np.array([split_of_group[group[md5]] for md5 in table["md5"].take(pa.array(rows)).to_pylist()])
+    return {name: rows[split == name] for name in SPLITS}
+
+
+def write_lines(
+    table: pa.Table, rows: np.ndarray, group: Mapping[str, str], genre: Mapping[str, str], path: Path
+) -> None:
+    """Write rows of a table (in one piece) to a Parquet file."""
     schema = FEATURES.arrow_schema
-    md5 = np.array(table["md5"].take(pa.array(rows)).to_pylist(), dtype=object)
-    split = np.array([split_of(group[one]) for one in md5])
-    folder.mkdir(parents=True)
-    for name in SPLITS:
-        chosen = np.flatnonzero(split == name)
-        pieces = [chosen[at : at + LINES_PER_FILE] for at in range(0, len(chosen), LINES_PER_FILE)]
-        for number, piece in enumerate(pieces):
-            part = table.take(pa.array(rows[piece]))
-            part = part.append_column("group", pa.array([group[one] for one in md5[piece]], pa.string()))
-            part = part.append_column("genre", pa.array([genre.get(one) for one in md5[piece]], pa.string()))
-            path = folder / f"{name}-{number:05d}-of-{len(pieces):05d}.parquet"
-            pq.write_table(part.select(schema.names).cast(schema), path, row_group_size=LINES_PER_ROW_GROUP)
-    return {name: int((split == name).sum()) for name in SPLITS}
+    lines = take_lines(table, rows)
+    md5 = lines["md5"].to_pylist()
+    lines = lines.append_column("group", pa.array([group[one] for one in md5], pa.string()))
+    lines = lines.append_column("genre", pa.array([genre.get(one) for one in md5], pa.string()))
+    pq.write_table(
+        lines.select(schema.names).cast(schema),
+        path,
+        row_group_size=LINES_PER_ROW_GROUP,
+        use_dictionary=DICTIONARY_COLUMNS,
+        column_encoding={"start.list.element": "DELTA_BINARY_PACKED"},
+        compression="zstd",
+    )
 
 
-def write_card(folder: Path, source: str, splits: Sequence[str]) -> None:
-    """Write the README.md that tells `load_dataset` where each split lies.
+def take_lines(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    """Take rows of a table in one piece; Arrow's own `take` is several times slower on lists of notes."""
+    columns = {}
+    for name in table.column_names:
+        column = table[name].chunk(0)
+        if pa.types.is_list(column.type):
+            offsets, values = column.offsets.to_numpy(), column.values.to_numpy()
+            first = offsets[rows]
+            new_offsets = np.append(0, np.cumsum(offsets[rows + 1] - first))
+            columns[name] = pa.ListArray.from_arrays(
+                pa.array(new_offsets, pa.int32()), pa.array(gather_runs(values, first, new_offsets))
+            )
+        else:
+            columns[name] = column.take(pa.array(rows))
+    return pa.table(columns)
 
-    The version is made from the content of the Parquet files: `datasets` keeps what it has loaded from a folder in its
-    cache under the folder's name and version, and would otherwise go on giving out a data set that has been replaced.
-    """
-    content = hashlib.blake2b(digest_size=4)
-    for path in sorted((folder / "data").iterdir()):
-        with path.open("rb") as file:
-            content.update(hashlib.file_digest(file, "blake2b").digest())
-    version = f"1.0.{int.from_bytes(content.digest(), 'big')}"
-    files = "\n".join(f"  - split: {name}\n    path: data/{name}-*.parquet" for name in splits)
-    card = CARD.format(data_files=files, source=source, version=version)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+
+@njit(cache=True, nogil=True)
+def gather_runs(values: np.ndarray, first: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Copy runs of values, given by where each begins (shape (L,)), to where `offsets` (shape (L + 1,)) puts them."""
+    gathered = np.empty(offsets[-1], dtype=values.dtype)
+    for run in range(len(first)):
+        length = offsets[run + 1] - offsets[run]
+        gathered[offsets[run] : offsets[run + 1]] = values[first[run] : first[run] + length]
+    return gathered

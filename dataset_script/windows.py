@@ -44,10 +44,10 @@ def windows(line: Mapping[str, Any], bars: int = 16, stride: int = 1) -> Iterato
             continue
         window_pitch, window_start = pitch[notes], start[notes] - origin
         window_duration = np.minimum(duration[notes], end - start[notes])
-        of = np.zeros(len(window_pitch), dtype=np.int64)
-        key, key_confidence = features.keys(window_pitch, window_duration, of, 1)
+        offsets = np.array([0, len(window_pitch)])
+        key, key_confidence = features.keys(window_pitch, window_duration, offsets)
         quarters = np.array([4 * bars * numerator / denominator])
-        complexity = features.complexities(window_pitch, window_start, of, quarters, steps_per_beat)
+        complexity = features.complexities(window_pitch, window_start, offsets, quarters, steps_per_beat)
         yield {
             **line,
             "melody_id": f"{song}:{int(bar_of_line) + first_bar}",

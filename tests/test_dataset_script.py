@@ -5,7 +5,10 @@ import hashlib
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,11 +18,11 @@ from hypothesis import strategies as st
 from symusic import Note, Score, Tempo, TimeSignature, Track
 
 from dataset_script import features
-from dataset_script.build import main
-from dataset_script.chunks import lines_table
+from dataset_script.build import main, unfinished_build
+from dataset_script.chunks import lines_table, process_all
 from dataset_script.extraction import extract_lines
 from dataset_script.midi_notes import UnreadableMidiError, canonical_time_signature, read_notes
-from dataset_script.near_duplicates import components, groups, shared_counts, shingles
+from dataset_script.midi_sources import open_sources
 from dataset_script.parquet_files import split_of
 from dataset_script.schema import FEATURES, SPLITS
 from dataset_script.windows import windows
@@ -275,7 +278,7 @@ def test_batches_give_the_same_lines_as_single_files():
 def test_key_of_scales_and_of_nothing():
     def key(pitches):
         pitches = np.array(pitches)
-        name, confidence = features.keys(pitches, np.ones(len(pitches)), np.zeros(len(pitches), dtype=int), 1)
+        name, confidence = features.keys(pitches, np.ones(len(pitches)), np.array([0, len(pitches)]))
         return features.KEY_NAMES[name[0]], confidence[0]
 
     major = [60, 62, 64, 65, 67, 69, 71, 60, 67, 64]
@@ -289,8 +292,8 @@ def test_key_of_scales_and_of_nothing():
 
 def test_complexity_rises_with_each_of_its_terms():
     def complexity(pitch, start, quarters=16.0):
-        of = np.zeros(len(pitch), dtype=int)
-        return features.complexities(np.array(pitch), np.array(start), of, np.array([quarters]), 4)[0]
+        offsets = np.array([0, len(pitch)])
+        return features.complexities(np.array(pitch), np.array(start), offsets, np.array([quarters]), 4)[0]
 
     even, still = list(range(0, 64, 4)), [60] * 16
     plain = complexity(still, even)
@@ -299,60 +302,6 @@ def test_complexity_rises_with_each_of_its_terms():
     assert complexity([60, 62] * 8, even) > plain
     assert complexity([60, 62, 65, 61] * 4, even) > complexity([60, 62] * 8, even)
     assert complexity(still, [0, 3, *even[2:]]) > plain
-
-
-def random_line(seed, notes=60):
-    random = np.random.default_rng(seed)
-    return random.integers(50, 80, notes), np.cumsum(random.integers(1, 9, notes))
-
-
-def hashes_of(pitch, start):
-    return np.unique(shingles(pitch, start, np.zeros(len(pitch), dtype=int))[0])
-
-
-def test_shingles_do_not_depend_on_key_and_tempo():
-    pitch, start = random_line(0)
-    plain = hashes_of(pitch, start)
-    assert len(plain) == 41
-    assert (hashes_of(pitch + 5, 2 * start + 7) == plain).all()
-    other = pitch.copy()
-    other[30] += 1
-    assert 0 < len(np.intersect1d(hashes_of(other, start), plain)) < len(plain)
-
-
-def test_shingles_stay_inside_lines_and_skip_the_trivial():
-    pitch, start = random_line(0)
-    assert len(shingles(pitch, start, np.repeat([0, 1], 30))[0]) == 2 * 11
-    assert len(hashes_of(np.tile([60, 62], 30), np.arange(60))) == 0
-    assert len(hashes_of(pitch[:19], start[:19])) == 0
-
-
-def test_shared_counts_equal_the_plain_count():
-    random = np.random.default_rng(1)
-    material = [np.unique(random.integers(0, 40, 13)).astype(np.uint64) for _ in range(11)]
-    pairs, counts = shared_counts(material)
-    found = {(int(pair) >> 32, int(pair) & 0xFFFFFFFF): int(count) for pair, count in zip(pairs, counts, strict=True)}
-    expected = {
-        (low, high): len(np.intersect1d(material[low], material[high])) for high in range(11) for low in range(high)
-    }
-    assert found == {pair: count for pair, count in expected.items() if count}
-
-
-def test_groups_link_what_shares_half_of_the_smaller():
-    def material(*parts):
-        return np.unique(np.concatenate([np.arange(begin, end) for begin, end in parts])).astype(np.uint64)
-
-    whole, half, little = material((0, 40)), material((20, 60)), material((100, 140))
-    below = material((0, 19), (200, 221))
-    assert groups([whole, half, little, below]) == [0, 0, 2, 3]
-    assert groups([material((0, 7)), material((0, 7))]) == [0, 1]
-    many = [whole] * 200  # more files than a shingle links directly
-    assert groups(many) == [0] * 200
-    assert groups([]) == []
-
-
-def test_components_are_named_by_their_smallest_member():
-    assert components(7, [(6, 5), (5, 3), (1, 2)]) == [0, 1, 1, 3, 4, 3, 3]
 
 
 def test_splits_are_80_10_10():
@@ -489,7 +438,7 @@ def test_near_duplicates_share_a_group_and_equal_lines_are_kept_once(built):
     assert [row["md5"] for row in copies] == [min(files["5/03.mid"], files["5/equal.mid"])]
     report = json.loads((built / "out" / "build.json").read_text())
     assert report["lines"]["dropped"]["same as another line"] == 1
-    assert report["groups"] == {"count": len(set(groups_of.values())), "largest_files": 2}
+    assert report["statistics"]["all"]["groups"] == len(set(groups_of.values()))
 
 
 def test_report_counts_add_up(built):
@@ -500,13 +449,29 @@ def test_report_counts_add_up(built):
     for unit, out in (("tracks", "with_melody"), ("lines", "kept")):
         assert report[unit]["read"] == report[unit][out] + sum(report[unit]["dropped"].values())
     found = all_lines(built / "out")
-    assert report["lines"]["kept"] == len(found) == sum(report["splits"].values())
-    assert report["notes"] == sum(len(row["pitch"]) for row in found)
-    assert report["bars"] == sum(row["bars"] for row in found)
+    statistics = report["statistics"]
+    assert report["lines"]["kept"] == len(found) == sum(part["lines"] for part in statistics["splits"].values())
+    assert statistics["all"]["notes"] == sum(len(row["pitch"]) for row in found)
+    assert statistics["all"]["bars"] == sum(row["bars"] for row in found)
     assert report["lines"]["lead"] == sum(row["is_lead"] for row in found)
-    assert report["time_signatures"] == {"4/4": len(found)}
+    assert report["quantisation"]["mean_displacement_steps"] == 0
     named = [name for name, (_, reason) in BROKEN.items() if reason != "no melody line"]
     assert [line.split(": ")[0] for line in report["unreadable_files"]] == sorted(named)
+
+
+def test_excluded_files_are_left_out(built, tmp_path, capsys):
+    md5 = hashlib.md5(corpus()["5/07.mid"]).hexdigest()
+    excluded = tmp_path / "removed.txt"
+    excluded.write_text(f"# by request\n{md5.upper()}  # of the transcriber\n\n")
+    arguments = ["--input", str(built / "midi"), "--output", str(tmp_path / "out"), "--exclude", str(excluded)]
+    assert main(arguments) == 0
+    expected = {row["melody_id"] for row in all_lines(built / "out") if row["md5"] != md5}
+    assert {row["melody_id"] for row in all_lines(tmp_path / "out")} == expected
+    report = json.loads((tmp_path / "out" / "build.json").read_text())
+    assert report["lines"]["dropped"]["excluded on request"] == len(all_lines(built / "out")) - len(expected) == 2
+    excluded.write_text("song.mid")
+    assert main([*arguments, "--overwrite"]) == 2
+    assert "'song.mid', which is no md5" in capsys.readouterr().err
 
 
 def test_genre_is_the_first_that_is_not_empty(built):
@@ -522,21 +487,101 @@ def test_bytes_do_not_depend_on_form_and_processes(built, tmp_path, form, monkey
     arguments = ["--input", str(source), "--output", str(tmp_path / "out"), "--metadata", str(built / "metadata.csv")]
     assert main([*arguments, "--num_proc", "2"]) == 0
     assert data_files(tmp_path / "out") == data_files(built / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "build.json", "data"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "build.json", "card", "data"]
 
 
-def test_a_file_that_kills_the_parser_costs_only_itself(tmp_path, monkeypatch):
+def hang():
+    while True:
+        pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits are Linux's")
+@pytest.mark.parametrize(
+    ("act", "reason"),
+    [
+        (lambda: os._exit(1), "brings the parser down"),
+        (hang, "takes more than 0.5 seconds"),
+        (lambda: np.ones(1 << 30), "needs more than 300 MiB of memory"),
+    ],
+)
+def test_a_file_that_kills_hangs_or_swells_costs_only_itself(tmp_path, monkeypatch, act, reason):
     def deadly(midi, steps_per_beat):
-        return os._exit(1) if midi == b"deadly" else read_notes(midi, steps_per_beat)
+        return act() if midi == b"deadly" else read_notes(midi, steps_per_beat)
 
     monkeypatch.setattr("dataset_script.chunks.read_notes", deadly)  # processes inherit it
     monkeypatch.setattr("dataset_script.chunks.CHUNK_FILES", 3)
     files = {f"{number}.mid": midi_bytes([tune(seed=number)]) for number in range(10)} | {"4x.mid": b"deadly"}
     source = write_folder(tmp_path / "midi", files)
-    assert main(["--input", str(source), "--output", str(tmp_path / "out"), "--num_proc", "2"]) == 0
+    limits = ["--max_seconds_per_file", "0.5", "--max_memory", "300"]
+    assert main(["--input", str(source), "--output", str(tmp_path / "out"), "--num_proc", "2", *limits]) == 0
     report = json.loads((tmp_path / "out" / "build.json").read_text())
-    assert report["files"] == {"read": 11, "with_melody": 10, "dropped": {"brings the parser down": 1}}
-    assert report["unreadable_files"] == ["4x.mid: brings the parser down"]
+    assert report["files"] == {"read": 11, "with_melody": 10, "dropped": {reason: 1}}
+    assert report["unreadable_files"] == [f"4x.mid: {reason}"]
+
+
+KILLED_BUILD = """
+import os, signal, sys
+import dataset_script.chunks as chunks
+from dataset_script.build import main
+
+process_all, chunks.CHUNK_FILES = chunks.process_all, 3
+
+def dying(*arguments):
+    for count, files in enumerate(process_all(*arguments)):
+        yield files
+        if count == 5:
+            os.killpg(0, signal.SIGKILL)
+
+import dataset_script.build
+dataset_script.build.process_all = dying
+main(sys.argv[1:])
+"""
+
+
+def test_a_killed_build_goes_on_and_gives_the_same_bytes(built, tmp_path, monkeypatch):
+    monkeypatch.setattr("dataset_script.chunks.CHUNK_FILES", 3)
+    arguments = ["--input", str(built / "midi"), "--output", str(tmp_path / "out"), "--num_proc", "2"]
+    arguments += ["--metadata", str(built / "metadata.csv")]
+    killed = subprocess.run([sys.executable, "-c", KILLED_BUILD, *arguments], start_new_session=True, timeout=120)
+    assert killed.returncode == -9
+    assert not (tmp_path / "out").exists()
+    done = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.files.arrow")}
+    assert 6 <= len(done) < 17
+    read = []
+
+    def reading(midi, steps_per_beat):
+        read.append(midi)
+        return read_notes(midi, steps_per_beat)
+
+    def in_this_process(*arguments):
+        pool = ThreadPoolExecutor(1)
+        monkeypatch.setattr("dataset_script.chunks.new_pool", lambda num_proc, limits: pool)
+        monkeypatch.setattr("dataset_script.chunks.set_alarm", lambda seconds: None)
+        monkeypatch.setattr("dataset_script.chunks.read_notes", reading)
+        return process_all(*arguments)
+
+    monkeypatch.setattr("dataset_script.build.process_all", in_this_process)
+    assert main(arguments) == 0
+    assert len(read) == len(corpus()) - 1 - 3 * len(done)  # readme.txt is not read
+    assert data_files(tmp_path / "out") == data_files(built / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_unfinished_build_of_other_files_is_not_used(built, tmp_path):
+    unfinished = tmp_path / ".out.unfinished"
+    (unfinished / "work").mkdir(parents=True)
+    (unfinished / "plan.json").write_text("{}")
+    (unfinished / "work" / "000000.files.arrow").write_bytes(b"something else")
+    arguments = ["--input", str(built / "midi"), "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--metadata", str(built / "metadata.csv")]) == 0
+    assert data_files(tmp_path / "out") == data_files(built / "out")
+
+
+def test_two_builds_of_one_output_at_a_time_are_refused(built, tmp_path, capsys):
+    sources = open_sources(str(built / "midi"))
+    with unfinished_build(tmp_path / "out", sources, 4):
+        assert main(["--input", str(built / "midi"), "--output", str(tmp_path / "out")]) == 2
+    assert "another process is building" in capsys.readouterr().err
 
 
 def test_load_dataset(built, tmp_path):

@@ -1,0 +1,541 @@
+"""Measure how well near-duplicate files are found: copies planted among real files, and mirror images that are none.
+
+Copies: of files with a melody line, each kind of change by itself and all together. A copy counts as found if it lands
+in the group of its original. Every kind is planted among all real files for itself, so that the copies of a file do not
+help each other.
+
+False links: the retrograde and the inversion of every file. They have the intervals of real music, but are no copies of
+anything; what links one to another file's original links strangers. Clichés have no mirror image among the real
+files, so that this is a lower bound: the links themselves have to be looked at as well.
+
+datasketch's MinHashLSH gets the same hashes and is measured in the same way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from datasketch import MinHash, MinHashLSH
+from symusic import Note
+from symusic.core import ScoreTick
+from tqdm import tqdm
+
+from dataset_script.build import machine
+from dataset_script.extraction import extract_lines
+from dataset_script.midi_notes import UnreadableMidiError, read_notes
+from dataset_script.midi_sources import InputError, MidiSource, open_sources
+from dataset_script.near_duplicates import (
+    components,
+    find_pairs,
+    line_runs,
+    near_duplicate_lines,
+    signatures,
+)
+from dataset_script.schema import SPLITS
+
+STEPS_PER_BEAT = 4
+CHUNK_FILES = 64
+LAKH_FILES = 178_561  # of LMD-full
+PERMUTATIONS = 128
+THRESHOLDS = (0.1, 0.2, 0.3, 0.5)  # of the Jaccard index, for datasketch
+LARGEST_GROUPS = 10  # so many sizes are listed
+CHANGED = 0.1  # share of the notes that are changed or deleted
+LIBRARIES = ("datasketch", "numba", "numpy", "symusic")
+
+Columns = dict[str, np.ndarray]
+
+
+# --- the copies ---
+
+
+def edit_notes(score: ScoreTick, edit: Callable[[Columns], Columns], pitched_only: bool = False) -> None:
+    """Replace the notes of each track, given as columns `time`, `duration`, `pitch` and `velocity`."""
+    for track in score.tracks:
+        if len(track.notes) and not (pitched_only and track.is_drum):
+            columns = edit({name: values.astype(np.int64) for name, values in track.notes.numpy().items()})
+            track.notes = Note.from_numpy(
+                columns["time"].astype(np.int32),
+                columns["duration"].astype(np.int32),
+                columns["pitch"].astype(np.int8),
+                columns["velocity"].astype(np.int8),
+                "tick",
+            )
+
+
+def where(columns: Columns, is_kept: np.ndarray) -> Columns:
+    """Keep some of the notes."""
+    return {name: values[is_kept] for name, values in columns.items()}
+
+
+def transpose(score: ScoreTick, random: np.random.Generator) -> None:
+    """Move all but the drums by one to six semitones up or down."""
+    by = random.choice([-6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6])
+
+    def edit(columns: Columns) -> Columns:
+        columns["pitch"] += by
+        return where(columns, (columns["pitch"] >= 0) & (columns["pitch"] < 128))
+
+    edit_notes(score, edit, pitched_only=True)
+
+
+def change_tempo(score: ScoreTick, random: np.random.Generator) -> None:
+    """Play it at 0.6 to 1.6 times the tempo."""
+    factor = random.uniform(0.6, 1.6)
+    for tempo in score.tempos:
+        tempo.mspq = round(tempo.mspq / factor)
+
+
+def rescale(score: ScoreTick, up: int, down: int) -> None:
+    """Multiply all times by up / down."""
+
+    def edit(columns: Columns) -> Columns:
+        columns["time"] = columns["time"] * up // down
+        columns["duration"] = np.maximum(columns["duration"] * up // down, 1)
+        return columns
+
+    edit_notes(score, edit)
+    for events in (score.tempos, score.time_signatures):
+        for event in events:
+            event.time = event.time * up // down
+
+
+def double(score: ScoreTick, random: np.random.Generator) -> None:
+    """Write it in notes twice as long."""
+    rescale(score, 2, 1)
+
+
+def halve(score: ScoreTick, random: np.random.Generator) -> None:
+    """Write it in notes half as long."""
+    rescale(score, 1, 2)
+
+
+def reprogram(score: ScoreTick, random: np.random.Generator) -> None:
+    """Take other instruments, and the names away; another track may become the lead."""
+    for track in score.tracks:
+        track.name = ""
+        track.program = 0 if track.is_drum else int(random.integers(128))
+
+
+def cut_end(score: ScoreTick, random: np.random.Generator) -> None:
+    """Cut the last third off."""
+    end = score.end() * 2 // 3
+    edit_notes(score, lambda columns: where(columns, columns["time"] < end))
+
+
+def cut_start(score: ScoreTick, random: np.random.Generator) -> None:
+    """Cut the first third off, on a beat and wherever the bar line lies."""
+    begin = score.end() // 3 // score.ticks_per_quarter * score.ticks_per_quarter
+
+    def edit(columns: Columns) -> Columns:
+        columns = where(columns, columns["time"] >= begin)
+        columns["time"] -= begin
+        return columns
+
+    edit_notes(score, edit)
+    for events in (score.tempos, score.time_signatures):
+        for event in events:
+            event.time = max(event.time - begin, 0)
+
+
+def change_notes(score: ScoreTick, random: np.random.Generator) -> None:
+    """Move a tenth of the notes by one to five semitones."""
+
+    def edit(columns: Columns) -> Columns:
+        size = len(columns["pitch"])
+        by = random.integers(1, 6, size) * random.choice([-1, 1], size) * (random.random(size) < CHANGED)
+        columns["pitch"] = np.clip(columns["pitch"] + by, 0, 127)
+        return columns
+
+    edit_notes(score, edit, pitched_only=True)
+
+
+def delete_notes(score: ScoreTick, random: np.random.Generator) -> None:
+    """Leave out a tenth of the notes."""
+    edit_notes(
+        score, lambda columns: where(columns, random.random(len(columns["pitch"])) >= CHANGED), pitched_only=True
+    )
+
+
+def reorder(score: ScoreTick, random: np.random.Generator) -> None:
+    """Shuffle the tracks."""
+    score.tracks = [score.tracks[index] for index in random.permutation(len(score.tracks))]
+
+
+def combine(score: ScoreTick, random: np.random.Generator) -> None:
+    """Make a change of each sort; where a sort has variants, one of them."""
+    sorts = ((transpose,), (reprogram,), (cut_end, cut_start), (change_tempo, double, halve))
+    for variants in (*sorts, (change_notes, delete_notes), (reorder,)):
+        variants[random.integers(len(variants))](score, random)
+
+
+CHANGES: dict[str, Callable[[ScoreTick, np.random.Generator], None]] = {
+    "transposed": transpose,
+    "other_tempo": change_tempo,
+    "notes_doubled": double,
+    "notes_halved": halve,
+    "other_programs": reprogram,
+    "last_third_cut": cut_end,
+    "first_third_cut": cut_start,
+    "notes_changed": change_notes,
+    "notes_deleted": delete_notes,
+    "tracks_reordered": reorder,
+    "all_combined": combine,
+}
+
+
+# --- from files to hashes ---
+
+
+@dataclass
+class Corpus:
+    """Hashes of files that have a melody line; one entry per file and field, in order of the md5 once sorted.
+
+    Attributes:
+        md5: of the file, or of a copy's original.
+        material: what `signatures` gave for it.
+        mirrored: the same for its retrograde and its inversion.
+        seconds: spent in `signatures` for `material`.
+    """
+
+    md5: list[str] = field(default_factory=list)
+    material: list[np.ndarray] = field(default_factory=list)
+    mirrored: tuple[list[np.ndarray], list[np.ndarray]] = field(default_factory=lambda: ([], []))
+    seconds: float = 0.0
+
+    def add(self, md5: Sequence[str], contents: Sequence[bytes], with_mirrors: bool = False) -> None:
+        """Read files and hash those that have a melody line."""
+        names, notes = [], []
+        for name, content in zip(md5, contents, strict=True):
+            try:
+                notes.append(read_notes(content, STEPS_PER_BEAT))
+                names.append(name)
+            except UnreadableMidiError:
+                continue
+        if not notes:
+            return
+        lines = extract_lines(notes, STEPS_PER_BEAT)
+        melodic = np.unique(lines.file)
+        began = time.perf_counter()
+        found = signatures(lines.pitch, lines.start, lines.offsets, lines.file)
+        self.seconds += time.perf_counter() - began
+        self.md5 += [names[file] for file in melodic]
+        self.material += by_file(found, melodic)
+        if with_mirrors:
+            last = lines.offsets[-1] - lines.offsets[::-1]
+            backwards = signatures(lines.pitch[::-1].copy(), -lines.start[::-1], last, lines.file[::-1].copy())
+            upside_down = signatures(127 - lines.pitch, lines.start, lines.offsets, lines.file)
+            self.mirrored[0].extend(by_file(backwards, melodic))
+            self.mirrored[1].extend(by_file(upside_down, melodic))
+
+    def sort(self) -> None:
+        """Bring the files into the order of their md5, each once."""
+        order = [index for _, index in sorted({name: index for index, name in enumerate(self.md5)}.items())]
+        self.md5 = [self.md5[index] for index in order]
+        self.material = [self.material[index] for index in order]
+        for mirrored in self.mirrored:
+            mirrored[:] = [mirrored[index] for index in order]
+
+
+def by_file(found: tuple[np.ndarray, np.ndarray], files: np.ndarray) -> list[np.ndarray]:
+    """Split what `signatures` gave into one array for each of some files."""
+    hashes, file = found
+    order = np.argsort(file, kind="stable")
+    bounds = np.searchsorted(file[order], files), np.searchsorted(file[order], files, side="right")
+    return [hashes[order[begin:end]] for begin, end in zip(*bounds, strict=True)]
+
+
+def contents_of(sources: Iterator[MidiSource]) -> Iterator[tuple[str, bytes]]:
+    """Read the files and return md5 and content of each."""
+    for _, content in sources:
+        data = content if isinstance(content, bytes) else content.read_bytes()
+        yield hashlib.md5(data, usedforsecurity=False).hexdigest(), data
+
+
+def read_corpus(given: str) -> Corpus:
+    """Read all files that `--input` names.
+
+    Raises:
+        InputError: if there are fewer than two with a melody line.
+    """
+    corpus = Corpus()
+    stream = contents_of(open_sources(given))
+    with tqdm(desc="reading", unit=" files") as progress:
+        while chunk := list(islice(stream, CHUNK_FILES)):
+            corpus.add(*zip(*chunk, strict=True), with_mirrors=True)  # pyright: ignore[reportCallIssue]
+            progress.update(len(chunk))
+    corpus.sort()
+    if len(corpus.md5) < 2:
+        raise InputError(f"{given} has fewer than two files with a melody line; give more files")
+    return corpus
+
+
+def plant(given: str, chosen: Sequence[str], seed: int) -> dict[str, Corpus]:
+    """Make a copy of each kind of the chosen files; `md5` is that of the original."""
+    copies = {kind: Corpus() for kind in CHANGES}
+    left = set(chosen)
+    for md5, content in tqdm(contents_of(open_sources(given)), desc="planting", unit=" files"):
+        if md5 not in left:
+            continue
+        left.remove(md5)
+        for number, (kind, change) in enumerate(CHANGES.items()):
+            score = ScoreTick.from_midi(content)
+            change(score, np.random.default_rng([seed, number, int(md5, 16)]))
+            copies[kind].add([md5], [score.dumps_midi()])
+        if not left:
+            break
+    return copies
+
+
+# --- what is measured ---
+
+
+def share(part: float, whole: float) -> float:
+    """Return a rounded quotient, 0 for nothing of nothing."""
+    return round(part / whole, 6) if whole else 0.0
+
+
+def describe_groups(group: Sequence[int]) -> dict[str, Any]:
+    """Count groups, and the share of all pairs of files that are in one group."""
+    sizes = Counter(group)
+    together = sum(size * (size - 1) for size in sizes.values())
+    return {
+        "groups": len(sizes),
+        "files_in_groups_of_two_or_more": sum(size for size in sizes.values() if size > 1),
+        "largest_groups": [size for _, size in sizes.most_common(LARGEST_GROUPS)],
+        "share_of_pairs_grouped": share(together, len(group) * (len(group) - 1)),
+    }
+
+
+def false_links(count: int, files: int) -> dict[str, Any]:
+    """Describe links between files and the two mirror images of other files."""
+    pairs = 2 * files * (files - 1)
+    return {
+        "links": count,
+        "pairs": pairs,
+        "share": count / pairs,
+        "per_file_of_lakh": share(count * LAKH_FILES, pairs),
+    }
+
+
+def measure_ours(corpus: Corpus, copies: dict[str, Corpus]) -> dict[str, Any]:
+    """Measure `groups`: recall for each kind of copy, links to mirror images, groups and time."""
+    files = len(corpus.md5)
+    index_of = {md5: index for index, md5 in enumerate(corpus.md5)}
+    began = time.perf_counter()
+    group = components(files, find_pairs(corpus.material))
+    seconds = time.perf_counter() - began
+    recall = {}
+    for kind, planted in tqdm(copies.items(), desc="grouping"):
+        found = components(files + len(planted.md5), find_pairs(corpus.material + planted.material))
+        hits = sum(found[files + number] == found[index_of[md5]] for number, md5 in enumerate(planted.md5))
+        recall[kind] = {"copies": len(planted.md5), "found": hits, "recall": share(hits, len(planted.md5))}
+    wrong = 0
+    for mirrored in corpus.mirrored:
+        for one, other in find_pairs(corpus.material + mirrored):
+            wrong += one < files <= other != one + files
+    return {
+        "recall": recall,
+        "lowest_recall": min(kind["recall"] for kind in recall.values()),
+        "mirror_images": false_links(wrong, files),
+        **describe_groups(group),
+        "hashes_per_file": share(sum(len(item) for item in corpus.material), files),
+        "signature_microseconds_per_file": round(corpus.seconds / files * 1e6, 1),
+        "grouping_seconds": round(seconds, 3),
+    }
+
+
+def minhash(material: Sequence[np.ndarray], name: str) -> list[MinHash]:
+    """Return datasketch's sketch of each file."""
+    sketches = []
+    for hashes in tqdm(material, desc=f"MinHash, {name}", unit=" files"):
+        sketch = MinHash(num_perm=PERMUTATIONS, hashfunc=int, scheme="affine64")
+        sketch.update_batch(hashes.tolist())
+        sketches.append(sketch)
+    return sketches
+
+
+def measure_datasketch(corpus: Corpus, copies: dict[str, Corpus]) -> dict[str, Any]:
+    """Measure datasketch's MinHashLSH for several thresholds; its candidates are checked by their estimated index."""
+    files = len(corpus.md5)
+    began = time.perf_counter()
+    real = minhash(corpus.material, "files")
+    sketching = time.perf_counter() - began
+    planted = {kind: minhash(item.material, kind) for kind, item in copies.items()}
+    mirrored = [minhash(item, "mirror images") for item in corpus.mirrored]
+    index_of = {md5: index for index, md5 in enumerate(corpus.md5)}
+    report = {}
+    for threshold in THRESHOLDS:
+        began = time.perf_counter()
+        index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
+        for number, sketch in enumerate(real):
+            if not sketch.is_empty():
+                index.insert(number, sketch)
+
+        def linked(sketch: MinHash, index: MinHashLSH = index, threshold: float = threshold) -> list[int]:
+            if sketch.is_empty():
+                return []
+            candidates: list[Any] = index.query(sketch)
+            return [other for other in candidates if sketch.jaccard(real[other]) >= threshold]
+
+        pairs = []
+        for one, sketch in enumerate(tqdm(real, desc=f"MinHashLSH, {threshold}", unit=" files")):
+            pairs += [(one, other) for other in linked(sketch) if other > one]
+        group = components(files, pairs)
+        seconds = time.perf_counter() - began
+        recall = {}
+        for kind, sketches in planted.items():
+            hits = sum(
+                any(group[other] == group[index_of[md5]] for other in linked(sketch))
+                for md5, sketch in zip(copies[kind].md5, sketches, strict=True)
+            )
+            recall[kind] = {"copies": len(sketches), "found": hits, "recall": share(hits, len(sketches))}
+        wrong = sum(
+            other != number
+            for sketches in mirrored
+            for number, sketch in enumerate(sketches)
+            for other in linked(sketch)
+        )
+        report[str(threshold)] = {
+            "recall": recall,
+            "lowest_recall": min(kind["recall"] for kind in recall.values()),
+            "mirror_images": false_links(wrong, files),
+            **describe_groups(group),
+            "grouping_seconds": round(seconds, 3),
+        }
+    return {
+        "permutations": PERMUTATIONS,
+        "signature_microseconds_per_file": round(sketching / files * 1e6, 1),
+        "thresholds": report,
+    }
+
+
+def measure_leak(dataset: Path) -> dict[str, Any]:
+    """Measure the share of validation and test lines that have a near-duplicate line in the training split.
+
+    Raises:
+        InputError: if the folder holds no data set with a training and another split.
+    """
+    columns = ["pitch", "start", "is_lead"]
+    splits = {}
+    try:
+        for name in SPLITS:
+            if paths := sorted((dataset / "data").glob(f"{name}-*.parquet")):
+                splits[name] = pq.ParquetDataset(paths).read(columns=columns).combine_chunks()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{dataset} cannot be read ({error}); build it again with dataset_script.build") from error
+    if "train" not in splits or len(splits) < 2:
+        raise InputError(f"{dataset} has no training split and another; give a folder that dataset_script.build made")
+
+    def runs_of(name: str) -> tuple[np.ndarray, np.ndarray]:
+        pitch, start = (splits[name][column].combine_chunks() for column in ("pitch", "start"))
+        return line_runs(pitch.flatten().to_numpy(), start.flatten().to_numpy(), np.asarray(pitch.offsets))
+
+    train = runs_of("train")
+    report = {}
+    for name in tqdm([name for name in splits if name != "train"], desc="leak"):
+        match, is_plain = near_duplicate_lines(runs_of(name), train)
+        is_lead = splits[name]["is_lead"].to_numpy()
+        report[name] = {}
+        for which, chosen in (("all_lines", np.ones(len(match), dtype=bool)), ("lead_lines", is_lead)):
+            tested = chosen & ~is_plain
+            report[name][which] = {
+                "lines": int(chosen.sum()),
+                "too_plain": int((chosen & is_plain).sum()),
+                "with_near_duplicate_in_train": int((match[tested] >= 0).sum()),
+                "leak": share((match[tested] >= 0).sum(), tested.sum()),
+            }
+    return report
+
+
+# --- the command ---
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.near_duplicates",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--input", required=True, help="an archive, a folder or a pattern of MIDI files")
+    parser.add_argument("--output", required=True, type=Path, help="the JSON file to write")
+    parser.add_argument("--planted", type=int, default=500, help="how many files are copied (default: 500)")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of files and of the changes (default: 0)")
+    parser.add_argument(
+        "--dataset", type=Path, help="a data set built by dataset_script.build: its leak is measured too"
+    )
+    options = parser.parse_args(arguments)
+    if options.planted < 1:
+        parser.error(f"--planted must be at least 1, not {options.planted}")
+    if options.seed < 0:
+        parser.error(f"--seed must not be negative, but is {options.seed}")
+    return options
+
+
+def measure(given: str, planted: int, seed: int, dataset: Path | None) -> dict[str, Any]:
+    """Run the whole benchmark and return its report.
+
+    Raises:
+        InputError: for bad input.
+    """
+    leak = measure_leak(dataset) if dataset else None  # first: bad input shows at once
+    signatures(*(np.zeros(size, dtype=kind) for size, kind in ((2, "u1"), (2, "i4"), (1, "i8"), (0, "i8"))))  # compile
+    corpus = read_corpus(given)
+    chosen = np.random.default_rng(seed).permutation(len(corpus.md5))[:planted]
+    copies = plant(given, [corpus.md5[index] for index in chosen], seed)
+    report: dict[str, Any] = {
+        "input": Path(given).name,
+        "files_with_melody": len(corpus.md5),
+        "planted": len(chosen),
+        "seed": seed,
+        "ours": measure_ours(corpus, copies),
+        "datasketch": measure_datasketch(corpus, copies),
+    }
+    if leak is not None:
+        report["leak"] = leak
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    report["peak_memory_mebibytes"] = peak // (1024 * 1024 if sys.platform == "darwin" else 1024)
+    report["machine"] = machine()
+    report["versions"] = {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+    return report
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code: 0, or 2 after one line about bad input."""
+    options = parse_arguments(arguments)
+    try:
+        report = measure(options.input, options.planted, options.seed, options.dataset)
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {options.output} cannot be written ({error}); give --output another file", file=sys.stderr)
+        return 2
+    ours = report["ours"]
+    for kind, counts in ours["recall"].items():
+        print(f"{kind:<17} {counts['found']:>5} of {counts['copies']:>5} found {counts['recall']:>8.1%}")
+    print(f"mirror images linked: {ours['mirror_images']['links']}; largest group: {ours['largest_groups'][0]} files")
+    for split, counts in report.get("leak", {}).items():
+        print(f"{split}: {counts['all_lines']['leak']:.2%} of the lines have a near-duplicate in train")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,596 @@
+"""Fit the weights of the lead score on files whose tracks tell by their names which of them is the tune.
+
+The names are hidden from the fit; what they say is what the score has to find. Writes the weights, and a report of how
+often the highest score is that track, on files that were fitted to and on files that were not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from dataset_script.extraction import extract_lines
+from dataset_script.lead_score import (
+    PROGRAM_FAMILIES,
+    RELATIONS,
+    TRACK_FEATURES,
+    UTILITY_DECIMALS,
+    WEIGHTS_PATH,
+    design,
+    name_hint,
+)
+from dataset_script.midi_notes import UnreadableMidiError, read_notes
+from dataset_script.midi_sources import InputError, MidiSource, open_sources
+from dataset_script.parquet_files import split_of
+
+STEPS_PER_BEAT = 4
+CHUNK_FILES = 64
+LABEL = re.compile(r"melod|vocal|\blead|voice|\bvox\b|singer|singing|\bvoc\b", re.I)
+# Second voices, doublings, names of sounds ("Square Lead", "Synth Voice"), and guitars that lead a band, not the tune.
+NO_LABEL = re.compile(
+    r"back|\bbg|\bb[ -]?vox|harm|oo?h|aa?h|choir|syn|pad|bass|drum|\btom|string|doubl|echo|delay|counter|gu?it|gtr|2nd"
+    r"|second|\bsub|square|saw|calliope|chiff|charang|fifths|voices|orch|copy|layer|clone|overdub|\b[2-9]\b",
+    re.I,
+)
+MOST_LABELS = 2  # files with more tracks of such names do not say which one is the tune
+POP909_NAME = re.compile(r"(\d{3})/\1\.mid$")  # POP909 has other versions of its songs in folders beside them
+POP909_LABEL = "MELODY"
+
+RIDGE = 10.0  # chosen by cross-validation on the train files, like the form of the model and the features
+POP909_WEIGHT = 0.5  # of one of its songs in the fit, where a group of near-duplicates of Lakh has 1
+SIDES = {"train": ["train"], "test": ["validation", "test"]}  # the score has no use for three sides
+FOLDS = 5
+RESAMPLES = 2_000
+NEWTON_STEPS = 50
+HINTS = (-1.0, 0.0, 1.0)
+
+# The score that this one replaced: ramps of some features, and programs.
+HAND_WEIGHTS = {"register": 2.4, "monophony": 2.7, "coverage": 1.8, "variety": 0.3, "density": 1.2, "program": 0.6}
+HAND_PROGRAMS = (
+    {(32, 40): -1.0, (47, 56): -0.5, (88, 104): -0.5, (112, 128): -1.0}
+    | {(40, 42): 0.5, (64, 80): 1.0, (80, 88): 0.5, (22, 23): 0.5, (110, 112): 0.5}
+)  # fmt: skip
+
+EXAMPLES = """\
+example:
+  python -m dataset_script.fit_lead_score --lakh lmd_full.tar.gz --pop909 pop909.tar.gz --dataset melodies \\
+      --output dataset_script/lead_score.json --report results/lead_score.json
+"""
+
+
+@dataclass
+class Tracks:
+    """The tracks of many files, one after the other (shape (K,)), and the files (shape (M,)).
+
+    Attributes:
+        features: of each track, shape (K, F).
+        program: General MIDI program of each track.
+        hint: what its name says.
+        is_label: whether it is named as the tune.
+        has_lines: whether it has a melody line.
+        file: file of each track, rising; every file has one.
+        group: name of each file's group of near-duplicates.
+    """
+
+    features: np.ndarray
+    program: np.ndarray
+    hint: np.ndarray
+    is_label: np.ndarray
+    has_lines: np.ndarray
+    file: np.ndarray
+    group: np.ndarray
+
+    def select(self, is_kept_file: np.ndarray, is_kept_track: np.ndarray | None = None) -> Tracks:
+        """Keep some files, shape (M,), and some of their tracks, shape (K,); at least one track of each file."""
+        is_kept = is_kept_file[self.file]
+        if is_kept_track is not None:
+            is_kept = is_kept & is_kept_track
+        file = np.cumsum(is_kept_file) - 1
+        of_tracks = (self.features, self.program, self.hint, self.is_label, self.has_lines, file[self.file])
+        return Tracks(*(values[is_kept] for values in of_tracks), group=self.group[is_kept_file])
+
+    def count(self, is_counted: np.ndarray) -> np.ndarray:
+        """Return the number of counted tracks (shape (K,)) of each file."""
+        return np.bincount(self.file[is_counted], minlength=len(self.group))
+
+    def labelled(self, candidates: str) -> Tracks:
+        """Keep the files with one or two labels and a choice.
+
+        Args:
+            candidates: "with_lines" for the tracks with melody lines only, "pitched" for all.
+        """
+        is_candidate = self.has_lines if candidates == "with_lines" else np.ones_like(self.has_lines)
+        labels = self.count(self.is_label & is_candidate)
+        is_kept = (labels > 0) & (self.count(self.is_label) <= MOST_LABELS) & (labels < self.count(is_candidate))
+        return self.select(is_kept, is_candidate)
+
+    def columns(self, weights: dict[str, np.ndarray]) -> np.ndarray:
+        """Return what the utility is linear in, shape (K, D)."""
+        return design(self.features, self.program, weights["mean"], weights["scale"])
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dataset_script.fit_lead_score",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--lakh", required=True, help="MIDI files of the Lakh MIDI Dataset: its archive, or a folder")
+    parser.add_argument("--pop909", required=True, help="the POP909 data set: its archive, or a folder")
+    parser.add_argument(
+        "--dataset",
+        type=Path,
+        help="the data set that dataset_script.build made of the Lakh files; it tells which files are near-duplicates, "
+        "and so keeps them on one side of the split; left out: only equal files are",
+    )
+    parser.add_argument("--output", type=Path, default=WEIGHTS_PATH, help=f"the weights (default: {WEIGHTS_PATH})")
+    parser.add_argument("--report", type=Path, help="a JSON file for the results; left out: they are only printed")
+    return parser.parse_args(arguments)
+
+
+def read_groups(dataset: Path | None) -> dict[str, str]:
+    """Read the near-duplicate group of each file (by md5) from a data set that was built before.
+
+    Raises:
+        InputError: if there is none in the folder.
+    """
+    if dataset is None:
+        return {}
+    groups: dict[str, str] = {}
+    try:
+        for path in sorted((dataset / "data").glob("*.parquet")):
+            table = pq.read_table(path, columns=["md5", "group"])
+            groups.update(zip(table["md5"].to_pylist(), table["group"].to_pylist(), strict=True))
+    except (OSError, KeyError, pa.ArrowInvalid) as error:
+        raise InputError(f"{dataset} cannot be read ({error}); build it again with dataset_script.build") from error
+    if not groups:
+        raise InputError(f"{dataset} holds no data set; give the folder that dataset_script.build wrote")
+    return groups
+
+
+def read_tracks(sources: Iterable[MidiSource], name: str, groups: dict[str, str]) -> Tracks:
+    """Read MIDI files, each content once, and describe their tracks.
+
+    Args:
+        sources: the files.
+        name: "Lakh", or "POP909", of which the songs are found by the names of the files.
+        groups: near-duplicate group by md5; a file that is not there is a group of its own.
+
+    Raises:
+        InputError: if no file has notes.
+    """
+    features, has_lines, program, names, counts, group, seen = [], [], [], [], [], [], set()
+    stream = iter(sources)
+    chunks = iter(lambda: list(islice(stream, CHUNK_FILES)), [])
+    with tqdm(unit=" files", desc=name, mininterval=0.5, delay=1) as progress:
+        for chunk in chunks:
+            files = []
+            for path, content in chunk:
+                song = POP909_NAME.search(path)
+                if name == "POP909" and not song:
+                    continue
+                try:
+                    data = content if isinstance(content, bytes) else content.read_bytes()
+                    md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+                    if md5 in seen:
+                        continue
+                    files.append(read_notes(data, STEPS_PER_BEAT))
+                except (UnreadableMidiError, OSError):
+                    continue  # the report of dataset_script.build lists them
+                seen.add(md5)
+                group.append(f"POP909/{song[1]}" if name == "POP909" and song else groups.get(md5, md5))
+            if files:
+                of_chunk = extract_lines(files, STEPS_PER_BEAT)
+                features.append(of_chunk.track_features)
+                has_lines.append(of_chunk.track_has_lines)
+                program += [item.program for item in files]
+                names += [name for item in files for name in item.names]
+                counts += [len(item.track) for item in files]
+            progress.update(len(chunk))
+    if not group:
+        raise InputError(f"no {name} file with notes; check --{name.lower()}")
+    is_label = [track == POP909_LABEL if name == "POP909" else is_named_tune(track) for track in names]
+    return Tracks(
+        features=np.concatenate(features),
+        # POP909's programs are all pianos: neutral, as they are where nobody knows them.
+        program=np.concatenate(program) * (name != "POP909"),
+        hint=np.array([name_hint(track) for track in names]),
+        is_label=np.array(is_label),
+        has_lines=np.concatenate(has_lines),
+        file=np.repeat(np.arange(len(counts)), counts),
+        group=np.array(group),
+    )
+
+
+def is_named_tune(name: str) -> bool:
+    """Tell whether a track's author called it the melody, the lead or the voice (and not a second or a doubled one)."""
+    return bool(LABEL.search(name)) and not NO_LABEL.search(name)
+
+
+def softmax(utility: np.ndarray, file: np.ndarray) -> np.ndarray:
+    """Return the probability of each track to be the one chosen in its file, shape (K,)."""
+    highest = np.full(file[-1] + 1, -np.inf)
+    np.maximum.at(highest, file, utility)
+    power = np.exp(utility - highest[file])
+    return power / np.bincount(file, power)[file]
+
+
+def fit_choice(
+    columns: np.ndarray, is_label: np.ndarray, file: np.ndarray, weight: np.ndarray, ridge: float = RIDGE
+) -> np.ndarray:
+    """Fit a conditional logit (McFadden, 1974): the softmax in each file gives the labelled tracks its probability.
+
+    Minimises -sum_m weight_m log(sum of the probabilities of the labelled tracks of file m) + ridge |w|^2 / 2 by
+    Newton's method with halved steps.
+
+    Args:
+        columns: of each track, shape (K, D).
+        is_label: whether the track is labelled, shape (K,); at least one in each file.
+        file: file of each track, rising from 0 without gaps, shape (K,).
+        weight: of each file, shape (M,).
+        ridge: pulls the weights towards 0.
+
+    Returns:
+        The weights w of the columns, shape (D,).
+    """
+
+    def loss(fitted: np.ndarray) -> float:
+        chosen = np.bincount(file, softmax(columns @ fitted, file) * is_label)
+        return float(-(weight * np.log(chosen)).sum() + ridge * (fitted @ fitted) / 2)
+
+    fitted = np.zeros(columns.shape[1])
+    current = loss(fitted)
+    for _ in range(NEWTON_STEPS):
+        chance = softmax(columns @ fitted, file)
+        wanted = chance * is_label / np.bincount(file, chance * is_label)[file]
+        gradient = columns.T @ (weight[file] * (chance - wanted)) + ridge * fitted
+        # Of the convex part of the loss only, so that every step goes down: two labels in one file add a concave one.
+        mean = np.stack([np.bincount(file, chance * column) for column in columns.T], axis=1)
+        curvature = (columns.T * (weight[file] * chance)) @ columns - (mean.T * weight) @ mean
+        step = np.linalg.solve(curvature + ridge * np.eye(len(fitted)), gradient)
+        before = current
+        while (current := loss(fitted - step)) > before and np.abs(step).max() > 1e-9:
+            step /= 2
+        fitted = fitted - step
+        if before - current < 1e-8:
+            break
+    return fitted
+
+
+def calibrate(utility: np.ndarray, is_label: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
+    """Fit slope and bias (Platt, 1999) so that the logistic of slope * utility + bias is the rate of labels.
+
+    Args:
+        utility: of each track, shape (K,).
+        is_label: whether it is labelled, shape (K,).
+        weight: of each track, shape (K,).
+    """
+    # A logistic regression is a choice between "yes", of this utility, and "no", of utility 0.
+    yes = np.stack([utility, np.ones_like(utility)], axis=1)
+    slope, bias = fit_choice(
+        np.stack([yes, np.zeros_like(yes)], axis=1).reshape(-1, 2),
+        np.stack([is_label, ~is_label], axis=1).ravel(),
+        np.repeat(np.arange(len(utility)), 2),
+        weight,
+        ridge=0.0,
+    )
+    return float(slope), float(bias)
+
+
+def fit_names(utility: np.ndarray, tracks: Tracks) -> tuple[float, float]:
+    """Estimate what the name of a tune and of an accompaniment add to the utility, in log-odds.
+
+    Nobody has said of named tracks which are the tune, so the tune is a hidden variable: its prior is the softmax of
+    the utility without names, and a hint has one distribution for tunes and one for other tracks. Both are found by
+    expectation maximisation on the files in which some name hints at something.
+
+    Args:
+        utility: without names, shape (K,).
+        tracks: the tracks.
+
+    Returns:
+        log P(hint | tune) / P(hint | other), less the same for no hint, of a hint of 1 and of -1.
+    """
+    is_class = tracks.hint[:, None] == np.array(HINTS)
+    prior = softmax(utility, tracks.file)
+    odds = np.zeros(len(HINTS))
+    for _ in range(200):
+        chance = softmax(np.log(np.maximum(prior, 1e-12)) + is_class @ odds, tracks.file)
+        of_tune = chance @ is_class + 1  # one more of each: Laplace's rule
+        of_other = (1 - chance) @ is_class + 1
+        odds = np.log(of_tune / of_tune.sum()) - np.log(of_other / of_other.sum())
+    return float(odds[2] - odds[1]), float(odds[0] - odds[1])
+
+
+def file_weights(tracks: Tracks, of_group: float) -> np.ndarray:
+    """Share the weight of each group among its files, shape (M,)."""
+    _, group, files = np.unique(tracks.group, return_inverse=True, return_counts=True)
+    return of_group / files[group]
+
+
+def fit_both(lakh: Tracks, pop909: Tracks, weights: dict[str, np.ndarray], is_used: np.ndarray) -> np.ndarray:
+    """Fit one set of weights to both data sets.
+
+    Args:
+        lakh: labelled files.
+        pop909: labelled files.
+        weights: the means and scales of the features.
+        is_used: which columns may have a weight other than 0, shape (D,).
+
+    Returns:
+        The weights of the columns, shape (D,).
+    """
+    fitted = np.zeros(len(is_used))
+    fitted[is_used] = fit_choice(
+        np.concatenate([part.columns(weights)[:, is_used] for part in (lakh, pop909)]),
+        np.concatenate([lakh.is_label, pop909.is_label]),
+        np.concatenate([lakh.file, pop909.file + len(lakh.group)]),
+        np.concatenate([file_weights(lakh, 1.0), file_weights(pop909, POP909_WEIGHT)]),
+    )
+    return fitted
+
+
+def chance_of_finding(utility: np.ndarray, tracks: Tracks) -> np.ndarray:
+    """Return 1 for each file whose highest utility is that of a labelled track, else 0, shape (M,).
+
+    Of several tracks with the highest utility one is drawn, so the order of the tracks decides nothing.
+    """
+    utility = utility.round(UTILITY_DECIMALS)
+    highest = np.full(len(tracks.group), -np.inf)
+    np.maximum.at(highest, tracks.file, utility)
+    is_highest = utility == highest[tracks.file]
+    return tracks.count(is_highest & tracks.is_label) / tracks.count(is_highest)
+
+
+def accuracy(chance: np.ndarray, group: np.ndarray) -> dict[str, Any]:
+    """Return the share of files, its 95 % bootstrap interval over groups, and the numbers of files and groups."""
+    names, place = np.unique(group, return_inverse=True)
+    right, files = np.bincount(place, chance), np.bincount(place)
+    drawn = np.random.default_rng(0).integers(len(names), size=(RESAMPLES, len(names)))
+    interval = np.quantile(right[drawn].sum(axis=1) / files[drawn].sum(axis=1), [0.025, 0.975])
+    return {
+        "accuracy": round(float(chance.mean()), 4),
+        "interval_95": [round(float(bound), 4) for bound in interval],
+        "files": len(group),
+        "groups": len(names),
+    }
+
+
+def hand_utility(tracks: Tracks) -> np.ndarray:
+    """Rate the tracks by the weights that were set by hand, shape (K,)."""
+    feature = dict(zip(TRACK_FEATURES, tracks.features.T, strict=True))
+    programs = np.zeros(128)
+    for (begin, end), value in HAND_PROGRAMS.items():
+        programs[begin:end] = value
+
+    def ramp(value: np.ndarray, zero: float, one: float) -> np.ndarray:
+        return ((value - zero) / (one - zero)).clip(0.0, 1.0)
+
+    density = np.exp(feature["log_density"])
+    terms = {
+        "register": np.minimum(ramp(feature["mean_pitch"], 43, 62), ramp(feature["mean_pitch"], 98, 82)),
+        "monophony": feature["monophony"],
+        "coverage": ramp(feature["coverage"], 0.0, 0.6),
+        "variety": ramp(np.exp(feature["log_pitches"]), 2, 6),
+        "density": np.minimum(ramp(density, 0.1, 0.7), ramp(density, 5.0, 2.5)),
+        "program": programs[tracks.program],
+    }
+    return np.sum([HAND_WEIGHTS[name] * term for name, term in terms.items()], axis=0)
+
+
+def cross_validate(lakh: Tracks, pop909: Tracks, weights: dict[str, np.ndarray], is_used: np.ndarray) -> dict[str, Any]:
+    """Fit to all groups but a fifth, five times, and return the accuracies on the files left out."""
+    folds = [
+        np.array(
+            [hashlib.blake2b(group.encode(), digest_size=1, key=b"fold").digest()[0] % FOLDS for group in part.group]
+        )
+        for part in (lakh, pop909)
+    ]
+    right = [np.zeros(len(part.group)) for part in (lakh, pop909)]
+    for fold in range(FOLDS):
+        fitted = fit_both(lakh.select(folds[0] != fold), pop909.select(folds[1] != fold), weights, is_used)
+        for part, of, found in zip((lakh, pop909), folds, right, strict=True):
+            outside = part.select(of == fold)
+            found[of == fold] = chance_of_finding(outside.columns(weights) @ fitted, outside)
+    return {
+        name: accuracy(found, part.group)
+        for name, found, part in zip(("lakh", "pop909"), right, (lakh, pop909), strict=True)
+    }
+
+
+def split_files(tracks: Tracks) -> np.ndarray:
+    """Return the split of each file, shape (M,): that of the data set for its group."""
+    return np.array([split_of(group) for group in tracks.group])
+
+
+def competitions(lakh: Tracks, pop909: Tracks) -> dict[str, dict[str, Tracks]]:
+    """Return the labelled files by side ("train", "test") and by what competes, such as "lakh, with_lines".
+
+    Raises:
+        InputError: if one has no file.
+    """
+    sides: dict[str, dict[str, Tracks]] = {}
+    for side, splits in SIDES.items():
+        sides[side] = {}
+        for name, tracks in (("lakh", lakh), ("pop909", pop909)):
+            for candidates in ("with_lines", "pitched"):
+                part = tracks.labelled(candidates)
+                part = part.select(np.isin(split_files(part), splits))
+                if not len(part.group):
+                    raise InputError(f"--{name} has no file with a named tune for the {side} side; give more files")
+                sides[side][f"{name}, {candidates}"] = part
+    return sides
+
+
+def measure(
+    sides: dict[str, dict[str, Tracks]], weights: dict[str, np.ndarray], fitted: np.ndarray
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the accuracies of the score, of what is left of it without some columns, and of simpler ones."""
+    train = sides["train"]["lakh, with_lines"], sides["train"]["pop909, with_lines"]
+    has_program = np.arange(len(fitted)) >= 2 * len(TRACK_FEATURES)
+    is_relation = np.append(np.tile(np.isin(TRACK_FEATURES, RELATIONS), 2), np.zeros(len(PROGRAM_FAMILIES), dtype=bool))
+    of_columns = {
+        "lead_score": fitted,
+        "lead_score, programs hidden": fitted * ~has_program,
+        "fitted without programs": fit_both(*train, weights, ~has_program),
+        "fitted without relations": fit_both(*train, weights, ~is_relation),
+    }
+    simpler = {
+        "weights set by hand": hand_utility,
+        "highest mean pitch": lambda tracks: tracks.features[:, TRACK_FEATURES.index("mean_pitch")],
+        "most onsets": lambda tracks: tracks.features[:, TRACK_FEATURES.index("log_notes")],
+    }
+    results: dict[str, dict[str, dict[str, Any]]] = {rater: {} for rater in (*of_columns, *simpler)}
+    for side, parts in sides.items():
+        for name, part in parts.items():
+            columns = part.columns(weights)
+            utilities = {rater: columns @ values for rater, values in of_columns.items()}
+            utilities |= {rater: rate(part) for rater, rate in simpler.items()}
+            for rater, utility in utilities.items():
+                results[rater][f"{name}, {side}"] = accuracy(chance_of_finding(utility, part), part.group)
+    held_out = sides["test"]["lakh, with_lines"]
+    for name, is_kept in (
+        ("lakh, with_lines, test, one labelled track", held_out.count(held_out.is_label) == 1),
+        ("lakh, with_lines, split test alone", split_files(held_out) == "test"),
+    ):
+        if is_kept.any():
+            part = held_out.select(is_kept)
+            results["lead_score"][name] = accuracy(chance_of_finding(part.columns(weights) @ fitted, part), part.group)
+    return results
+
+
+def reliability(score: np.ndarray, is_label: np.ndarray) -> list[dict[str, float]]:
+    """Compare mean score and rate of labels of the tracks in each fifth of the range of the score."""
+    fifth = np.minimum((score * 5).astype(np.int64), 4)
+    return [
+        {
+            "from": round(place / 5, 1),
+            "tracks": int(is_in.sum()),
+            "mean_score": round(float(score[is_in].mean()), 4),
+            "labelled": round(float(is_label[is_in].mean()), 4),
+        }
+        for place in range(5)
+        if (is_in := fifth == place).any()
+    ]
+
+
+def fit_and_report(lakh: Tracks, pop909: Tracks) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fit the weights to the train files and measure them.
+
+    Returns:
+        The content of the weights' file, and of the report.
+
+    Raises:
+        InputError: if a side of the split has no labelled file.
+    """
+    sides = competitions(lakh, pop909)
+    train = sides["train"]["lakh, with_lines"], sides["train"]["pop909, with_lines"]
+    weights = {"mean": train[0].features.mean(axis=0), "scale": train[0].features.std(axis=0) + 1e-9}
+    everything = np.ones(2 * len(TRACK_FEATURES) + len(PROGRAM_FAMILIES), dtype=bool)
+    fitted = fit_both(*train, weights, everything)
+    utility = [part.columns(weights) @ fitted for part in train]
+    shares = [file_weights(part, of)[part.file] for part, of in zip(train, (1.0, POP909_WEIGHT), strict=True)]
+    slope, bias = calibrate(
+        np.concatenate(utility), np.concatenate([part.is_label for part in train]), np.concatenate(shares)
+    )
+    named = lakh.select(lakh.count(lakh.has_lines) > 1, lakh.has_lines)
+    named = named.select((split_files(named) == "train") & (named.count(named.hint != 0) > 0))
+    tune_name, other_name = fit_names(named.columns(weights) @ fitted, named)
+
+    held_out = sides["test"]["lakh, with_lines"]
+    held_out_score = 1 / (1 + np.exp(-slope * (held_out.columns(weights) @ fitted) - bias))
+    report = {
+        "what": "share of files in which the highest score, names hidden, is that of a track named as the tune; of "
+        "equal scores one is drawn. with_lines: the tracks with melody lines compete; pitched: all that are "
+        "no drums. train: the split of this name; test: the splits validation and test",
+        "files": {"lakh": len(lakh.group), "pop909": len(pop909.group)},
+        "results": measure(sides, weights, fitted),
+        "cross_validation": cross_validate(
+            lakh.labelled("with_lines"), pop909.labelled("with_lines"), weights, everything
+        ),
+        "reliability": reliability(held_out_score, held_out.is_label),
+        "names": {
+            "files": len(named.group),
+            "tune_log_odds": round(tune_name, 3),
+            "accompaniment_log_odds": round(other_name, 3),
+        },
+    }
+    linear, square, program = np.split(slope * fitted, [len(TRACK_FEATURES), 2 * len(TRACK_FEATURES)])
+    content = {
+        "how": "conditional logit within files on names that say melody, lead, vocal or voice; one slope and bias for "
+        "all tracks make it a probability; what a name adds, by expectation maximisation. Written by "
+        "dataset_script.fit_lead_score",
+        "files": {"lakh": len(train[0].group), "pop909": len(train[1].group)},
+        "bias": round(bias, 6),
+        "tune_name": round(slope * tune_name, 6),
+        "other_name": round(-slope * other_name, 6),
+        "program": {family: round(float(value), 6) for family, value in zip(PROGRAM_FAMILIES, program, strict=True)},
+        "features": {
+            name: {
+                key: round(float(values[place]), 6)
+                for key, values in {**weights, "linear": linear, "square": square}.items()
+            }
+            for place, name in enumerate(TRACK_FEATURES)
+        },
+    }
+    return content, report
+
+
+def table(report: dict[str, Any]) -> str:
+    """Draw the accuracies as a small table."""
+    rows = [(rater, name, result) for rater, results in report["results"].items() for name, result in results.items()]
+    rows += [(f"{FOLDS}-fold cross-validation", name, result) for name, result in report["cross_validation"].items()]
+    return "\n".join(
+        f"{rater:<28} {name:<44} {100 * result['accuracy']:5.1f} % "
+        f"({100 * result['interval_95'][0]:.1f} to {100 * result['interval_95'][1]:.1f}) of {result['files']:,} files"
+        for rater, name, result in rows
+    )
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file, and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code: 0, or 2 after one line about bad input."""
+    options = parse_arguments(arguments)
+    try:
+        groups = read_groups(options.dataset)
+        lakh_sources, pop909_sources = open_sources(options.lakh), open_sources(options.pop909)
+        lakh = read_tracks(lakh_sources, "Lakh", groups)
+        content, report = fit_and_report(lakh, read_tracks(pop909_sources, "POP909", {}))
+        write_json(options.output, content)
+        if options.report:
+            write_json(options.report, report)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: cannot write {error.filename} ({error.strerror}); check --output and --report", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+    print(table(report))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

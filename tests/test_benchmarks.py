@@ -1,0 +1,195 @@
+"""The benchmarks: what is worked out from the seconds, what bad input says, and one small run from end to end."""
+
+import json
+import os
+import tarfile
+
+import numpy as np
+import pytest
+from symusic import Note, Score, Tempo, TimeSignature, Track
+
+from benchmarks.dataset import (
+    LAKH_FILES,
+    copied,
+    derive,
+    lakh_minutes,
+    main,
+    one_core,
+    parsing_seconds,
+    rounded,
+)
+
+FILES = 13
+TPQ = 120
+
+
+def midi(seed):
+    """Return 11 bars of eighth notes that no other seed gives."""
+    score = Score(TPQ)
+    score.time_signatures.append(TimeSignature(0, 4, 4))
+    score.tempos.append(Tempo(0, 120))
+    track = Track("tune", 0, False)
+    for index, pitch in enumerate(np.random.default_rng(seed).integers(60, 73, size=88)):
+        track.notes.append(Note(index * TPQ // 2, TPQ // 2, int(pitch), 90))
+    score.tracks.append(track)
+    return score.dumps_midi()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Return a folder with 13 MIDI files, the last one broken."""
+    (tmp_path / "midi" / "a").mkdir(parents=True)
+    for seed in range(FILES - 1):
+        (tmp_path / "midi" / "a" / f"{seed}.mid").write_bytes(midi(seed))
+    (tmp_path / "midi" / "z.mid").write_bytes(b"MThd broken")
+    return tmp_path / "midi"
+
+
+def measured():
+    """Return seconds by hand: powers of two, and medians that are not means."""
+    ours = {"ours": [8.0, 100.0, 1.0], "ours_command": [16.0], "ours_extraction": [4.0]}
+    ours |= {"ours_1": [8.0], "ours_1_command": [12.0], "ours_2": [4.0], "ours_2_command": [8.0]}
+    ours |= {"ours_4": [2.0], "ours_4_command": [4.0], "ours_archive": [10.0]}
+    ours |= {"ours_sample": [2.0], "ours_sample_command": [4.0], "ours_sample_extraction": [0.5]}
+    parsing = {"parsing": [2.0, 4.0, 400.0], "parsing_sample": [0.5]}
+    parsing |= {"parsing_1": [4.0], "parsing_2": [2.5], "parsing_4": [1.25]}
+    return {"files": 1024, "sample_files": 64, "seconds": {"note_seq_sample": [64.0, 32.0, 99.0], **ours, **parsing}}
+
+
+def test_rates_are_files_by_the_median():
+    rate = derive(measured())["files_per_second"]
+    assert (rate["ours"], rate["parsing"], rate["note_seq_sample"]) == (128.0, 256.0, 1.0)
+    assert (rate["parsing_sample"], rate["ours_sample"], rate["ours_sample_extraction"]) == (128.0, 32.0, 128.0)
+    assert rate["ours_archive"] == 102.4
+
+
+def test_ratios():
+    assert derive(measured())["ratios"] == {
+        # Parsing does 256 files a second of all and 128 of the sample: note_seq would do 2 a second of all.
+        "ours_to_note_seq": {
+            "all_files": 64.0,
+            "all_files_against_sample": 128.0,
+            "sample": 32.0,
+            "sample_extraction": 128.0,
+        },
+        "ours_to_parsing": {"all_files": 0.5, "all_files_command": 0.25, "all_files_extraction": 1.0},
+        "speedup_of_2_processes": {"ours": 2.0, "ours_command": 1.5, "parsing": 1.6},
+        "speedup_of_4_processes": {"ours": 4.0, "ours_command": 3.0, "parsing": 3.2},
+        "efficiency_of_2_processes": {"ours": 1.0, "ours_command": 0.75, "parsing": 0.8},
+        "efficiency_of_4_processes": {"ours": 1.0, "ours_command": 0.75, "parsing": 0.8},
+    }
+
+
+def test_time_for_lakh_counts_the_start_once():
+    assert lakh_minutes(total=60.0, command=180.0, files=LAKH_FILES) == 3.0
+    assert lakh_minutes(total=60.0, command=180.0, files=LAKH_FILES * 2) == 2.5
+    minutes = derive(measured())["lakh_minutes"]
+    assert minutes == {"1": lakh_minutes(8.0, 12.0, 1024), "4": lakh_minutes(2.0, 4.0, 1024)}
+
+
+def test_without_note_seq_its_ratio_is_none():
+    given = measured()
+    given["seconds"] = {name: values for name, values in given["seconds"].items() if "sample" not in name}
+    derived = derive({**given, "sample_files": 0})
+    assert derived["ratios"]["ours_to_note_seq"] is None
+    assert derived["ratios"]["ours_to_parsing"]["all_files"] == 0.5
+
+
+def test_rounding_leaves_whole_numbers_and_text():
+    assert rounded({"a": [123456.7, 0.00123456], "b": 178561, "c": None, "d": "x"}) == {
+        "a": [123500.0, 0.001235],
+        "b": 178561,
+        "c": None,
+        "d": "x",
+    }
+
+
+def test_one_core_is_given_back():
+    before = os.sched_getaffinity(0)
+    with one_core():
+        assert len(os.sched_getaffinity(0)) == 1
+    assert os.sched_getaffinity(0) == before
+
+
+def test_parsing_counts_broken_files_and_more_processes_than_chunks_do_no_harm(folder):
+    seconds, broken = parsing_seconds(sorted(folder.rglob("*.mid")), num_proc=4)
+    assert broken == 1
+    assert 0 < seconds < 10
+
+
+def test_copies_of_files_with_one_name_stay_apart(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "same.mid").write_text(name)
+    there = copied([tmp_path / "a" / "same.mid", tmp_path / "b" / "same.mid"], tmp_path / "copies")
+    assert [path.read_text() for path in there] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("nowhere", "does not exist"),
+        ("empty", "no .mid, .midi or .kar file"),
+        ("text.tar.gz", "cannot be unpacked"),
+        ("one", "only one MIDI file"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(given, message, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a.mid").write_bytes(midi(0))
+    (tmp_path / "text.tar.gz").write_text("no archive")
+    assert main(["--input", str(tmp_path / given), "--output", str(tmp_path / "speed.json")]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["missing", "midi/z.mid"])
+def test_interpreter_without_note_seq(name, folder, tmp_path, capsys):
+    options = ["--note_seq_python", str(tmp_path / name), "--output", str(tmp_path / "speed.json")]
+    assert main(["--input", str(folder), *options]) == 2
+    assert "is no Python with note_seq" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("output", "message"), [("midi", "is a folder"), ("midi/z.mid/speed.json", "cannot be made")])
+def test_report_that_cannot_be_written(output, message, folder, tmp_path, capsys):
+    assert main(["--input", str(folder), "--output", str(tmp_path / output), "--note_seq_files", "0"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_the_builder_says_is_handed_on(tmp_path, capsys):
+    (tmp_path / "midi").mkdir()
+    for name in "ab":
+        (tmp_path / "midi" / f"{name}.mid").write_bytes(b"MThd broken")
+    output = tmp_path / "speed.json"
+    assert main(["--input", str(tmp_path / "midi"), "--output", str(output), "--note_seq_files", "0"]) == 2
+    assert "no melody found" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_archive", [False, True])
+@pytest.mark.slow
+def test_whole_run_without_note_seq(is_archive, folder, tmp_path):
+    given = folder
+    if is_archive:
+        given = tmp_path / "midi.tar.gz"
+        with tarfile.open(given, "w:gz") as archive:
+            archive.add(folder, "midi")
+    output = tmp_path / "reports" / "speed.json"
+    assert main(["--input", str(given), "--output", str(output), "--note_seq_files", "0", "--repeats", "2"]) == 0
+    report = json.loads(output.read_text())
+    assert (report["input"], report["files"], report["sample_files"]) == (given.name, FILES, 0)
+    assert report["unparsed_files"] == 1
+    assert report["note_seq"] is None
+    assert report["ratios"]["ours_to_note_seq"] is None
+    timed_runs = ["parsing", "ours"] + [f"{name}_{count}" for count in (1, 2, 4) for name in ("parsing", "ours")]
+    for name in timed_runs:
+        assert len(report["seconds"][name]) == 2
+    assert len(report["seconds"].get("ours_archive", [])) == is_archive
+    assert all(value > 0 for values in report["seconds"].values() for value in values)
+    assert all(report["seconds"]["ours_command"][turn] > report["seconds"]["ours"][turn] for turn in range(2))
+    assert report["files_per_second"]["ours"] > 0
+    assert 0 < report["processor_share"]["ours"][0] < 1.2  # one core
+    memory = report["memory"]
+    assert 20 < memory["processes_1"]["parent_private_mib"] < memory["processes_1"]["parent_mib"] < 2048
+    assert memory["processes_1"]["workers_mib"] == []

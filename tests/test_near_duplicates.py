@@ -1,0 +1,351 @@
+"""Near-duplicates: the kernels against plain Python, what a hash may not depend on, groups, and the leak detector."""
+
+import json
+from itertools import combinations, pairwise
+
+import numpy as np
+import pytest
+from symusic import Note, Score, Tempo, TimeSignature, Track
+
+from benchmarks import near_duplicates as benchmark
+from dataset_script.near_duplicates import (
+    MAX_HASHES,
+    MAX_NEIGHBOURS,
+    MIN_DISTINCT,
+    MIN_LINE_HASHES,
+    MIN_SCORE,
+    MIN_WEIGHT,
+    NOTES,
+    WEIGHT_ONE,
+    components,
+    find_pairs,
+    groups,
+    line_runs,
+    near_duplicate_lines,
+    signatures,
+)
+
+MASK = 2**64 - 1
+TPQ = 120
+
+
+# --- plain Python ---
+
+
+def mix(value):
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK
+    return value ^ (value >> 31)
+
+
+def hash_of(codes):
+    value = 0
+    for code in codes:
+        value = (value * 0x9E3779B97F4A7C15 + mix(code + 1)) & MASK
+    return mix(value)
+
+
+def runs_of(codes, length):
+    runs = [codes[at : at + length] for at in range(len(codes) - length + 1)]
+    return {hash_of(run) for run in runs if len(set(run)) >= MIN_DISTINCT}
+
+
+def coarse_pitches(line):
+    highest = {}
+    for pitch, start in line:
+        step = (start + 1) // 2
+        highest[step] = max(pitch, highest.get(step, 0))
+    return [highest[step] for step in sorted(highest)]
+
+
+def plain_signature(lines):
+    found = set()
+    for line in lines:
+        for pitches in ([pitch for pitch, _ in line], coarse_pitches(line)):
+            found |= runs_of([high - low + 127 for low, high in pairwise(pitches)], NOTES - 1)
+    return set(sorted(found)[:MAX_HASHES])
+
+
+def plain_line_runs(line):
+    codes = []
+    for (_, first), (low, second), (high, third) in zip(line, line[1:], line[2:], strict=False):
+        gap, before = third - second, second - first
+        codes.append(3 * (high - low + 127) + (1 if 3 * gap > 4 * before else 2 if 4 * gap < 3 * before else 0))
+    return runs_of(codes, NOTES - 2)
+
+
+def plain_pairs(material):
+    files = [set(item.tolist()) for item in material]
+    weight = {}
+    for value in set().union(*files):
+        weight[value] = int((WEIGHT_ONE**2 // sum(value in file for file in files)) ** 0.5)
+    total = [sum(weight[value] for value in file) for file in files]
+    found = []
+    for one, other in combinations(range(len(files)), 2):
+        both = sum(weight[value] for value in files[one] & files[other])
+        if both >= MIN_WEIGHT and both**3 >= MIN_SCORE * total[one] * total[other]:
+            found.append((one, other))
+    return found
+
+
+# --- material ---
+
+
+def random_line(random, notes=101):
+    """Return (pitch, start) of a line with repetitions, so that hashes occur more than once."""
+    motif = random.integers(55, 80, 17)
+    pitch = np.where(random.random(notes) < 0.5, np.resize(motif, notes), random.integers(55, 80, notes))
+    return list(zip(pitch.tolist(), np.cumsum(random.integers(1, 5, notes)).tolist(), strict=True))
+
+
+def flat(files):
+    """Turn a list of files, each a list of lines, into the arrays that the kernels take."""
+    lines = [line for file in files for line in file]
+    notes = np.array([note for line in lines for note in line]).reshape(-1, 2)
+    offsets = np.append(0, np.cumsum([len(line) for line in lines], dtype=np.int64))
+    owner = np.repeat(np.arange(len(files)), [len(file) for file in files])
+    return notes[:, 0].astype(np.uint8), notes[:, 1].astype(np.int32), offsets, owner
+
+
+def material_of(files):
+    hashes, file = signatures(*flat(files))
+    return [hashes[file == index] for index in range(len(files))]
+
+
+def sets(material):
+    return [set(item.tolist()) for item in material]
+
+
+def tune_file(seed, tracks=3, bars=24):
+    """Return a score of melodies that no other seed gives: eighths and quarters, phrases that come again."""
+    random = np.random.default_rng(seed)
+    score = Score(TPQ)
+    score.time_signatures.append(TimeSignature(0, 4, 4))
+    score.tempos.append(Tempo(0, 120))
+    for number in range(tracks):
+        track = Track(f"track {number}", int(random.integers(128)), False)
+        phrases = [random.integers(55, 80, 32) for _ in range(3)]
+        pitches = np.concatenate([phrases[index] for index in random.integers(0, 3, bars // 4)])
+        for index, pitch in enumerate(pitches):
+            track.notes.append(Note(index * TPQ // 2, TPQ // 2, int(pitch), 90))
+        score.tracks.append(track)
+    return score
+
+
+# --- hashes ---
+
+
+def test_signatures_equal_plain_python():
+    random = np.random.default_rng(0)
+    files = [[random_line(random, notes) for notes in sizes] for sizes in ((101, 13, 7), (1500,), (8, 2, 1), (53, 53))]
+    found = material_of(files)
+    assert sets(found) == [plain_signature(file) for file in files]
+    assert [len(item) for item in found] == [len(set(item.tolist())) for item in found]
+    assert len(found[1]) == MAX_HASHES
+    assert 0 < len(found[0]) < MAX_HASHES
+
+
+def test_line_runs_equal_plain_python():
+    random = np.random.default_rng(1)
+    lines = [random_line(random, notes) for notes in (101, 7, 8, 2, 1, 53)]
+    hashes, bounds = line_runs(*flat([lines])[:3])
+    for line, begin, end in zip(lines, bounds[:-1], bounds[1:], strict=True):
+        assert sorted(hashes[begin:end].tolist()) == sorted(plain_line_runs(line))
+
+
+def test_no_file_and_no_line_have_no_hashes():
+    assert [len(item) for item in signatures(*flat([]))] == [0, 0]
+    assert [item.tolist() for item in line_runs(*flat([])[:3])] == [[], [0]]
+    assert groups([]) == []
+
+
+def test_signatures_do_not_depend_on_key_tempo_and_order():
+    random = np.random.default_rng(2)
+    lines = [random_line(random) for _ in range(3)]
+    changed = [[(pitch - 5, start + 16) for pitch, start in line] for line in reversed(lines)]
+    assert len(set(map(frozenset, sets(material_of([lines, changed]))))) == 1
+
+
+def test_twice_as_fast_on_the_grid_is_found_on_the_coarser_grid():
+    random = np.random.default_rng(3)
+    sixteenths = [(int(pitch), step) for step, pitch in enumerate(random.integers(55, 80, 120))]
+    halved = [(pitch, step) for step, pitch in enumerate(coarse_pitches(sixteenths))]
+    whole, fast = sets(material_of([[sixteenths], [halved]]))
+    assert len(runs_of([high - low + 127 for (low, _), (high, _) in pairwise(halved)], NOTES - 1) & whole) > 40
+    assert len(whole & fast) > 40
+
+
+def test_trivial_runs_and_runs_across_lines_are_left_out():
+    scale, trill = [(60 + step, step) for step in range(40)], [(60 + step % 2, step) for step in range(40)]
+    random = np.random.default_rng(4)
+    line = random_line(random, 2 * NOTES - 2)
+    assert [len(item) for item in material_of([[scale, trill], [line[: NOTES - 1], line[NOTES - 1 :]]])] == [0, 0]
+
+
+# --- groups ---
+
+
+def test_pairs_equal_plain_python():
+    random = np.random.default_rng(5)
+    material = [
+        np.unique(random.integers(0, 90, size)).astype(np.uint64) for size in (31, 47, 5, 61, 0, 29, 37, 71, 43)
+    ]
+    expected = plain_pairs(material)
+    assert 3 < len(expected) < 30
+    assert sorted(find_pairs(material)) == expected
+
+
+def test_copies_are_grouped_and_strangers_are_not():
+    random = np.random.default_rng(6)
+    tunes = [[random_line(random) for _ in range(3)] for _ in range(31)]
+    copy = [[(pitch + 3, start) for pitch, start in line[:70]] for line in tunes[7][:2]]
+    assert groups(material_of([*tunes, copy])) == [*range(31), 7]
+
+
+def test_groups_do_not_depend_on_the_order_of_files():
+    random = np.random.default_rng(7)
+    tunes = [[random_line(random) for _ in range(2)] for _ in range(11)]
+    material = material_of([*tunes, *([line[:60] for line in tune] for tune in tunes[:5])])
+    group = groups(material)
+    assert len(set(group)) == 11
+    order = random.permutation(len(material))
+    shuffled = groups([material[index] for index in order])
+    together = {(one, other) for one, other in combinations(range(16), 2) if group[one] == group[other]}
+    place = np.argsort(order)
+    assert together == {
+        (one, other) for one, other in combinations(range(16), 2) if shuffled[place[one]] == shuffled[place[other]]
+    }
+
+
+def test_what_many_files_share_links_none_of_them():
+    random = np.random.default_rng(8)
+    cliche = random_line(random, 60)
+    files = [[random_line(random, 150), cliche] for _ in range(3 * MAX_NEIGHBOURS)]
+    assert find_pairs(material_of(files)) == []
+    few = material_of([[line[:60], cliche] for line, _ in files[:2]])
+    assert find_pairs(few) == [(0, 1)]  # where nobody else has it, it is evidence
+
+
+def test_more_copies_than_are_compared_with_each_other_are_one_group():
+    [whole] = material_of([[random_line(np.random.default_rng(9))]])
+    assert groups([whole] * (3 * MAX_NEIGHBOURS)) == [0] * (3 * MAX_NEIGHBOURS)
+
+
+def test_two_hashes_are_no_evidence():
+    two, three = (np.arange(size, dtype=np.uint64) for size in (2, 3))
+    assert groups([two, two]) == [0, 1]
+    assert groups([three, three]) == [0, 0]
+
+
+def test_components_are_named_by_their_smallest_member():
+    assert components(7, [(6, 5), (5, 3), (1, 2)]) == [0, 1, 1, 3, 4, 3, 3]
+
+
+# --- planted copies, through MIDI files and extraction ---
+
+
+@pytest.fixture(scope="module")
+def tunes():
+    corpus = benchmark.Corpus()
+    contents = {f"{seed:032x}": tune_file(seed).dumps_midi() for seed in range(13)}
+    corpus.add(list(contents), list(contents.values()))
+    assert len(corpus.md5) == 13
+    return contents, corpus
+
+
+def test_tunes_of_their_own_are_not_grouped(tunes):
+    _, corpus = tunes
+    assert groups(corpus.material) == list(range(13))
+
+
+@pytest.mark.parametrize("kind", benchmark.CHANGES)
+def test_planted_copies_are_grouped(tunes, kind):
+    contents, corpus = tunes
+    planted, changed = benchmark.Corpus(), 0
+    for number, (md5, content) in enumerate(contents.items()):
+        score = Score.from_midi(content)
+        benchmark.CHANGES[kind](score, np.random.default_rng([0, number]))
+        copy = score.dumps_midi()
+        changed += copy != content
+        planted.add([md5], [copy])
+    assert changed > 6  # a shuffle may leave the tracks as they are
+    assert groups(corpus.material + planted.material) == [*range(13), *range(13)]
+
+
+# --- what leaks ---
+
+
+def test_near_duplicate_lines_on_a_case_made_by_hand():
+    random = np.random.default_rng(10)
+    line, other, stranger = (random_line(random, 60) for _ in range(3))
+    plain = [(60 + step % 3, step) for step in range(60)]
+    slower_and_higher = [(pitch + 7, 3 * start) for pitch, start in line]
+    quarter = [*line[:20], *((pitch, start + 500) for pitch, start in random_line(random, 60))]
+    references = line_runs(*flat([[other, line, plain]])[:3])
+    queries = line_runs(*flat([[slower_and_higher, line[:25], stranger, plain, quarter, other[:9], []]])[:3])
+    match, is_plain = near_duplicate_lines(queries, references)
+    assert match.tolist() == [1, 1, -1, -1, -1, -1, -1]
+    assert is_plain.tolist() == [False, False, False, True, False, True, True]
+
+
+def test_a_short_reference_inside_a_line_is_its_near_duplicate():
+    line = random_line(np.random.default_rng(11), 200)
+    match, _ = near_duplicate_lines(line_runs(*flat([[line]])[:3]), line_runs(*flat([[line[50:80]]])[:3]))
+    assert match.tolist() == [0]
+
+
+def test_near_duplicate_lines_equal_plain_python():
+    random = np.random.default_rng(12)
+    pool = [random_line(random, 40) for _ in range(5)]
+    lines = [[*pool[one][:cut], *((pitch, start + 200) for pitch, start in pool[other])]
+             for one, other, cut in random.integers([0, 0, 0], [5, 5, 40], (23, 3))]  # fmt: skip
+    queries, references = lines[:12], lines[12:]
+    match, _ = near_duplicate_lines(line_runs(*flat([queries])[:3]), line_runs(*flat([references])[:3]))
+    sizes = [plain_line_runs(line) for line in references]
+    for line, found in zip(queries, match, strict=True):
+        runs = plain_line_runs(line)
+        near = {
+            index
+            for index, other in enumerate(sizes)
+            if min(len(runs), len(other)) >= MIN_LINE_HASHES and 2 * len(runs & other) >= min(len(runs), len(other))
+        }
+        assert found in near if near else found == -1
+
+
+def test_without_references_nothing_leaks():
+    lines = line_runs(*flat([[random_line(np.random.default_rng(13))]])[:3])
+    assert near_duplicate_lines(lines, line_runs(*flat([])[:3]))[0].tolist() == [-1]
+
+
+# --- the benchmark ---
+
+
+def test_benchmark_from_end_to_end(tmp_path, tunes, capsys):
+    contents, _ = tunes
+    folder = tmp_path / "midi"
+    folder.mkdir()
+    for md5, content in contents.items():
+        (folder / f"{md5}.mid").write_bytes(content)
+    (folder / "broken.mid").write_bytes(b"MThd")
+    output = tmp_path / "new" / "report.json"
+    assert benchmark.main(["--input", str(folder), "--output", str(output), "--planted", "5"]) == 0
+    report = json.loads(output.read_text())
+    assert report["files_with_melody"] == 13
+    assert set(report["ours"]["recall"]) == set(benchmark.CHANGES)
+    assert report["ours"]["lowest_recall"] == 1
+    assert report["ours"]["share_of_pairs_grouped"] == 0
+    assert report["ours"]["mirror_images"]["links"] == 0
+    assert set(report["datasketch"]["thresholds"]) == {str(threshold) for threshold in benchmark.THRESHOLDS}
+    assert "largest group: 1 files" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--input", "missing.mid"], "does not exist"), (["--input", ".", "--dataset", "."], "no training split")],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert benchmark.main([*arguments, "--output", "report.json"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert message in error
