@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from isal import igzip_threaded, isal_zlib
 
@@ -132,7 +133,8 @@ def in_archive(archive: Path, sources: Sources) -> Iterator[MidiSource]:
             is_gzip = raw.read(len(GZIP_MAGIC)) == GZIP_MAGIC
             raw.seek(0)
             if is_gzip:  # ISA-L inflates three times as fast as zlib, and in a thread of its own
-                content = opened.enter_context(igzip_threaded.open(raw, "rb", threads=1))  # pyright: ignore
+                inflated: Any = igzip_threaded.open(cast("Any", raw), "rb", threads=1)  # its stubs know only paths
+                content = opened.enter_context(inflated)
             stream = opened.enter_context(tarfile.open(fileobj=content, mode="r|" if is_gzip else "r|*"))
             is_open = True
             for member in stream:
