@@ -19,6 +19,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -296,9 +297,11 @@ def write_data(
     check_melodic(found, source_name)
     from dataset_script import parquet_files
 
-    lines = pa.concat_tables([read_arrow(path) for path in line_files(work)])
-    rows, again = parquet_files.choose_lines(lines, settings.excluded)
-    group = parquet_files.assign_groups(found.md5, found.material)
+    with ThreadPoolExecutor(1) as beside:
+        grouping = beside.submit(parquet_files.assign_groups, found.md5, found.material)
+        lines = pa.concat_tables([read_arrow(path) for path in line_files(work)]).combine_chunks()
+        rows, again = parquet_files.choose_lines(lines, settings.excluded)
+        group = grouping.result()
     parquet_files.write_splits(lines, rows, group, genres, folder / "data", settings.num_proc)
     return found, again
 

@@ -28,8 +28,9 @@ from dataset_script.extraction import Lines, extract_lines
 from dataset_script.features import KEY_NAMES
 from dataset_script.midi_notes import FileNotes, UnreadableMidiError, read_notes
 from dataset_script.midi_sources import InputError, MidiSource
+from dataset_script.near_duplicates import groups
 
-CHUNK_FILES = 128
+CHUNK_FILES = 64
 BATCH_NOTES = 1 << 17  # files are extracted together until they have more notes; bounds the memory
 OUT_OF_MEMORY = 3  # exit code
 NO_LINE = "no melody line"
@@ -254,6 +255,7 @@ def load_kernels(steps_per_beat: int) -> None:
     with TemporaryDirectory() as folder:
         source = ("", score.dumps_midi())
         process_chunk([source], steps_per_beat, Limits(seconds=0), {}, Path(folder) / "kernels")
+    groups([np.empty(0, dtype=np.uint64)])
 
 
 def new_pool(num_proc: int, limits: Limits) -> ProcessPoolExecutor:
@@ -319,9 +321,11 @@ class Harvest:
 def read_arrow(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read an Arrow file into memory: mapped, thousands of them would be open at once."""
     content = path.read_bytes()
+    if columns is None:
+        return pa.ipc.open_file(content).read_all()
     schema = pa.ipc.open_file(content).schema
-    chosen = [schema.get_field_index(name) for name in columns or schema.names]
-    return pa.ipc.open_file(content, options=pa.ipc.IpcReadOptions(included_fields=chosen)).read_all()
+    fields = [schema.get_field_index(name) for name in columns]
+    return pa.ipc.open_file(content, options=pa.ipc.IpcReadOptions(included_fields=fields)).read_all()
 
 
 def line_files(work: Path) -> list[Path]:
@@ -331,26 +335,34 @@ def line_files(work: Path) -> list[Path]:
 
 def harvest(work: Path) -> Harvest:
     """Put together what `process_all` wrote about files in a folder and those below it."""
-    chunks = [read_arrow(path) for path in sorted(work.rglob(f"*{FILES_SUFFIX}"))]
-    counts = [json.loads((chunk.schema.metadata or {})[b"counts"]) for chunk in chunks]
-    files = pa.concat_tables([chunk.replace_schema_metadata() for chunk in chunks])
-    rows = zip(files["name"].to_pylist(), files["reason"].to_pylist(), strict=True)
-    unreadable = sorted((name, reason) for name, reason in rows if reason is not None)
-    readable = files.filter(files["reason"].is_null())
-    md5, first = np.unique(np.array(readable["md5"].to_pylist(), dtype=object), return_index=True)
-    chosen = readable.take(pa.array(first))
+    readable: dict[str, tuple[bool, np.ndarray]] = {}
+    unreadable: list[tuple[str, str]] = []
     tracks, dropped = Counter(), Counter()
-    for count in counts:
+    files = notes = displacement_steps = 0
+    for path in sorted(work.rglob(f"*{FILES_SUFFIX}")):
+        chunk = read_arrow(path).combine_chunks()
+        count = json.loads((chunk.schema.metadata or {})[b"counts"])
         tracks.update(count["tracks"])
         dropped.update(count["dropped"])
+        files, notes = files + chunk.num_rows, notes + count["notes"]
+        displacement_steps += count["displacement_steps"]
+        material = chunk["material"].chunk(0)
+        hashes, bounds = material.values.to_numpy(), material.offsets.tolist()
+        rows = zip(*(chunk[name].to_pylist() for name in ("name", "md5", "reason", "is_melodic")), strict=True)
+        for row, (name, md5, reason, is_melodic) in enumerate(rows):
+            if reason is None:
+                readable[md5] = is_melodic, hashes[bounds[row] : bounds[row + 1]]
+            else:
+                unreadable.append((name, reason))
+    md5 = sorted(readable)
     return Harvest(
-        md5=md5.tolist(),
-        is_melodic=np.asarray(chosen["is_melodic"]),
-        material=[item.values.to_numpy() for item in chosen["material"]],
-        unreadable=unreadable,
-        files=files.num_rows,
-        notes=sum(count["notes"] for count in counts),
-        displacement_steps=sum(count["displacement_steps"] for count in counts),
+        md5=md5,
+        is_melodic=np.array([readable[one][0] for one in md5]),
+        material=[readable[one][1] for one in md5],
+        unreadable=sorted(unreadable),
+        files=files,
+        notes=notes,
+        displacement_steps=displacement_steps,
         tracks=tracks,
         dropped=dropped,
     )

@@ -8,6 +8,8 @@ import numpy as np
 from numba import njit
 from symusic.core import ScoreTick
 
+from dataset_script.midi_reader import Events, read_events
+
 STRAND_BITS, STEP_BITS, PITCH_BITS, DURATION_BITS = 20, 20, 7, 16  # 63 bits: a note is one sortable, non-negative int64
 STEP_SHIFT = PITCH_BITS + DURATION_BITS
 MAX_STEPS = 1 << STEP_BITS
@@ -121,7 +123,7 @@ def bar_grid(
     return grid[: last + 1]
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def pack_notes(
     time: np.ndarray,
     duration: np.ndarray,
@@ -143,10 +145,15 @@ def pack_notes(
 
     Returns:
         The notes as in `FileNotes.notes`, not sorted, and the sum of their onsets' displacements in steps; no notes
-        at all if one has an impossible time or pitch.
+        at all if one has an impossible time.
     """
     notes = np.empty(len(time), dtype=np.int64)
     stretches = len(grid)
+    # The first step after each stretch, and how many steps a tick is: no division that a note does not need.
+    end_steps, ratio = np.empty(stretches, dtype=np.int64), np.empty(stretches)
+    for stretch in range(stretches):
+        up, down = grid[stretch, STEPS_UP], grid[stretch, TICKS_DOWN]
+        end_steps[stretch], ratio[stretch] = -(-grid[stretch, LENGTH_TICKS] * up // down), 1 / down
     displacement = 0.0
     end_of_track = 0
     for track in range(len(track_notes)):
@@ -154,17 +161,16 @@ def pack_notes(
         stretch = 0
         for note in range(begin_of_track, end_of_track):
             onset = np.int64(time[note])
-            if onset < 0 or pitch[note] < 0:
+            if onset < 0:
                 return notes[:0], 0.0
             if onset < grid[stretch, START_TICKS]:
                 stretch = 0
             while stretch + 1 < stretches and grid[stretch + 1, START_TICKS] <= onset:
                 stretch += 1
-            up, down = grid[stretch, STEPS_UP], grid[stretch, TICKS_DOWN]
+            place, up, down = stretch, grid[stretch, STEPS_UP], grid[stretch, TICKS_DOWN]
             exact = (onset - grid[stretch, START_TICKS]) * up  # in 1 / down of a step
             step = (2 * exact + down) // (2 * down)
-            displacement += abs(exact - step * down) / down
-            place = stretch
+            displacement += abs(exact - step * down) * ratio[stretch]
             is_next = step * down >= grid[place, LENGTH_TICKS] * up
             while is_next:  # more than once where a stretch is shorter than half a step
                 place, step = place + 1, 0
@@ -173,8 +179,7 @@ def pack_notes(
             if step >= MAX_STEPS:
                 return notes[:0], 0.0
             end = (2 * (onset + max(duration[note], 0) - grid[place, START_TICKS]) * up + down) // (2 * down)
-            end = min(end, -(-grid[place, LENGTH_TICKS] * up // down))
-            length = min(max(end - step, 1), MAX_DURATION)
+            length = min(max(min(end, end_steps[place]) - step, 1), MAX_DURATION)
             packed = ((track * stretches + place) << STEP_BITS | step) << PITCH_BITS | (127 - np.int64(pitch[note]))
             notes[note] = packed << DURATION_BITS | (MAX_DURATION - length)
     return notes, displacement
@@ -203,6 +208,41 @@ def parse(data: bytes) -> ScoreTick:
         raise UnreadableMidiError("truncated" if is_short else "damaged events") from error
 
 
+def events_of(score: ScoreTick) -> Events:
+    """Take the events that matter out of a score whose unit is the tick."""
+    columns, track, program, names, dropped = [], [], [], [], {}
+    for index, part in enumerate(score.tracks):
+        if part.is_drum or not len(part.notes):
+            reason = "drums" if part.is_drum else "no notes"
+            dropped[reason] = dropped.get(reason, 0) + 1
+            continue
+        columns.append(part.notes.numpy())
+        track.append(index)
+        program.append(part.program)
+        names.append(part.name)
+
+    def notes(field: str, kind: type) -> np.ndarray:
+        return np.concatenate([np.empty(0, kind), *(column[field].astype(kind) for column in columns)])
+
+    tempos, signatures = score.tempos.numpy(), score.time_signatures.numpy()
+    return Events(
+        ticks_per_quarter=score.ticks_per_quarter,
+        time=notes("time", np.int32),
+        duration=notes("duration", np.int32),
+        pitch=notes("pitch", np.uint8),
+        track_notes=np.array([len(column["time"]) for column in columns], dtype=np.int64),
+        track=track,
+        program=program,
+        names=names,
+        dropped=dropped,
+        tempo_ticks=tempos["time"].astype(np.int32),
+        mspq=tempos["mspq"].astype(np.int32),
+        signature_ticks=signatures["time"].astype(np.int32),
+        numerators=signatures["numerator"].astype(np.int32),
+        denominators=signatures["denominator"].astype(np.int32),
+    )
+
+
 def read_notes(midi: bytes | ScoreTick, steps_per_beat: int) -> FileNotes:
     """Read one MIDI file and put its pitched notes on the grid.
 
@@ -216,46 +256,28 @@ def read_notes(midi: bytes | ScoreTick, steps_per_beat: int) -> FileNotes:
     Raises:
         UnreadableMidiError: with the reason, if there is nothing to read.
     """
-    score = parse(midi) if isinstance(midi, bytes) else midi
-    if score.ticks_per_quarter < 1:
+    events = (read_events(midi) or events_of(parse(midi))) if isinstance(midi, bytes) else events_of(midi)
+    if events.ticks_per_quarter < 1:
         raise UnreadableMidiError("no ticks per quarter note")
-    stated = score.time_signatures.numpy()
-    grid = bar_grid(stated["time"], stated["numerator"], stated["denominator"], score.ticks_per_quarter, steps_per_beat)
-    columns, track, program, names, dropped = [], [], [], [], {}
-    for index, part in enumerate(score.tracks):
-        if part.is_drum or not len(part.notes):
-            reason = "drums" if part.is_drum else "no notes"
-            dropped[reason] = dropped.get(reason, 0) + 1
-            continue
-        columns.append(part.notes.numpy())
-        track.append(index)
-        program.append(part.program)
-        names.append(part.name)
-    if not columns:
-        raise UnreadableMidiError("only drums" if "drums" in dropped else "no notes")
-    if len(track) * len(grid) > MAX_STRANDS or track[-1] >= MAX_TRACKS:
-        raise UnreadableMidiError("too many tracks or time signatures")
-
-    notes, displacement = pack_notes(
-        np.concatenate([column["time"] for column in columns]),
-        np.concatenate([column["duration"] for column in columns]),
-        np.concatenate([column["pitch"] for column in columns]),
-        np.array([len(column["time"]) for column in columns]),
-        grid,
+    if not events.track:
+        raise UnreadableMidiError("only drums" if "drums" in events.dropped else "no notes")
+    grid = bar_grid(
+        events.signature_ticks, events.numerators, events.denominators, events.ticks_per_quarter, steps_per_beat
     )
+    if len(events.track) * len(grid) > MAX_STRANDS or events.track[-1] >= MAX_TRACKS:
+        raise UnreadableMidiError("too many tracks or time signatures")
+    notes, displacement = pack_notes(events.time, events.duration, events.pitch, events.track_notes, grid)
     if not len(notes):
         raise UnreadableMidiError("notes at impossible times")
     notes.sort()
-
-    tempos = score.tempos.numpy()
     return FileNotes(
         notes=notes,
         grid=grid,
-        track=track,
-        program=program,
-        names=names,
-        tempo_ticks=tempos["time"],
-        mspq=tempos["mspq"],
-        dropped_tracks=dropped,
+        track=events.track,
+        program=events.program,
+        names=events.names,
+        tempo_ticks=events.tempo_ticks,
+        mspq=events.mspq,
+        dropped_tracks=events.dropped,
         displacement_steps=displacement,
     )

@@ -17,8 +17,9 @@ MIN_DISTINCT = 4  # different intervals that a run needs: scales, trills and rep
 MAX_HASHES = 512  # of a file: those with the smallest values, which is the same random sample of runs in every file
 
 WEIGHT_ONE = 256  # weight of a hash that one file has; the weight falls with the square root of the number of files
-MIN_SCORE = 15  # 0.06 * WEIGHT_ONE: the least (shared weight) * cosine² of two files that are linked
+MIN_SCORE = 10  # 0.04 * WEIGHT_ONE: the least (shared weight) * cosine² of two files that are linked
 MIN_WEIGHT = 384  # 1.5 * WEIGHT_ONE: and the least shared weight
+FILE_BITS = 24  # for the number of a file; the other 40 bits of a key are the hash's
 MAX_NEIGHBOURS = 64  # a hash of more files than this is compared between each and the next so many, in order of md5
 
 MIN_LINE_HASHES = 8  # a line with fewer different runs is too plain to tell whether it is a copy
@@ -179,39 +180,71 @@ def index_hashes(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return order, np.concatenate([[0], borders, [len(hashes)]]) if len(hashes) else np.zeros(1, dtype=np.int64)
 
 
-@njit(cache=True)
-def find_links(
-    place: np.ndarray,
-    bounds: np.ndarray,
-    file: np.ndarray,
-    run: np.ndarray,
-    borders: np.ndarray,
-    weight: np.ndarray,
-    total: np.ndarray,
-) -> list[tuple[int, int]]:
+@njit(cache=True, nogil=True)
+def index_keys(keys: np.ndarray, files: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Find the hashes that several files have.
+
+    Args:
+        keys: hashes with their files, sorted, see `find_pairs`, shape (M,).
+        files: number of files.
+
+    Returns:
+        The files that have each such hash, rising, one hash after the other; where those of each begin and the last
+        ends; the weight of each; and the weight of all hashes of each file, shape (F,).
+    """
+    file_bits = np.uint64(FILE_BITS)
+    file, borders = np.empty(len(keys), dtype=np.int32), np.zeros(len(keys) + 1, dtype=np.int64)
+    weight, total = np.empty(len(keys), dtype=np.int64), np.zeros(files, dtype=np.int64)
+    shared = begin = 0
+    for end in range(1, len(keys) + 1):
+        if end < len(keys) and keys[end] >> file_bits == keys[begin] >> file_bits:
+            continue
+        length = end - begin
+        # Exact: the root of a small integer, rounded down.
+        weight[shared] = np.int64(np.sqrt(WEIGHT_ONE * WEIGHT_ONE // length))
+        for place in range(begin, end):
+            one = np.int64(keys[place] & np.uint64((1 << FILE_BITS) - 1))
+            total[one] += weight[shared]
+            file[borders[shared] + place - begin] = one
+        if length > 1:
+            borders[shared + 1] = borders[shared] + length
+            shared += 1
+        begin = end
+    return file[: borders[shared]], borders[: shared + 1], weight[:shared], total
+
+
+@njit(cache=True, nogil=True)
+def find_links(file: np.ndarray, borders: np.ndarray, weight: np.ndarray, total: np.ndarray) -> list[tuple[int, int]]:
     """Find the pairs of files to link.
 
     Args:
-        place: place of each hash, file by file, in the order that brings equal hashes together, shape (M,).
-        bounds: where each file's hashes begin in `place` and the last ends, shape (F + 1,).
-        file: file of each hash, in that order, shape (M,).
-        run: run of equal hashes that each belongs to, in that order, shape (M,).
-        borders: where each run begins and the last ends, shape (R + 1,).
-        weight: of the hash of each run, shape (R,).
+        file: the files that have each hash, rising, one hash after the other, shape (M,).
+        borders: where those of each hash begin and the last ends, shape (R + 1,).
+        weight: of each hash, shape (R,).
         total: weight of all hashes of each file, shape (F,).
     """
+    # The places of each file's hashes: a counting sort.
+    bounds = np.zeros(len(total) + 1, dtype=np.int64)
+    for one in file:
+        bounds[one + 1] += 1
+    bounds = np.cumsum(bounds)
+    filled, places, runs = bounds.copy(), np.empty(len(file), dtype=np.int64), np.empty(len(file), dtype=np.int64)
+    for run in range(len(weight)):
+        for at in range(borders[run], borders[run + 1]):
+            places[filled[file[at]]], runs[filled[file[at]]] = at, run
+            filled[file[at]] += 1
     shared = np.zeros(len(total), dtype=np.int64)
     touched = np.empty(len(total), dtype=np.int64)
     links = [(0, 0)][:0]
     for one in range(len(total)):
         count = 0
-        for at in place[bounds[one] : bounds[one + 1]]:
-            until = min(borders[run[at] + 1], at + 1 + MAX_NEIGHBOURS)
-            for other in file[at + 1 : until]:
+        for place in range(bounds[one], bounds[one + 1]):
+            at, run = places[place], runs[place]
+            for other in file[at + 1 : min(borders[run + 1], at + 1 + MAX_NEIGHBOURS)]:
                 if shared[other] == 0:
                     touched[count] = other
                     count += 1
-                shared[other] += weight[run[at]]
+                shared[other] += weight[run]
         for other in touched[:count]:
             both = shared[other]
             # (both / WEIGHT_ONE) * (both / sqrt(total * total))², the cosine of the files' vectors of square roots
@@ -225,27 +258,25 @@ def find_pairs(material: Sequence[np.ndarray]) -> list[tuple[int, int]]:
     """Find the pairs of files that share much of their material.
 
     A hash weighs 1 / sqrt(number of files that have it). A pair is linked by the weight W that it shares and its
-    cosine C = W / sqrt(weight of one file * weight of the other): where W * C² reaches 0.06, and W 1.5. Evidence
-    counts as well as likeness, and so do neither two long files with a phrase in common nor two short ones.
+    cosine C = W / sqrt(weight of one file * weight of the other): where W * C² reaches `MIN_SCORE` / `WEIGHT_ONE`, and
+    W `MIN_WEIGHT` / `WEIGHT_ONE`. Evidence counts as well as likeness, and so do neither two long files with a phrase
+    in common nor two short ones.
 
     Args:
-        material: hashes of each file, each once, files in order of their md5.
+        material: hashes of each file, each once, files in order of their md5; at most 2**24 files.
 
     Returns:
         Numbers of two files each, the lower first.
     """
-    hashes = np.concatenate([np.empty(0, dtype=np.uint64), *material])
-    sizes = np.array([len(item) for item in material], dtype=np.int64)
-    order, borders = index_hashes(hashes)
-    del hashes
-    owner = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-    lengths = np.diff(borders)
-    weight = np.sqrt(WEIGHT_ONE**2 // np.maximum(lengths, 1)).astype(np.int64)  # exact: small integers, rounded down
-    run = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order))
-    total = np.bincount(owner[order], weights=weight[run], minlength=len(sizes)).astype(np.int64)
-    return find_links(place, np.append(0, np.cumsum(sizes)), owner[order], run, borders, weight, total)
+    files = len(material)
+    assert files < 1 << FILE_BITS
+    # The hash's upper bits with the file below them: one sort brings equal hashes together, files in order.
+    keys = np.concatenate([np.empty(0, dtype=np.uint64), *material])
+    keys >>= np.uint64(FILE_BITS)
+    keys <<= np.uint64(FILE_BITS)
+    keys |= np.repeat(np.arange(files, dtype=np.uint64), [len(item) for item in material])
+    keys.sort()
+    return find_links(*index_keys(keys, files))
 
 
 def components(size: int, pairs: Sequence[tuple[int, int]]) -> list[int]:

@@ -1,0 +1,358 @@
+"""The notes, tempos and time signatures of a MIDI file, and nothing else of it.
+
+symusic reads every event of a file; finding melodies needs a few kinds of them, and a million files make the difference
+worth a compiled loop. symusic stays the authority: what `read_events` returns is what symusic 0.6 returns, and a file
+with anything irregular in it is left to symusic (`None`).
+"""
+
+from __future__ import annotations
+
+import codecs
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+HEADER, CHUNK_HEADER_BYTES = b"MThd\0\0\0\6", 8
+TRACK_TAG = int.from_bytes(b"MTrk", "big")
+NOTE_ON, KEY_PRESSURE, PROGRAM_CHANGE, CHANNEL_PRESSURE = 0x90, 0xA0, 0xC0, 0xD0
+SYSTEM, SYSTEM_EXCLUSIVE, META = 0xF0, 0xF0, 0xFF
+TRACK_NAME, LYRIC, END_OF_TRACK, SET_TEMPO, TIME_SIGNATURE = 0x03, 0x05, 0x2F, 0x51, 0x58  # meta events
+DRUM_CHANNEL = 9
+LYRIC_CHANNEL = 15  # symusic takes any event's channel from its status byte, and that of a lyric is 0xFF
+MAX_TICK = 2**31 - 1
+MAX_PARTS = 1024  # a file with more is symusic's business
+STABLE_SORT_EVENTS = 24  # from this number of events on, symusic's sort may exchange events of the same tick
+NONE = -1
+
+# Columns of the kernel's tables. A "part" is a track in symusic's sense: what one channel plays with one program in one
+# track of the file; its key is channel << 7 | program. It is in use as soon as it has any event that symusic stores.
+ONSET, DURATION, PITCH, PART, NEXT = range(5)  # of the notes; NEXT is the note of the same pitch that ends after it
+KEY, IN_USE, NOTES, NAME_START, NAME_STOP = range(5)  # of the parts
+NOTE_COUNT, PART_COUNT, TEMPO_COUNT, SIGNATURE_COUNT = range(4)
+
+
+@dataclass
+class Events:
+    """What finding melodies needs of a file; a "track" is one of symusic's.
+
+    Attributes:
+        ticks_per_quarter: unit of all times and durations.
+        time: onsets of the notes of all pitched tracks that have notes, one track after the other, int32, shape (N,).
+        duration: of the notes, int32, shape (N,).
+        pitch: of the notes, uint8, shape (N,).
+        track_notes: number of notes of each of these tracks, int64, shape (K,).
+        track: index of each in symusic's `score.tracks`.
+        program: General MIDI program of each.
+        names: name of each.
+        dropped: number of tracks left out, by reason.
+        tempo_ticks: where tempos are set, in order, int32, shape (P,).
+        mspq: microseconds per quarter note from there on, int32, shape (P,).
+        signature_ticks: where time signatures are set, in order, int32, shape (Q,).
+        numerators: of the time signatures, int32, shape (Q,).
+        denominators: of the time signatures, int32, shape (Q,).
+    """
+
+    ticks_per_quarter: int
+    time: np.ndarray
+    duration: np.ndarray
+    pitch: np.ndarray
+    track_notes: np.ndarray
+    track: list[int]
+    program: list[int]
+    names: list[str]
+    dropped: dict[str, int]
+    tempo_ticks: np.ndarray
+    mspq: np.ndarray
+    signature_ticks: np.ndarray
+    numerators: np.ndarray
+    denominators: np.ndarray
+
+
+def read_events(data: bytes) -> Events | None:
+    """Read the bytes of a MIDI file; None if something about the file is irregular and symusic has to decide."""
+    if len(data) < 14 or data[:8] != HEADER:
+        return None
+    kind, midi_tracks, ticks_per_quarter = data[8] << 8 | data[9], data[10] << 8 | data[11], data[12] << 8 | data[13]
+    if kind > 2 or not 0 < ticks_per_quarter < 0x8000:  # the high bit means frames per second
+        return None
+    understood, time, duration, pitch, tracks, drums, no_notes, tempos, signatures = _read(
+        np.frombuffer(data, np.uint8), 14, midi_tracks
+    )
+    if not understood:
+        return None
+    track, program, track_notes, name_start, name_stop = tracks
+    spans = zip(name_start.tolist(), name_stop.tolist(), strict=True)
+    names = [data[start:stop].decode(errors="replace_like_symusic") for start, stop in spans]
+    dropped = {reason: count for reason, count in (("drums", drums), ("no notes", no_notes)) if count}
+    notes = (time, duration, pitch, track_notes, track.tolist(), program.tolist(), names)
+    return Events(ticks_per_quarter, *notes, dropped, *tempos, *signatures)
+
+
+def _replace_like_symusic(error: UnicodeError) -> tuple[str, int]:
+    """Decode bytes that are not UTF-8 as symusic does: one mark for a broken sequence however long, or a stray byte."""
+    assert isinstance(error, UnicodeDecodeError)
+    text, stop = error.object, error.start + 1
+    if 0xC0 <= text[error.start] < 0xF8:  # it begins a sequence: all that could continue one goes with it
+        while stop < len(text) and 0x80 <= text[stop] < 0xC0:
+            stop += 1
+    return "\ufffd", stop
+
+
+codecs.register_error("replace_like_symusic", _replace_like_symusic)
+
+
+@njit(cache=True, nogil=True)
+def _read(data, position, midi_tracks):
+    """Read all tracks of a file, the first of which begins at `position`, and put their notes into symusic's order."""
+    # The shortest events take 3 bytes (a note), 7 (a tempo) and 6 (a time signature): no table can overflow.
+    notes = np.empty((len(data) // 3 + 1, 5), np.int32)
+    tempos = np.empty((2, len(data) // 7 + 1), np.int32)
+    signatures = np.empty((3, len(data) // 6 + 1), np.int32)
+    parts = np.empty((MAX_PARTS, 5), np.int64)
+    counts = np.zeros(4, np.int64)
+    order = np.empty(MAX_PARTS, np.int64)  # the parts as symusic orders them
+    understood = _scan_file(data, position, midi_tracks, (notes, parts, tempos, signatures, counts), order)
+    if not understood:
+        counts[:] = 0
+
+    tracks = np.empty((5, counts[PART_COUNT]), np.int64)
+    first_note = np.empty(counts[PART_COUNT], np.int64)  # where the notes of each part go
+    index = kept = total = drums = no_notes = 0
+    for part in order[: counts[PART_COUNT]]:
+        if not parts[part, IN_USE]:
+            continue
+        if parts[part, KEY] >> 7 == DRUM_CHANNEL:
+            drums += 1
+        elif not parts[part, NOTES]:
+            no_notes += 1
+        else:
+            tracks[0, kept], tracks[1, kept] = index, parts[part, KEY] & 0x7F
+            tracks[2:, kept] = parts[part, NOTES:]
+            first_note[part] = total
+            total += parts[part, NOTES]
+            kept += 1
+        index += 1
+
+    time, duration, pitch = np.empty(total, np.int32), np.empty(total, np.int32), np.empty(total, np.uint8)
+    for note in range(counts[NOTE_COUNT]):
+        if notes[note, DURATION] != NONE:  # symusic leaves out notes that never end
+            place = first_note[notes[note, PART]]
+            first_note[notes[note, PART]] += 1
+            time[place], duration[place], pitch[place] = notes[note, ONSET], notes[note, DURATION], notes[note, PITCH]
+    tempos = tempos[:, : counts[TEMPO_COUNT]].copy()
+    signatures = signatures[:, : counts[SIGNATURE_COUNT]].copy()
+    understood = understood and _sort_by_time(tempos) and _sort_by_time(signatures)
+    return understood, time, duration, pitch, tracks[:, :kept], drums, no_notes, tempos, signatures
+
+
+@njit(cache=True, nogil=True)
+def _sort_by_time(events):
+    """Sort columns by their first row; False if there are so many that symusic's order of equal times is unknown."""
+    count = events.shape[1]
+    for last in range(1, count):
+        place = last
+        while place and events[0, place - 1] > events[0, place]:
+            if count >= STABLE_SORT_EVENTS:
+                return False
+            for row in events:
+                row[place - 1], row[place] = row[place], row[place - 1]
+            place -= 1
+        tie = events[0, last - 1] == events[0, last]
+        if tie and count >= STABLE_SORT_EVENTS and (events[:, last - 1] != events[:, last]).any():
+            return False
+    return True
+
+
+@njit(cache=True, nogil=True)
+def _scan_file(data, position, midi_tracks, tables, order):
+    """Fill the tables from all tracks of a file; False if something is irregular."""
+    parts, counts = tables[1], tables[4]
+    part_of_key = np.full(16 * 128, NONE, np.int32)
+    open_first, open_last = np.empty(16 * 128, np.int32), np.empty(16 * 128, np.int32)
+    while midi_tracks and position < len(data):
+        start = position + CHUNK_HEADER_BYTES
+        if start > len(data) or _big_endian(data, position, 4) != TRACK_TAG:
+            return False
+        position = start + _big_endian(data, start - 4, 4)
+        if position > len(data):
+            return False
+        first_part = counts[PART_COUNT]
+        part_of_channel, programs, waiting = np.full(16, NONE), np.zeros(16, np.int64), np.zeros(16, np.int64)
+        open_first[:] = NONE
+        state = part_of_channel, part_of_key, programs, waiting
+        if not _scan_track(data[:position], start, tables, state, open_first, open_last):
+            return False
+        for part in range(first_part, counts[PART_COUNT]):  # into the order of their keys
+            part_of_key[parts[part, KEY]] = NONE
+            place = part
+            while place > first_part and parts[order[place - 1], KEY] > parts[part, KEY]:
+                order[place] = order[place - 1]
+                place -= 1
+            order[place] = part
+        midi_tracks -= 1
+    return True
+
+
+@njit(cache=True, nogil=True)
+def _scan_track(data, position, tables, state, open_first, open_last):
+    """Fill the tables from one track, which begins at `position` and ends where `data` does; False if irregular.
+
+    `open_first` and `open_last` hold, for each channel and pitch, the oldest and the newest note that still sounds.
+    """
+    notes, parts, _, _, counts = tables
+    part_of_channel, part_of_key, programs, waiting = state
+    note_count, first_part = counts[NOTE_COUNT], counts[PART_COUNT]
+    name = np.zeros(2, np.int64)
+    tick = status = 0
+    while position < len(data):
+        delta = np.int64(data[position])
+        position += 1
+        if delta >= 0x80:
+            delta, position = _variable_length(data, position - 1)
+        tick += delta
+        if position >= len(data):
+            return False
+        byte = np.int64(data[position])
+        if byte >= SYSTEM:
+            if byte == SYSTEM_EXCLUSIVE:
+                status = 0  # symusic lets it be a running status, with strange effects
+            position = _scan_system_event(data, position, tick, tables, state, name)
+            continue
+        if byte >= 0x80:
+            status = byte
+            position += 1
+        elif not status:
+            return False
+        kind, channel = status & 0xF0, status & 0x0F
+        if kind == PROGRAM_CHANGE or kind == CHANNEL_PRESSURE:  # noqa: SIM109 (two comparisons compile to less)
+            if position >= len(data) or data[position] >= 0x80:
+                return False
+            if kind == PROGRAM_CHANGE:
+                programs[channel] = data[position]
+                part_of_channel[channel] = part_of_key[channel << 7 | programs[channel]]
+            position += 1
+            continue
+        if position + 2 > len(data):
+            return False
+        first, second = np.int64(data[position]), np.int64(data[position + 1])
+        position += 2
+        if (first | second) >= 0x80:
+            return False
+
+        key = channel << 7 | first
+        if kind == NOTE_ON and second:
+            part = part_of_channel[channel]
+            if part == NONE:
+                part = _begin_part(channel, parts, counts, state)
+                if part == NONE:
+                    return False
+            parts[part, IN_USE] = True
+            if channel == DRUM_CHANNEL:
+                continue
+            if open_first[key] == NONE:
+                open_first[key] = note_count
+            else:
+                notes[open_last[key], NEXT] = note_count
+            open_last[key] = note_count
+            notes[note_count, ONSET], notes[note_count, DURATION] = tick, NONE
+            notes[note_count, PITCH], notes[note_count, PART], notes[note_count, NEXT] = first, part, NONE
+            note_count += 1
+        elif kind <= NOTE_ON:  # the oldest note of this pitch ends, whatever the program has become since
+            note = open_first[key]
+            if note != NONE:
+                open_first[key] = notes[note, NEXT]
+                notes[note, DURATION] = tick - notes[note, ONSET]
+                parts[notes[note, PART], NOTES] += 1
+        elif kind != KEY_PRESSURE:  # a control or pitch bend, which symusic stores
+            if part_of_channel[channel] == NONE:
+                waiting[channel] = True
+            else:
+                parts[part_of_channel[channel], IN_USE] = True
+
+    for part in range(first_part, counts[PART_COUNT]):
+        parts[part, NAME_START:] = name
+    counts[NOTE_COUNT] = note_count
+    return position == len(data) and tick <= MAX_TICK
+
+
+@njit(cache=True, nogil=True)
+def _scan_system_event(data, position, tick, tables, state, name):
+    """Take in a meta or system exclusive event; returns the place after it, past the end of the data if irregular."""
+    _, parts, tempos, signatures, counts = tables
+    irregular = len(data) + 1
+    kind = NONE
+    if data[position] == META and position + 1 < len(data):
+        position += 1
+        kind = np.int64(data[position])
+    elif data[position] != SYSTEM_EXCLUSIVE:
+        return irregular
+    length, start = _variable_length(data, position + 1)
+    stop = start + length
+    if stop > len(data):
+        return irregular
+    # symusic looks for numbers where they are after a length of one byte, and whether the length covers them or not.
+    plain = start == position + 2
+
+    if kind == END_OF_TRACK:
+        return len(data)
+    if kind == TRACK_NAME:  # the last one holds
+        name[0], name[1] = start, stop
+    elif kind == LYRIC:
+        part = state[0][LYRIC_CHANNEL]
+        if part == NONE:
+            part = _begin_part(LYRIC_CHANNEL, parts, counts, state)
+            if part == NONE:
+                return irregular
+        if length:
+            parts[part, IN_USE] = True
+    elif kind == SET_TEMPO:
+        if length < 3 or not plain:
+            return irregular
+        tempos[0, counts[TEMPO_COUNT]], tempos[1, counts[TEMPO_COUNT]] = tick, _big_endian(data, start, 3)
+        counts[TEMPO_COUNT] += 1
+    elif kind == TIME_SIGNATURE:
+        if length < 2 or not plain or data[start + 1] >= 8:
+            return irregular
+        place = counts[SIGNATURE_COUNT]
+        signatures[0, place], signatures[1, place], signatures[2, place] = tick, data[start], 1 << data[start + 1]
+        counts[SIGNATURE_COUNT] += 1
+    return stop
+
+
+@njit(cache=True, nogil=True)
+def _begin_part(channel, parts, counts, state):
+    """Begin the part of a channel and its program; returns its number, NONE if there are too many parts."""
+    part_of_channel, part_of_key, programs, waiting = state
+    if counts[PART_COUNT] == MAX_PARTS:
+        return NONE
+    part = counts[PART_COUNT]
+    counts[PART_COUNT] += 1
+    key = channel << 7 | programs[channel]
+    part_of_key[key] = part_of_channel[channel] = part
+    parts[part, KEY], parts[part, NOTES] = key, 0
+    parts[part, IN_USE], waiting[channel] = waiting[channel], False  # what came before the part belongs to it
+    return part
+
+
+@njit(cache=True, nogil=True)
+def _variable_length(data, position):
+    """Read a number of up to four bytes, seven bits each; returns it and the place after it, past the end if broken."""
+    value = 0
+    for place in range(position, position + 4):
+        if place >= len(data):
+            break
+        byte = np.int64(data[place])
+        value = value << 7 | byte & 0x7F
+        if byte < 0x80:
+            return value, place + 1
+    return 0, len(data) + 1
+
+
+@njit(cache=True, nogil=True)
+def _big_endian(data, position, length):
+    """Read a number of a fixed number of bytes."""
+    value = 0
+    for byte in data[position : position + length]:
+        value = value << 8 | np.int64(byte)
+    return value
