@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 RUN := $(VENV)/bin/
 
-.PHONY: help install demo test test-slow quality report clean
+.PHONY: help install demo test test-slow quality report dataset-results clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -48,9 +48,27 @@ quality: install  ## lint, format, types, and whether documents say what results
 	$(RUN)ruff format --check .
 	$(RUN)pyright
 	$(RUN)python -m evaluation.report --check
+	$(RUN)python -m dataset_script.card --report results/dataset.json --output dataset_script/README.md --check
 
 report: install  ## write the numbers and pictures of results/ into the documents
 	$(RUN)python -m evaluation.report
+	$(RUN)python -m dataset_script.card --report results/dataset.json --output dataset_script/README.md
+
+LAKH ?= ../shared/data/lmd_full_subset.tar.gz
+METADATA ?= ../shared/data/lmd_metadata.csv
+POP909 ?= ../shared/data/pop909.tar.gz
+BUILT := outputs/lakh
+
+dataset-results: install  ## measure the data set again: LAKH=, METADATA= and POP909= say where the archives lie
+	$(RUN)python -m dataset_script.build --input $(LAKH) --metadata $(METADATA) --num_proc 4 --output $(BUILT) --overwrite
+	$(RUN)python -m dataset_script.fit_lead_score --lakh $(LAKH) --pop909 $(POP909) --dataset $(BUILT) \
+	  --output dataset_script/lead_score.json --report results/lead_score.json
+	$(RUN)python -m dataset_script.build --input $(LAKH) --metadata $(METADATA) --num_proc 4 --output $(BUILT) --overwrite
+	$(RUN)python -m benchmarks.near_duplicates --input $(LAKH) --dataset $(BUILT) --planted 1000 --seed 3 \
+	  --output results/near_duplicates.json
+	$(RUN)python -m benchmarks.dataset --input $(LAKH) --output results/dataset_speed.json
+	$(RUN)python -m benchmarks.collect --build $(BUILT)/build.json
+	$(MAKE) report
 
 clean:  ## remove what the targets above made
 	rm -rf outputs .pytest_cache .ruff_cache

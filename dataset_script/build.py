@@ -297,13 +297,19 @@ def write_data(
     check_melodic(found, source_name)
     from dataset_script import parquet_files
 
-    with ThreadPoolExecutor(1) as beside:
-        grouping = beside.submit(parquet_files.assign_groups, found.md5, found.material)
-        lines = pa.concat_tables([read_arrow(path) for path in line_files(work)]).combine_chunks()
+    with ThreadPoolExecutor(settings.num_proc) as threads:
+        grouping = threads.submit(parquet_files.assign_groups, found.md5, found.material)
+        pieces = pa.concat_tables(threads.map(read_arrow, line_files(work)))
+        lines = pa.table(dict(zip(pieces.column_names, threads.map(in_one_piece, pieces.columns), strict=True)))
         rows, again = parquet_files.choose_lines(lines, settings.excluded)
         group = grouping.result()
     parquet_files.write_splits(lines, rows, group, genres, folder / "data", settings.num_proc)
     return found, again
+
+
+def in_one_piece(column: pa.ChunkedArray) -> pa.Array:
+    """Copy the chunks of a column into one."""
+    return column.combine_chunks()
 
 
 def lost_files(found: Harvest) -> Counter[str]:

@@ -20,7 +20,7 @@ from dataset_script.schema import FEATURES, SPLITS
 VALIDATION_FROM, TEST_FROM = 0.8, 0.9
 LINES_PER_FILE = 25_000
 LINES_PER_ROW_GROUP = 5_000
-DICTIONARY_COLUMNS = ["md5", "time_signature", "key", "group", "genre", "pitch.list.element", "duration.list.element"]
+DICTIONARY_COLUMNS = ["md5", "time_signature", "key", "group", "genre"]
 
 
 def split_of(group: str) -> str:

@@ -26,6 +26,7 @@ ROOMS = {  # what each top-level entry is for
     "generate.py": "sample, reconstruct, continue, interpolate: MIDI, WAV and pictures",
     "evaluate_model.py": "every published number, to JSON",
     "evaluation": "metrics as pure functions and `evaluate` modules; the report that fills the documents",
+    "benchmarks": "speed and near-duplicates, measured side by side with others",
     "rendering": "what one hears and sees of a melody: synthesiser, piano roll, curves, page",
     "results": "the only source of published numbers",
     "tests": "relations first, then golden numbers",
@@ -90,6 +91,37 @@ def first_run() -> str:
     )
 
 
+def dataset() -> str:
+    """Sum up `results/dataset.json`: the data set that was built from the files at hand."""
+    results = json.loads((RESULTS / "dataset.json").read_text())
+    total, speed, leak = results["statistics"]["all"], results["speed"], results["leak"]["test"]
+    recall = results["near_duplicates"]["copies_in_their_original's_group"]
+    lead = results["lead_score"]["results"]["lead_score"]
+    worst = min(recall, key=recall.__getitem__)
+    rows = [
+        ["melody lines, of them leads", f"{total['lines']:,}, {total['lead_lines']:,}"],
+        ["notes", f"{total['notes']:,}"],
+        ["windows of 16 bars, a bar apart", f"{total['windows']['stride_1']:,}"],
+        [
+            "the lead is the tune: POP909, Lakh (test files, names hidden)",
+            " ".join(f"{lead[f'{name}, with_lines, test']['accuracy']:.1%}" for name in ("pop909", "lakh")),
+        ],
+        ["copies found, worst kind", f"{recall[worst]:.1%} ({worst.replace('_', ' ')})"],
+        [
+            "test lines, test leads with a near-duplicate in train",
+            ", ".join(f"{leak[name]['leak']:.1%}" for name in ("all_lines", "lead_lines")),
+        ],
+    ]
+    ratios = [(name, value) for name, value in speed.items() if isinstance(value, float) and "MiB" not in name]
+    rows += [[f"speed: {name}", f"{value:.3g}"] for name, value in ratios]
+    source = f"`{results['input']}`, {results['machine']['processor']}"
+    return (
+        f"What {results['files']['read']:,} files of Lakh give ({source}):\n\n"
+        + table(["", "value"], rows)
+        + "\nWritten by `make report` from `results/dataset.json`.\n"
+    )
+
+
 def draw_pictures() -> None:
     """Draw the curves of every run in `results/` that has a training history."""
     for path in sorted(RESULTS.glob("*.json")):
@@ -114,7 +146,7 @@ def tree() -> str:
     return "```text\n" + "\n".join(rows) + "\n```\n"
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"first_run": first_run, "tree": tree}
+BLOCKS: dict[str, Callable[[], str]] = {"dataset": dataset, "first_run": first_run, "tree": tree}
 
 
 def render(document: str) -> str:

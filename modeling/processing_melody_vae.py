@@ -406,6 +406,21 @@ class MelodyProcessor(ProcessorMixin):
         )
         return BatchFeature(dict(encoded))
 
+    def map_rows(self, rows: dict[str, list]) -> dict[str, list]:
+        """Tokenise rows of the data set: `dataset.map(processor.map_rows, batched=True)`.
+
+        Args:
+            rows: A batch as `datasets` gives it, a list for each column; lines or windows, cut after `max_bars`.
+
+        Returns:
+            `input_ids` and `attention_mask`, a list for each row, not padded.
+
+        Raises:
+            ValueError: If a row is no melody for this processor; filter by [`MelodyProcessor.can_read`].
+        """
+        lines = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+        return dict(self(lines=lines, padding=False))
+
     def to_lines(self, ids) -> list[dict]:
         """Read generated ids as lines, whatever they are: what is no note is left out, what overlaps is cut.
 

@@ -25,7 +25,7 @@ from dataset_script.midi_notes import UnreadableMidiError, canonical_time_signat
 from dataset_script.midi_sources import open_sources
 from dataset_script.parquet_files import split_of
 from dataset_script.schema import FEATURES, SPLITS
-from dataset_script.windows import windows
+from dataset_script.windows import window_rows, windows
 
 TPQ = 120  # ticks per quarter note of the scores below
 
@@ -740,3 +740,12 @@ def test_windows_of_the_whole_line_are_the_line():
     assert list(windows(line, bars=6)) == []
     with pytest.raises(ValueError, match="at least 1, not 0"):
         next(windows(line, bars=0))
+
+
+def test_windows_by_map(built):
+    from datasets import load_dataset
+
+    lines = load_dataset(str(built / "out"), split="train")
+    cut = lines.map(window_rows, batched=True, fn_kwargs={"bars": 8, "stride": 4})
+    assert cut.features == lines.features
+    assert cut["melody_id"][:] == [row["melody_id"] for line in lines for row in windows(line, 8, 4)]
