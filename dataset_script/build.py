@@ -215,7 +215,12 @@ def unfinished_build(output: Path, sources: Sources, steps_per_beat: int) -> Ite
 
 
 def build_dataset(
-    sources: Sources, output: Path, settings: Settings, genres: Mapping[str, str], is_overwriting: bool = False
+    sources: Sources,
+    output: Path,
+    settings: Settings,
+    genres: Mapping[str, str],
+    is_overwriting: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Build the data set in a new folder; a build that was interrupted goes on.
 
@@ -225,6 +230,7 @@ def build_dataset(
         settings: how to build.
         genres: genre by md5.
         is_overwriting: whether a data set that was built in `output` before is replaced, when the new one is finished.
+        options: what the card's command for building it again is to say, if not input, grid and processes.
 
     Returns:
         The report that is also written to `build.json`.
@@ -252,7 +258,7 @@ def build_dataset(
             "seconds": {"extraction": round(extracted - began, 2), "to_parquet": round(written - began, 2)},
             "files_per_second": round(found.files / (written - began), 1),
         }
-        write_report(report, finished)
+        write_report(report | ({"options": dict(options)} if options else {}), finished)
         if output.exists():
             shutil.rmtree(output)
         finished.rename(output)
@@ -409,7 +415,11 @@ def main(arguments: list[str] | None = None) -> int:
             sources = open_sources(options.input)
         limits = Limits(options.max_seconds_per_file, options.max_memory)
         settings = Settings(options.steps_per_beat, options.num_proc, limits, read_excluded(options.exclude))
-        report = build_dataset(sources, output, settings, genres, options.overwrite)
+        named = ("metadata", "match_scores", "genres", "exclude")  # without the folders, which are the user's own
+        files = {name: getattr(options, name) and Path(getattr(options, name)).name for name in named}
+        source = None if options.input is None else Path(options.input).name
+        again = {"input": source, **files, "steps_per_beat": options.steps_per_beat, "num_proc": options.num_proc}
+        report = build_dataset(sources, output, settings, genres, options.overwrite, again)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -23,6 +23,7 @@ ROOMS = {  # what each top-level entry is for
     "modeling": "the model as it ships to the Hub: configuration, relative attention, model, processor",
     "dataset_script": "a MIDI archive or folder to melodies in Parquet; README.md is the data set's card",
     "train.py": "`accelerate launch train.py`",
+    "train_prior.py": "the learned prior over latents, for a model that is trained",
     "generate.py": "sample, reconstruct, continue, interpolate: MIDI, WAV and pictures",
     "evaluate_model.py": "every published number, to JSON",
     "evaluation": "metrics as pure functions and `evaluate` modules; the report that fills the documents",

@@ -68,6 +68,10 @@ def test_every_block_runs(tmp_path):
     model = str(tmp_path / "runs" / "lakh")
     for block in blocks("bash")[1:]:
         for line in block.strip().splitlines():
+            if "dataset_script.download" in line:  # tests/test_download.py fetches from a server of its own
+                (tmp_path / "data").mkdir()
+                (tmp_path / "lmd_full.tar.gz").rename(tmp_path / "data" / "lmd_full.tar.gz")
+                continue
             words = [
                 str(tmp_path / word) if re.match(r"(data|runs|outputs|results)/|\w+\.(mid|tar\.gz)$", word) else word
                 for word in shlex.split(line)
