@@ -22,6 +22,9 @@ class MelodyVAEConfig(PreTrainedConfig):
         num_attention_heads: Heads of every attention (H); `hidden_size` must be a multiple.
         latent_size: Size of the latent (Z), a multiple of `max_bars`; 0 leaves a plain Music Transformer.
         max_bars: Bars that one latent holds.
+        num_prior_layers: Layers of the learned prior over latents; 0 leaves N(0, I).
+        conditions: What the learned prior can be asked for: the values of each condition, by its name.
+        attributes: What [`MelodyVAEModel.shift`] can change.
         max_relative_distance: Distance in tokens from which on relative embeddings are shared.
         dropout: Dropout rate of embeddings, attention and residual branches.
         token_dropout: Share of the melody decoder's input tokens that are masked in training, so that it has to
@@ -50,6 +53,9 @@ class MelodyVAEConfig(PreTrainedConfig):
     num_attention_heads: int = 8
     latent_size: int = 512
     max_bars: int = 16
+    num_prior_layers: int = 0
+    conditions: dict[str, list[str]] | None = None
+    attributes: list[str] | None = None
     max_relative_distance: int = 256
     dropout: float = 0.1
     token_dropout: float = 0.0
@@ -85,5 +91,9 @@ class MelodyVAEConfig(PreTrainedConfig):
                 f"latent_size={self.latent_size} is not a multiple of max_bars={self.max_bars}: "
                 "each bar has an equal share of the latent"
             )
+        if self.num_prior_layers and not self.latent_size:
+            raise ValueError(f"num_prior_layers={self.num_prior_layers} without a latent: set latent_size")
         self.bar_token_ids = self.bar_token_ids or []
+        self.conditions = self.conditions or {}
+        self.attributes = self.attributes or []
         super().__post_init__(**kwargs)

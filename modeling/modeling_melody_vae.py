@@ -10,6 +10,8 @@
 Dimension key: B batch, T tokens, N bars, C hidden size, Z latent size, V vocabulary, K decoder layers.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -18,11 +20,11 @@ from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList, 
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .configuration_melody_vae import MelodyVAEConfig
-from .relative_attention import RelativeAttention
+from .prior_melody_vae import LatentPrior
+from .relative_attention import MelodyVAELayer, RelativeAttention
 
 NATS_PER_BIT = 0.6931471805599453  # ln 2
 MAX_TOKENS_PER_BAR = 64  # in generation; 16 notes are 50 tokens before any BPE
@@ -145,28 +147,6 @@ class BarCountLogitsProcessor(LogitsProcessor):
         return scores
 
 
-class MelodyVAELayer(GradientCheckpointingLayer):
-    """Pre-norm transformer layer with relative attention."""
-
-    def __init__(self, config: MelodyVAEConfig, layer_idx: int, is_causal: bool):
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = RelativeAttention(config, layer_idx, is_causal)
-        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, hidden_states: torch.Tensor, condition: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
-        """Transform `hidden_states` `(B, T, C)`; `condition`, of the same shape, is added first (in-attention)."""
-        if condition is not None:
-            hidden_states = hidden_states + condition
-        attended = self.attention(self.attention_norm(hidden_states), **kwargs)
-        hidden_states = hidden_states + self.dropout(attended)
-        expanded = nn.functional.gelu(self.up_proj(self.feed_forward_norm(hidden_states)))
-        return hidden_states + self.dropout(self.down_proj(expanded))
-
-
 class MelodyEncoder(nn.Module):
     """q(z|x): bidirectional layers over tokens, a mean per bar, and from each bar its share of the latent."""
 
@@ -256,8 +236,15 @@ class MelodyVAEPreTrainedModel(PreTrainedModel):
             # The latent starts as a whisper: at full strength its noise would drown the melody decoder.
             init.normal_(module.bar_embedding, mean=0.0, std=std)
             init.normal_(module.edge_embedding, mean=0.0, std=std)
+        elif isinstance(module, LatentPrior):
+            init.normal_(module.bar_embedding, mean=0.0, std=std)
+            init.zeros_(module.direction_proj.weight)
+            init.zeros_(module.mean)
+            init.ones_(module.scale)
         elif isinstance(module, MelodyVAEModel):
             init.copy_(module.is_bar_token, module.bar_token_mask())
+            if self.config.attributes:
+                init.zeros_(module.attribute_directions)
 
 
 class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
@@ -268,6 +255,7 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
     """
 
     is_bar_token: torch.Tensor
+    attribute_directions: torch.Tensor
     _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}  # noqa: RUF012 - the base class's own form
 
     def __init__(self, config: MelodyVAEConfig):
@@ -277,6 +265,10 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
         if config.latent_size:
             self.melody_encoder = MelodyEncoder(config)
             self.bar_conditioner = BarConditioner(config)
+        if config.num_prior_layers:
+            self.prior = LatentPrior(config)
+        if config.attributes:
+            self.register_buffer("attribute_directions", torch.zeros(len(config.attributes), config.latent_size))
         self.layers = nn.ModuleList(
             MelodyVAELayer(config, index, is_causal=True) for index in range(config.num_hidden_layers)
         )
@@ -453,24 +445,133 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
             kwargs["bar_conditions"] = self.bar_conditioner(latent.to(self.device, self.dtype))
         return super().generate(inputs, logits_processor=processors + (logits_processor or []), **kwargs)
 
-    def prior_sample(self, n: int, input_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """Draw `n` latents `(n, Z)` from N(0, I); bars present in `input_ids` `(n, T)` get their posterior's mean."""
+    def known_bars(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Which bars of the latent `input_ids` `(B, T)` hold, `(B, N)`."""
+        num_bars = self.is_bar_token[input_ids].sum(-1, keepdim=True)  # (B, 1)
+        return torch.arange(self.config.max_bars, device=input_ids.device) < num_bars
+
+    def spread_over_latent(self, bars: torch.Tensor) -> torch.Tensor:
+        """Repeat a value of each bar `(B, N)` for its share of the latent, `(B, Z)`."""
+        return bars.repeat_interleave(self.config.latent_size // self.config.max_bars, dim=1)
+
+    def condition_labels(self, conditions: dict[str, str | Sequence[str]] | None, n: int) -> dict[str, torch.Tensor]:
+        """Look up the conditions of `n` melodies.
+
+        Args:
+            conditions: For each condition one value for all melodies or one for each; what is not named is left open.
+            n: Number of melodies.
+
+        Returns:
+            For each condition of the model `(n,)` indices.
+
+        Raises:
+            ValueError: If the model does not know a condition or a value.
+        """
+        if not self.config.num_prior_layers:
+            if conditions:
+                raise ValueError(
+                    f"conditions {list(conditions)}: this model has no learned prior to ask (train_prior.py)"
+                )
+            return {}
+        labels = self.prior.open_labels(n)
+        for name, value in (conditions or {}).items():
+            known = (self.config.conditions or {}).get(name)
+            if known is None:
+                raise ValueError(
+                    f"unknown condition {name!r}; this model has {', '.join(self.config.conditions or {})}"
+                )
+            values = [value] * n if isinstance(value, str) else list(value)
+            if unknown := [each for each in values if each not in known]:
+                raise ValueError(f"unknown {name} {unknown[0]!r}; this model has {', '.join(known)}")
+            if len(values) != n:
+                raise ValueError(f"{len(values)} values of {name} for {n} melodies")
+            labels[name] = torch.tensor([known.index(each) for each in values], device=self.device)
+        return labels
+
+    @torch.no_grad()
+    def prior_sample(
+        self,
+        n: int,
+        input_ids: torch.Tensor | None = None,
+        conditions: dict[str, str | Sequence[str]] | None = None,
+        guidance: float = 1.0,
+    ) -> torch.Tensor:
+        """Draw `n` latents `(n, Z)` from the prior: the learned one where the model has it, else N(0, I).
+
+        Args:
+            n: Number of latents.
+            input_ids: `(n, T)` beginnings of melodies; their bars get their posterior's mean, and the learned prior
+                draws the others to fit them.
+            conditions: See [`MelodyVAEModel.condition_labels`].
+            guidance: By how much conditions are exaggerated; 1 is not at all.
+        """
+        labels = self.condition_labels(conditions, n)
         latent = torch.randn(n, self.config.latent_size, device=self.device, dtype=self.dtype)
-        if input_ids is None:
-            return latent
-        num_bars = self.is_bar_token[input_ids].sum(-1, keepdim=True)  # (n, 1)
-        is_known = torch.arange(self.config.max_bars, device=self.device) < num_bars  # (n, N)
-        share = self.config.latent_size // self.config.max_bars
-        is_padding = input_ids.eq(self.config.pad_token_id)
-        mean = self.encode(input_ids, (~is_padding).long()).latent_mean
-        return torch.where(is_known.repeat_interleave(share, dim=1), mean, latent)
+        is_known = torch.zeros(n, self.config.max_bars, dtype=torch.bool, device=self.device)
+        if input_ids is not None:
+            is_known = self.known_bars(input_ids)
+            mean = self.encode(input_ids, input_ids.ne(self.config.pad_token_id).long()).latent_mean
+            latent = torch.where(self.spread_over_latent(is_known), mean, latent)
+        if self.config.num_prior_layers:
+            latent = self.prior.complete(latent, is_known, labels, guidance=guidance)
+        return latent
+
+    @torch.no_grad()
+    def vary(
+        self, latent: torch.Tensor, n: int = 4, similarity: float = 0.8, seed: int | None = None, **generate_kwargs
+    ) -> torch.Tensor:
+        """Decode variations of a melody.
+
+        The latent is taken back towards noise and drawn again (Meng et al. 2022, arXiv:2108.01073); without a learned
+        prior it is mixed with noise on the great circle.
+
+        Args:
+            latent: `(Z,)` or `(1, Z)`.
+            n: Number of variations.
+            similarity: 1 gives the melody itself, 0 melodies that have nothing to do with it.
+            seed: Makes the result repeatable; the global random state is left alone.
+            generate_kwargs: As in [`generate`].
+
+        Returns:
+            `(n, T)` ids.
+
+        Raises:
+            ValueError: If `similarity` is not from 0 to 1.
+        """
+        if not 0 <= similarity <= 1:
+            raise ValueError(f"similarity={similarity} is not from 0 to 1")
+        with self.seeded(seed):
+            latents = latent.reshape(1, -1).expand(n, -1)
+            if similarity < 1 and self.config.num_prior_layers:
+                is_known = torch.zeros(n, self.config.max_bars, dtype=torch.bool, device=self.device)
+                latents = self.prior.complete(latents, is_known, self.prior.open_labels(n), begin=similarity)
+            elif similarity < 1:
+                weight = torch.tensor([1 - similarity], device=latent.device, dtype=latent.dtype)
+                latents = torch.cat([slerp(each, torch.randn_like(each), weight) for each in latents])
+        return self.decode(latents, **generate_kwargs)
 
     def decode(self, latent: torch.Tensor, **generate_kwargs) -> torch.Tensor:
         """Decode latents `(B, Z)` into ids `(B, T)`; greedy unless `generate_kwargs` say otherwise."""
         return self.generate(latent=latent, **{"do_sample": False, **generate_kwargs})
 
+    @contextmanager
+    def seeded(self, seed: int | None) -> Iterator[None]:
+        """Draw random numbers from a seed, and leave the global random state alone; None draws from the latter."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices, enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            yield
+
     def sample(
-        self, n: int, seed: int | None = None, temperature: float = 1.0, bars: int | None = None, **generate_kwargs
+        self,
+        n: int,
+        seed: int | None = None,
+        temperature: float = 1.0,
+        bars: int | None = None,
+        conditions: dict[str, str | Sequence[str]] | None = None,
+        guidance: float = 1.0,
+        **generate_kwargs,
     ) -> torch.Tensor:
         """Sample `n` melodies from the prior.
 
@@ -479,17 +580,16 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
             seed: Makes the result repeatable; the global random state is left alone.
             temperature: Of the softmax over tokens.
             bars: Bars per melody; `max_bars` by default.
+            conditions: What the melodies shall be like, such as `{"key": "D minor"}`; see `config.conditions`.
+            guidance: By how much conditions are exaggerated; 1 is not at all.
             generate_kwargs: As in [`generate`].
 
         Returns:
             `(n, T)` ids, padded at the end.
         """
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices, enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
+        with self.seeded(seed):
             if self.config.latent_size:
-                generate_kwargs["latent"] = self.prior_sample(n)
+                generate_kwargs["latent"] = self.prior_sample(n, conditions=conditions, guidance=guidance)
             else:
                 generate_kwargs["inputs"] = torch.full((n, 1), self.config.bos_token_id, device=self.device)
             return self.generate(
@@ -508,3 +608,43 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
         """Decode points on the great circle between two latents `(Z,)`, ends included, `(steps, T)` ids."""
         weight = torch.linspace(0, 1, steps, device=a.device, dtype=a.dtype)
         return self.decode(slerp(a.flatten(), b.flatten(), weight), **generate_kwargs)
+
+    def shift(self, latent: torch.Tensor, attribute: str, amount: float = 1.0) -> torch.Tensor:
+        """Move latents so that their melodies have more or less of an attribute, and as much of the others.
+
+        Directions are fitted by `evaluation.attributes`: the shortest way, in units of the latents' covariance, that
+        changes one attribute's linear prediction alone, corrected by what decoding makes of it.
+
+        Args:
+            latent: `(B, Z)`.
+            attribute: One of `config.attributes`.
+            amount: Standard deviations of the training data; negative for less.
+
+        Returns:
+            `(B, Z)`.
+
+        Raises:
+            ValueError: If the model does not know the attribute.
+        """
+        known = self.config.attributes or []
+        if attribute not in known:
+            raise ValueError(f"unknown attribute {attribute!r}; this model has {', '.join(known) or 'none'}")
+        return latent + amount * self.attribute_directions[known.index(attribute)].to(latent)
+
+    def interpolate_grid(self, corners: torch.Tensor, size: int = 5, **generate_kwargs) -> torch.Tensor:
+        """Decode a square of points between four latents, its corners included.
+
+        Args:
+            corners: `(4, Z)`: top left, top right, bottom left, bottom right.
+            size: Points along each side.
+            generate_kwargs: As in [`generate`].
+
+        Returns:
+            `(size * size, T)` ids, row by row.
+        """
+        if corners.shape[0] != 4:
+            raise ValueError(f"a grid has 4 corners, not {corners.shape[0]}")
+        weight = torch.linspace(0, 1, size, device=corners.device, dtype=corners.dtype)
+        left, right = slerp(corners[0], corners[2], weight), slerp(corners[1], corners[3], weight)  # (size, Z)
+        rows = [slerp(a, b, weight) for a, b in zip(left, right, strict=True)]
+        return self.decode(torch.cat(rows), **generate_kwargs)

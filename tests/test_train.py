@@ -38,6 +38,8 @@ def melody(generator: random.Random, bars: int, time_signature: str = "4/4") -> 
         "bars": bars,
         "is_lead": True,
         "tempo": 120.0,
+        "key": "C major",
+        "genre": None,
     }
 
 

@@ -1,0 +1,212 @@
+"""The learned prior and what is done with it: sampling under conditions, completion, variations, its training."""
+
+import json
+import sys
+
+import pytest
+import torch
+from test_modeling import IDS, SHORT_IDS, N, Z, make_latent, make_model
+from test_train import arguments, dataset, run, trained  # noqa: F401 (fixtures)
+
+import train_prior
+from modeling import MelodyVAEModel
+from modeling.modeling_melody_vae import slerp
+
+CONDITIONS = {"key": ["C major", "A minor", "D minor"], "tempo": ["slow", "fast"]}
+SHARE = Z // N
+
+
+def make_prior_model(**overrides) -> MelodyVAEModel:
+    model = make_model(num_prior_layers=2, conditions=CONDITIONS, **overrides)
+    with torch.no_grad():
+        model.prior.direction_proj.weight.normal_(std=0.3)
+        model.prior.mean.normal_()
+        model.prior.scale.uniform_(0.5, 2.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model() -> MelodyVAEModel:
+    return make_prior_model()
+
+
+def complete(model, latent, is_known, seed=0, **options):
+    torch.manual_seed(seed)
+    labels = options.pop("labels", model.prior.open_labels(len(latent)))
+    return model.prior.complete(latent, is_known, labels, **options)
+
+
+def test_known_bars_stay_and_decide_about_the_others(model):
+    latent, other = make_latent(), make_latent(seed=2)
+    is_known = torch.tensor([[1, 1, 0, 0, 0, 0, 1], [0] * N, [1] * N], dtype=torch.bool)
+    spread = model.spread_over_latent(is_known)
+    found = complete(model, latent, is_known)
+    torch.testing.assert_close(found[spread], latent[spread])
+    assert (found - latent).abs()[~spread].min() > 0
+    changed = complete(model, torch.where(spread, other, latent), is_known)
+    assert (changed - found).abs()[0, ~spread[0]].max() > 1e-3  # the same noise, other bars known
+    torch.testing.assert_close(changed[1], found[1])  # nothing known: the latent does not matter
+
+
+def test_from_the_end_of_the_flow_nothing_changes_and_from_its_beginning_everything(model):
+    latent, is_known = make_latent(), torch.zeros(3, N, dtype=torch.bool)
+    torch.testing.assert_close(complete(model, latent, is_known, begin=1.0), latent)
+    fresh = complete(model, latent, is_known)
+    torch.testing.assert_close(complete(model, -latent, is_known), fresh)
+    distances = [(complete(model, latent, is_known, begin=begin) - latent).norm() for begin in (0.9, 0.5, 0.0)]
+    assert distances == sorted(distances)
+
+
+def test_more_steps_come_to_the_same_place(model):
+    latent, is_known = make_latent(), torch.zeros(3, N, dtype=torch.bool)
+    coarse, fine, finer = (complete(model, latent, is_known, steps=steps) for steps in (16, 64, 256))
+    assert (fine - finer).norm() < 0.2 * (coarse - finer).norm()  # Heun's error falls with the square
+
+
+def test_conditions_change_what_is_drawn_and_guidance_exaggerates_them(model):
+    latent, is_known = make_latent(), torch.zeros(3, N, dtype=torch.bool)
+    told = model.condition_labels({"key": "A minor", "tempo": ["slow", "fast", "fast"]}, 3)
+    assert {name: of.tolist() for name, of in told.items()} == {"key": [1, 1, 1], "tempo": [0, 1, 1]}
+    plain, one, two = (
+        complete(model, latent, is_known),
+        complete(model, latent, is_known, labels=told),
+        complete(model, latent, is_known, labels=told, guidance=2.0),
+    )
+    assert (one - plain).norm() > 1e-3
+    assert (two - plain).norm() > (one - plain).norm()
+    open_ended = complete(model, latent, is_known, labels=model.prior.open_labels(3), guidance=2.0)
+    torch.testing.assert_close(open_ended, plain)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "message"),
+    [
+        ({"mood": "sad"}, "unknown condition 'mood'; this model has key, tempo"),
+        ({"key": "H major"}, "unknown key 'H major'; this model has C major, A minor, D minor"),
+        ({"tempo": ["slow", "fast"]}, "2 values of tempo for 3 melodies"),
+    ],
+)
+def test_wrong_conditions_are_refused(model, conditions, message):
+    with pytest.raises(ValueError, match=message):
+        model.condition_labels(conditions, 3)
+
+
+def test_a_model_without_prior_refuses_conditions():
+    plain = make_model()
+    with pytest.raises(ValueError, match="no learned prior"):
+        plain.sample(2, conditions={"key": "C major"})
+    with pytest.raises(ValueError, match="without a latent"):
+        make_model(latent_size=0, num_prior_layers=1)
+
+
+def test_sampling_draws_from_the_prior(model):
+    options = {"bars": 3, "conditions": {"key": "D minor"}, "guidance": 1.5}
+    one, again = (model.sample(4, seed=5, **options) for _ in range(2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, model.sample(4, seed=5, bars=3))
+
+
+def test_bars_of_a_beginning_stay_in_the_priors_samples(model):
+    torch.manual_seed(0)
+    latent = model.prior_sample(3, IDS)
+    known = model.spread_over_latent(model.known_bars(IDS))
+    mean = model.encode(IDS).latent_mean
+    torch.testing.assert_close(latent[known], mean[known])
+    assert model.known_bars(SHORT_IDS).sum(1).tolist() == [2, 1, 1]
+
+
+@pytest.mark.slow
+def test_the_loss_learns_a_distribution():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.1}
+    model = make_model(num_prior_layers=2, conditions={"key": ["low", "high"]}, **sizes)
+    prior = model.prior.train()
+    optimizer = torch.optim.AdamW(prior.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(800):
+        label = torch.randint(2, (128,))
+        latent = (4.0 * label[:, None] - 2.0) + 0.3 * torch.randn(128, Z)
+        loss = prior.loss(latent, {"key": label})
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]
+    prior.eval()
+    low, high = (model.prior_sample(64, conditions={"key": value}) for value in ("low", "high"))
+    assert (low.mean(1) < 0).float().mean() > 0.9
+    assert (high.mean(1) > 0).float().mean() > 0.9
+    # One bar known tells which of the two it is.
+    is_known = torch.zeros(64, N, dtype=torch.bool)
+    is_known[:, 3] = True
+    assert (complete(model, torch.full((64, Z), 2.0), is_known).mean(1) > 0).float().mean() > 0.9
+
+
+def test_vary_from_the_same_to_anything(model):
+    latent = make_latent(1)
+    same = model.vary(latent, n=2, similarity=1.0, bars=3)
+    expected = model.decode(latent, bars=3)
+    assert all(torch.equal(row[: expected.shape[1]], expected[0]) for row in same)
+    one, again = (model.vary(latent[0], n=3, similarity=0.3, seed=7, bars=3) for _ in range(2))
+    assert torch.equal(one, again)
+    assert len(one) == 3
+    with pytest.raises(ValueError, match="is not from 0 to 1"):
+        model.vary(latent, similarity=1.5)
+
+
+def test_vary_without_a_prior_moves_on_the_great_circle(monkeypatch):
+    plain, drawn = make_model(), []
+    monkeypatch.setattr(plain, "decode", lambda latents, **options: drawn.append(latents))
+    latent = make_latent(1)
+    for similarity in (1.0, 0.7, 0.2):
+        plain.vary(latent, n=13, similarity=similarity, seed=0)
+    cosine = [torch.nn.functional.cosine_similarity(latents, latent).mean().item() for latents in drawn]
+    assert cosine == sorted(cosine, reverse=True)
+    assert cosine[0] == pytest.approx(1.0)
+
+
+def test_a_grid_has_its_corners_and_its_edges(model, monkeypatch):
+    corners, drawn = make_latent(4), []
+    monkeypatch.setattr(model, "decode", lambda latents, **options: drawn.append(latents))
+    model.interpolate_grid(corners, size=3)
+    (points,) = drawn
+    torch.testing.assert_close(points[[0, 2, 6, 8]], corners)
+    half = torch.tensor([0.5])
+    torch.testing.assert_close(points[1:2], slerp(corners[0], corners[1], half))
+    torch.testing.assert_close(points[3:4], slerp(corners[0], corners[2], half))
+    with pytest.raises(ValueError, match="4 corners, not 3"):
+        model.interpolate_grid(corners[:3])
+
+
+def test_training_the_prior(trained, dataset, tmp_path, monkeypatch):  # noqa: F811 (fixtures)
+    rows = json.loads((trained / "config.json").read_text())
+    assert rows.get("num_prior_layers", 0) == 0
+    output = tmp_path / "with_prior"
+    command = ["--model", str(trained), "--dataset", str(dataset), "--output_dir", str(output), "--cpu_threads", "1"]
+    command += ["--num_prior_layers", "1", "--max_train_steps", "40", "--batch_size", "16", "--num_proc", "1"]
+    monkeypatch.setattr(sys, "argv", ["train_prior.py", *command])
+    monkeypatch.setattr(train_prior, "RAREST", 3)
+    assert train_prior.main() == 0
+    before, after = MelodyVAEModel.from_pretrained(trained), MelodyVAEModel.from_pretrained(output)
+    weights = after.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in before.state_dict().items())
+    assert set(after.config.conditions) == {"key", "tempo", "time_signature"}
+    log = json.loads((output / "prior_log.json").read_text())
+    assert log["history"][-1]["validation_loss"] < log["history"][0]["validation_loss"]
+    assert after.sample(2, seed=0, bars=2, conditions={"time_signature": "4/4"}).shape[0] == 2
+    again = tmp_path / "again"
+    monkeypatch.setattr(sys, "argv", ["train_prior.py", *command[:4], "--output_dir", str(again), *command[6:]])
+    assert train_prior.main() == 0
+    assert (again / "model.safetensors").read_bytes() == (output / "model.safetensors").read_bytes()
+
+
+def test_a_wrong_model_is_one_line(capsys, monkeypatch, dataset):  # noqa: F811 (fixture)
+    monkeypatch.setattr(sys, "argv", ["train_prior.py", "--model", "nowhere/at-all", "--dataset", str(dataset)])
+    assert train_prior.main() == 2
+    assert "nowhere/at-all" in capsys.readouterr().err
+
+
+def test_keys_move_with_the_notes():
+    assert train_prior.transposed_key("B minor", 2) == "C# minor"
+    assert train_prior.transposed_key("C major", -1) == "B major"
+    assert [train_prior.tempo_class(tempo) for tempo in (60, 90, 129.9, 130)] == ["slow", "medium", "medium", "fast"]

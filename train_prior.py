@@ -1,0 +1,239 @@
+"""Train the prior of a melody VAE that is trained already: `python train_prior.py --model DIR --dataset DIR`.
+
+The melody encoder reads windows of the data once, in several keys; the prior learns to draw latents like theirs, with
+any bars given and under conditions (key, tempo, time signature, genre). The model's other weights stay as they are.
+"""
+
+import argparse
+import copy
+import json
+import math
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import AutoModel, AutoProcessor
+
+from modeling import MelodyVAEModel
+from modeling.prior_melody_vae import LatentPrior
+from train import (
+    Collator,
+    MelodyWindows,
+    UserError,
+    WindowBatches,
+    count_tokens,
+    load_lines,
+    load_pretrained,
+    write_words,
+)
+
+PITCH_NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
+KEYS = [f"{tonic} {mode}" for mode in ("major", "minor") for tonic in PITCH_NAMES]
+TEMPOS = {"slow": (0, 90), "medium": (90, 130), "fast": (130, math.inf)}  # quarter notes per minute
+RAREST = 200  # windows that a value needs to become one that can be asked for
+ENCODED_AT_ONCE = 64
+EMA_DECAY = 0.999
+
+Encoded = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
+"""Means and log-variances `(M, Z)` of posteriors, and `(M,)` labels of each condition."""
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or Hub id of the trained model")
+    parser.add_argument("--dataset", required=True, help="folder or Hub id of the data set")
+    parser.add_argument("--output_dir", type=Path, help="where to write the model with its prior; --model if left out")
+    parser.add_argument("--lines", choices=("lead", "all"), default="lead", help="which lines to learn from")
+    parser.add_argument("--num_prior_layers", type=int, default=6, help="layers of the prior")
+    parser.add_argument(
+        "--epochs_of_windows", type=int, default=4, help="how often the data are encoded, in other keys"
+    )
+    parser.add_argument("--max_train_steps", type=int, default=6000, help="steps")
+    parser.add_argument("--batch_size", type=int, default=256, help="latents in a step")
+    parser.add_argument("--learning_rate", type=float, default=1e-3, help="highest learning rate, after a twentieth")
+    parser.add_argument("--max_tokens", type=int, default=256, help="longest window, in tokens")
+    parser.add_argument("--transpose", type=int, default=6, help="semitones up and down")
+    parser.add_argument("--num_proc", type=int, default=4, help="processes that tokenise")
+    parser.add_argument("--cpu_threads", type=int, help="threads of a CPU run")
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
+    return parser.parse_args(argv)
+
+
+def tempo_class(quarters_per_minute: float) -> str:
+    """Return the name of a tempo's class."""
+    return next(name for name, (low, high) in TEMPOS.items() if low <= quarters_per_minute < high)
+
+
+def transposed_key(key: str, semitones: int) -> str:
+    """Return the name of a key some semitones higher."""
+    tonic, mode = key.split(" ")
+    return f"{PITCH_NAMES[(PITCH_NAMES.index(tonic) + semitones) % 12]} {mode}"
+
+
+@torch.no_grad()
+def encode_windows(
+    model: MelodyVAEModel, processor, whole: datasets.Dataset, args: argparse.Namespace, epochs: int
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, list[str]]]:
+    """Encode windows of lines, each epoch at other bars and in other keys.
+
+    Returns:
+        Posterior means and log-variances `(M, Z)` and, for each condition, the value of each window.
+    """
+    lines = count_tokens(write_words(whole, args.num_proc), processor.tokenizer, args.num_proc)
+    batch_size = min(ENCODED_AT_ONCE, len(lines))
+    sampler = WindowBatches(lines, model.config.max_bars, args.max_tokens, args.transpose, batch_size, 1, args.seed)
+    windows, collate = MelodyWindows(lines), Collator(processor.tokenizer)
+    of_line = {name: whole[name][:] for name in ("key", "tempo", "time_signature", "genre")}
+    means, log_variances = [], []
+    values: dict[str, list[str]] = {"key": [], "tempo": [], "time_signature": [], "genre": []}
+    with tqdm(total=epochs * len(sampler), desc="encoding", unit=" batches", mininterval=1) as progress:
+        for epoch in range(epochs):
+            sampler.epoch = epoch
+            for keys in sampler:
+                batch = collate([windows[key] for key in keys])
+                posterior = model.encode(batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device))
+                means.append(posterior.latent_mean.cpu())
+                log_variances.append(posterior.latent_log_variance.cpu())
+                for line, _, _, semitones in keys:
+                    values["key"].append(transposed_key(of_line["key"][line], semitones))
+                    values["tempo"].append(tempo_class(of_line["tempo"][line]))
+                    values["time_signature"].append(of_line["time_signature"][line])
+                    values["genre"].append(of_line["genre"][line] or "")
+                progress.update()
+    return torch.cat(means), torch.cat(log_variances), values
+
+
+def choose_conditions(values: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Return the values of each condition that can be asked for; of meters and genres the frequent ones."""
+    chosen = {"key": KEYS, "tempo": list(TEMPOS)}
+    for name in ("time_signature", "genre"):
+        counts = Counter(value for value in values[name] if value)
+        chosen[name] = [value for value, count in counts.most_common() if count >= RAREST]
+    return {name: known for name, known in chosen.items() if known}
+
+
+def labels_of(values: dict[str, list[str]], conditions: dict[str, list[str]]) -> dict[str, torch.Tensor]:
+    """Return the index of each value; one past the last where it is none that can be asked for."""
+    found = {}
+    for name, known in conditions.items():
+        place = {value: index for index, value in enumerate(known)}
+        found[name] = torch.tensor([place.get(value, len(known)) for value in values[name]])
+    return found
+
+
+def fit(prior: LatentPrior, train: Encoded, validation: Encoded, args: argparse.Namespace) -> list[dict[str, float]]:
+    """Train the prior on samples of the posteriors; it ends as the moving average of its weights.
+
+    Args:
+        prior: To be trained in place.
+        train: What it learns from.
+        validation: Posteriors of other lines.
+        args: The command line's.
+
+    Returns:
+        The losses along the way.
+    """
+    torch.manual_seed(args.seed)
+    device = prior.mean.device
+    average = copy.deepcopy(prior).requires_grad_(False)
+    optimizer = torch.optim.AdamW(prior.parameters(), lr=args.learning_rate, weight_decay=0.01, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, args.learning_rate, total_steps=args.max_train_steps, pct_start=0.05
+    )
+
+    def loss_of(network: LatentPrior, data: Encoded, chosen: torch.Tensor) -> torch.Tensor:
+        mean, log_variance, labels = data
+        latent = mean[chosen] + torch.randn(mean[chosen].shape) * (0.5 * log_variance[chosen]).exp()
+        return network.loss(latent.to(device), {name: of[chosen].to(device) for name, of in labels.items()})
+
+    history, recent = [], []
+    for step in tqdm(range(1, args.max_train_steps + 1), desc="training", unit=" steps", mininterval=1):
+        loss = loss_of(prior, train, torch.randint(len(train[0]), (args.batch_size,)))
+        loss.backward()
+        nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        recent.append(loss.item())
+        decay = min(EMA_DECAY, step / (step + 10))
+        with torch.no_grad():
+            for slow, fast in zip(average.parameters(), prior.parameters(), strict=True):
+                slow.lerp_(fast, 1 - decay)
+        if step % max(1, args.max_train_steps // 20) == 0 or step == args.max_train_steps:
+            with torch.no_grad(), torch.random.fork_rng([]):
+                torch.manual_seed(args.seed)  # the same noise each time
+                parts = torch.arange(len(validation[0])).split(1024)
+                total = sum(loss_of(average, validation, part).item() * len(part) for part in parts)
+            entry = {"step": step, "loss": sum(recent) / len(recent), "validation_loss": total / len(validation[0])}
+            tqdm.write(f"step {step}: loss {entry['loss']:.4f}, validation {entry['validation_loss']:.4f}")
+            history.append(entry)
+            recent.clear()
+    prior.load_state_dict(average.state_dict())
+    return history
+
+
+def training_function(args: argparse.Namespace) -> None:
+    """Encode, train, and save the model with its prior."""
+    if args.cpu_threads:
+        torch.set_num_threads(args.cpu_threads)
+    output_dir = args.output_dir or Path(args.model)
+    old = load_pretrained(AutoModel, args.model).to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    processor = load_pretrained(AutoProcessor, args.model)
+    if not old.config.latent_size:
+        raise UserError(f"{args.model} has no latent, hence no prior; train one with latent_size")
+    began = time.perf_counter()
+    encoded = {}
+    for split, epochs in (("train", args.epochs_of_windows), ("validation", 1)):
+        lines = load_lines(args.dataset, split, args.lines)
+        if missing := {"key", "tempo", "genre"} - set(lines.column_names):
+            raise UserError(f"{args.dataset}: the column {min(missing)} is missing; build it with dataset_script.build")
+        encoded[split] = encode_windows(old, processor, lines, args, epochs)
+    conditions = choose_conditions(encoded["train"][2])
+    train, validation = (
+        (mean, log_variance, labels_of(values, conditions)) for mean, log_variance, values in encoded.values()
+    )
+
+    config = copy.deepcopy(old.config)
+    config.num_prior_layers, config.conditions = args.num_prior_layers, conditions
+    torch.manual_seed(args.seed)
+    model = MelodyVAEModel(config)
+    prior: LatentPrior = model.prior
+    kept = {name: value for name, value in old.state_dict().items() if not name.startswith("prior.")}
+    model.load_state_dict(model.state_dict() | kept)
+    model.to(old.device)
+    prior.mean.copy_(train[0].mean(0))
+    prior.scale.copy_((train[0].var(0) + train[1].exp().mean(0)).sqrt())
+    history = fit(prior, train, validation, args)
+
+    model.generation_config = old.generation_config
+    model.save_pretrained(output_dir)
+    processor.save_pretrained(output_dir)
+    log = {
+        "latents": len(train[0]),
+        "parameters": sum(each.numel() for each in prior.parameters()),
+        "conditions": {name: len(values) for name, values in conditions.items()},
+        "seconds": round(time.perf_counter() - began, 1),
+        "history": history,
+        "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
+    }
+    (output_dir / "prior_log.json").write_text(json.dumps(log, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> int:
+    """Run the command and return its exit code."""
+    try:
+        training_function(parse_args())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
