@@ -334,7 +334,9 @@ def build_model(args: argparse.Namespace, processor: MelodyProcessor) -> MelodyV
             config = MelodyVAEConfig(**config.to_dict())  # checks the sizes against each other
         except ValueError as error:
             raise UserError(f"--config_overrides {args.config_overrides}: {error}") from error
-    return MelodyVAEModel(config)
+    model = MelodyVAEModel(config)
+    model.set_grammar(processor.grammar_table())
+    return model
 
 
 def build_optimizer(model: torch.nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:

@@ -206,6 +206,7 @@ def training_function(args: argparse.Namespace) -> None:
     prior: LatentPrior = model.prior
     kept = {name: value for name, value in old.state_dict().items() if not name.startswith("prior.")}
     model.load_state_dict(model.state_dict() | kept)
+    model.set_grammar(processor.grammar_table())
     model.to(old.device)
     prior.mean.copy_(train[0].mean(0))
     prior.scale.copy_((train[0].var(0) + train[1].exp().mean(0)).sqrt())

@@ -22,6 +22,7 @@ class MelodyVAEConfig(PreTrainedConfig):
         num_attention_heads: Heads of every attention (H); `hidden_size` must be a multiple.
         latent_size: Size of the latent (Z), a multiple of `max_bars`; 0 leaves a plain Music Transformer.
         max_bars: Bars that one latent holds.
+        has_grammar: Whether the model knows what each token stands for, see [`MelodyVAEModel.set_grammar`].
         num_prior_layers: Layers of the learned prior over latents; 0 leaves N(0, I).
         conditions: What the learned prior can be asked for: the values of each condition, by its name.
         attributes: What [`MelodyVAEModel.shift`] can change.
@@ -53,6 +54,7 @@ class MelodyVAEConfig(PreTrainedConfig):
     num_attention_heads: int = 8
     latent_size: int = 512
     max_bars: int = 16
+    has_grammar: bool = False
     num_prior_layers: int = 0
     conditions: dict[str, list[str]] | None = None
     attributes: list[str] | None = None

@@ -23,11 +23,11 @@ from transformers.masking_utils import create_bidirectional_mask, create_causal_
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .configuration_melody_vae import MelodyVAEConfig
+from .constraints_melody_vae import GRAMMAR_COLUMNS, MAX_TOKENS_PER_BAR, MelodyLogitsProcessor, scale_mask
 from .prior_melody_vae import LatentPrior
 from .relative_attention import MelodyVAELayer, RelativeAttention
 
 NATS_PER_BIT = 0.6931471805599453  # ln 2
-MAX_TOKENS_PER_BAR = 64  # in generation; 16 notes are 50 tokens before any BPE
 
 
 @dataclass
@@ -114,7 +114,7 @@ def slerp(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor) -> torch.Tenso
 
 
 class BarCountLogitsProcessor(LogitsProcessor):
-    """Make every melody exactly so many bars long.
+    """Make every melody exactly so many bars long; for models that do not know the tokens' grammar.
 
     That a bar ends is one event, followed by a new bar or by the end of the melody; its probability goes to the one
     that the number of bars calls for. A bar that reaches `MAX_TOKENS_PER_BAR` has to end, so greedy decoding cannot
@@ -243,6 +243,8 @@ class MelodyVAEPreTrainedModel(PreTrainedModel):
             init.ones_(module.scale)
         elif isinstance(module, MelodyVAEModel):
             init.copy_(module.is_bar_token, module.bar_token_mask())
+            if self.config.has_grammar:
+                init.zeros_(module.token_grammar)
             if self.config.attributes:
                 init.zeros_(module.attribute_directions)
 
@@ -255,6 +257,7 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
     """
 
     is_bar_token: torch.Tensor
+    token_grammar: torch.Tensor
     attribute_directions: torch.Tensor
     _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}  # noqa: RUF012 - the base class's own form
 
@@ -267,6 +270,8 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
             self.bar_conditioner = BarConditioner(config)
         if config.num_prior_layers:
             self.prior = LatentPrior(config)
+        if config.has_grammar:
+            self.register_buffer("token_grammar", torch.zeros(config.vocab_size, GRAMMAR_COLUMNS, dtype=torch.int32))
         if config.attributes:
             self.register_buffer("attribute_directions", torch.zeros(len(config.attributes), config.latent_size))
         self.layers = nn.ModuleList(
@@ -283,6 +288,15 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
         mask = torch.zeros(self.config.vocab_size, dtype=torch.bool)
         mask[self.config.bar_token_ids] = True
         return mask
+
+    def set_grammar(self, table: torch.Tensor) -> None:
+        """Tell the model what each token stands for, `(V, 12)` from `MelodyProcessor.grammar_table()`.
+
+        From then on it generates valid melodies only, and `generate` takes a scale, a range, a time signature and
+        bars to keep; see [`MelodyLogitsProcessor`].
+        """
+        self.config.has_grammar = True
+        self.register_buffer("token_grammar", table.to(self.device, torch.int32))
 
     def bar_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Index of the bar each token belongs to, `(B, T)`; -1 before the first."""
@@ -419,6 +433,12 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
         inputs: torch.Tensor | None = None,
         latent: torch.Tensor | None = None,
         bars: int | torch.Tensor | None = None,
+        scale: str | None = None,
+        time_signature: str | None = None,
+        lowest_pitch: int | None = None,
+        highest_pitch: int | None = None,
+        template: torch.Tensor | None = None,
+        regenerate: torch.Tensor | None = None,
         logits_processor: LogitsProcessorList | None = None,
         **kwargs,
     ):
@@ -428,16 +448,45 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
             inputs: `(B, T)`, the beginning of the melodies (also as `input_ids`); the start token by default.
             latent: `(B, Z)`. By default the prior, and for bars that `input_ids` has, the posterior's mean.
             bars: Bars that each melody shall have, a number or `(B,)`; the model decides by default.
+            scale: Such as `D dorian`: the only pitches, see `constraints_melody_vae.scale_mask`.
+            time_signature: Such as `6/8`; the model's choice by default.
+            lowest_pitch: MIDI pitch.
+            highest_pitch: MIDI pitch.
+            template: `(B, T)` ids of melodies to keep bars of.
+            regenerate: `(B, N)` which of their bars to generate.
             logits_processor: Processors applied after this model's own.
             kwargs: As in transformers.
 
         Returns:
             `(B, T)` ids, padded at the end, or what `return_dict_in_generate` asks for.
+
+        Raises:
+            ValueError: If no melody can be like this, or the model does not know its tokens' grammar.
         """
         inputs = kwargs.pop("input_ids", inputs)
         processors = LogitsProcessorList()
         if bars is not None:
             bars = torch.as_tensor(bars, device=self.device).reshape(-1)
+        if template is not None:  # its bars may have more tokens than new ones
+            kwargs.setdefault("max_length", template.shape[1] + self.generation_config.max_length)
+        if self.config.has_grammar:
+            processors.append(
+                MelodyLogitsProcessor(
+                    self.token_grammar,
+                    self.generation_config.eos_token_id,
+                    bars=bars,
+                    max_bars=self.config.max_bars,
+                    time_signature=time_signature,
+                    pitch_classes=None if scale is None else scale_mask(scale),
+                    lowest_pitch=lowest_pitch,
+                    highest_pitch=highest_pitch,
+                    template=template,
+                    regenerate=regenerate,
+                )
+            )
+        elif any(asked is not None for asked in (scale, time_signature, lowest_pitch, highest_pitch, template)):
+            raise ValueError("this model does not know its tokens: model.set_grammar(processor.grammar_table())")
+        elif bars is not None:
             processors.append(BarCountLogitsProcessor(bars, self.is_bar_token, self.generation_config.eos_token_id))
         if self.config.latent_size:
             if latent is None:
@@ -579,7 +628,7 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
             n: Number of melodies.
             seed: Makes the result repeatable; the global random state is left alone.
             temperature: Of the softmax over tokens.
-            bars: Bars per melody; `max_bars` by default.
+            bars: Bars per melody; `max_bars` by default; more are made window by window.
             conditions: What the melodies shall be like, such as `{"key": "D minor"}`; see `config.conditions`.
             guidance: By how much conditions are exaggerated; 1 is not at all.
             generate_kwargs: As in [`generate`].
@@ -587,13 +636,108 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
         Returns:
             `(n, T)` ids, padded at the end.
         """
+        bars = bars or self.config.max_bars
+        generate_kwargs |= {"do_sample": True, "temperature": temperature, "top_k": 0}
         with self.seeded(seed):
+            if bars > self.config.max_bars:
+                return self.compose(n, bars, conditions, guidance, **generate_kwargs)
             if self.config.latent_size:
                 generate_kwargs["latent"] = self.prior_sample(n, conditions=conditions, guidance=guidance)
             else:
                 generate_kwargs["inputs"] = torch.full((n, 1), self.config.bos_token_id, device=self.device)
+            return self.generate(bars=bars, **generate_kwargs)
+
+    def compose(
+        self, n: int, bars: int, conditions: dict[str, str | Sequence[str]] | None, guidance: float, **generate_kwargs
+    ) -> torch.Tensor:
+        """Generate melodies longer than a latent, window by window: the second half of each is the next one's first.
+
+        Args:
+            n: Number of melodies.
+            bars: Bars of each.
+            conditions: See [`MelodyVAEModel.condition_labels`].
+            guidance: By how much conditions are exaggerated.
+            generate_kwargs: As in [`generate`].
+
+        Returns:
+            `(n, T)` ids, padded at the end.
+        """
+        overlap = max(1, self.config.max_bars // 2)
+        made: list[list[list[int]]] = [[] for _ in range(n)]
+        while len(made[0]) < bars:
+            known = [melody[-overlap:] for melody in made]
+            primer = self.join_bars(known, is_open=True)
+            count = min(self.config.max_bars, len(known[0]) + bars - len(made[0]))
+            if self.config.latent_size:
+                generate_kwargs["latent"] = self.prior_sample(n, primer, conditions, guidance)
+            window = self.split_bars(self.generate(primer, bars=count, **generate_kwargs))
+            for melody, beginning, all_bars in zip(made, known, window, strict=True):
+                melody += all_bars[len(beginning) :]
+        return self.join_bars(made)
+
+    def split_bars(self, ids: torch.Tensor) -> list[list[list[int]]]:
+        """Return the tokens of each bar of `ids` `(B, T)`; what stands outside bars is left out."""
+        special = {self.config.pad_token_id, self.config.bos_token_id, self.config.eos_token_id}
+        melodies = []
+        for row, opens in zip(ids.tolist(), self.is_bar_token[ids].tolist(), strict=True):
+            bars: list[list[int]] = []
+            for token, is_opening in zip(row, opens, strict=True):
+                if is_opening:
+                    bars.append([])
+                if bars and token not in special:
+                    bars[-1].append(token)
+            melodies.append(bars)
+        return melodies
+
+    def join_bars(self, melodies: list[list[list[int]]], is_open: bool = False) -> torch.Tensor:
+        """Write bars' tokens as ids `(B, T)`; padded at the end, or where they are left open, at the beginning."""
+        end = [] if is_open else [self.config.eos_token_id]
+        rows = [[self.config.bos_token_id, *(token for bar in bars for token in bar), *end] for bars in melodies]
+        length = max(map(len, rows))
+        padding = [[self.config.pad_token_id] * (length - len(row)) for row in rows]
+        padded = [pad + row if is_open else row + pad for row, pad in zip(rows, padding, strict=True)]
+        return torch.tensor(padded, device=self.device)
+
+    def infill(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        bars: Sequence[int] = (),
+        seed: int | None = None,
+        **generate_kwargs,
+    ) -> torch.Tensor:
+        """Generate some bars of melodies anew; the others come back as they are.
+
+        Args:
+            input_ids: `(B, T)`.
+            attention_mask: `(B, T)`, 0 at padding.
+            bars: Which bars, from 0.
+            seed: Makes the result repeatable; the global random state is left alone.
+            generate_kwargs: As in [`generate`].
+
+        Returns:
+            `(B, T)` ids, padded at the end.
+
+        Raises:
+            ValueError: If a melody has no such bar, or the model does not know its tokens' grammar.
+        """
+        shortest = int(self.is_bar_token[input_ids].sum(-1).min())
+        if wrong := [bar for bar in bars if not 0 <= bar < shortest]:
+            raise ValueError(f"bar {wrong[0]} cannot be filled: bars count from 0 to {shortest - 1} here")
+        regenerate = torch.zeros(len(input_ids), self.config.max_bars, dtype=torch.bool, device=self.device)
+        regenerate[:, list(bars)] = True
+        with self.seeded(seed):
+            if self.config.latent_size:
+                mean = self.encode(input_ids, attention_mask).latent_mean
+                if self.config.num_prior_layers:
+                    latent = self.prior.complete(mean, ~regenerate, self.prior.open_labels(len(mean)))
+                else:
+                    latent = torch.where(self.spread_over_latent(regenerate), torch.randn_like(mean), mean)
+                generate_kwargs["latent"] = latent
+            else:
+                generate_kwargs["inputs"] = torch.full((len(input_ids), 1), self.config.bos_token_id)
             return self.generate(
-                do_sample=True, temperature=temperature, top_k=0, bars=bars or self.config.max_bars, **generate_kwargs
+                template=input_ids, regenerate=regenerate, **{"do_sample": True, "top_k": 0, **generate_kwargs}
             )
 
     def reconstruct(

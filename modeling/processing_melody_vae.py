@@ -12,11 +12,14 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
+import torch
 from miditok import REMI, TokenizerConfig, TokSequence
 from symusic import Note, Score, Tempo, TimeSignature, Track, types
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
+
+from .constraints_melody_vae import BEFORE, HIGHEST_PITCH, SPECIAL_ROW, UNUSABLE, summarise_token
 
 FIRST_CHARACTER = 33  # MidiTok writes the base token i as chr(i + 33)
 WORD_PREFIX = "\u2581"  # what the fast tokenizer puts before each word, so before each bar
@@ -342,6 +345,20 @@ class MelodyProcessor(ProcessorMixin):
     def bar_token_ids(self) -> list[int]:
         """Ids of the tokens that open a bar, for [`MelodyVAEConfig`]."""
         return sorted(index for token, index in self.tokenizer.get_vocab().items() if token.startswith(WORD_PREFIX))
+
+    def grammar_table(self) -> torch.Tensor:
+        """Summarise each token for [`MelodyLogitsProcessor`], `(V, 12)`; the columns are named in its module.
+
+        Tokens with a pitch above the range are unusable: MidiTok's vocabulary has one pitch more.
+        """
+        rows = [list(SPECIAL_ROW)] * len(self.tokenizer)
+        for token, index in self.tokenizer.get_vocab().items():
+            if index not in self.tokenizer.all_special_ids:
+                bases = [self.remi[ord(character) - FIRST_CHARACTER] for character in token.removeprefix(WORD_PREFIX)]
+                rows[index] = summarise_token(bases, token.startswith(WORD_PREFIX), self.steps_per_beat)
+        table = torch.tensor(rows)
+        table[table[:, HIGHEST_PITCH] > MAX_PITCH, BEFORE] = UNUSABLE
+        return table
 
     def can_read(self, time_signature: str, steps_per_beat: int) -> bool:
         """Whether the vocabulary has the time signature and the grid of a line."""

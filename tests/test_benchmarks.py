@@ -2,12 +2,17 @@
 
 import json
 import os
+import subprocess
 import tarfile
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 from symusic import Note, Score, Tempo, TimeSignature, Track
+from tqdm import tqdm
 
+from benchmarks import attention
 from benchmarks.dataset import (
     LAKH_FILES,
     copied,
@@ -193,3 +198,48 @@ def test_whole_run_without_note_seq(is_archive, folder, tmp_path):
     memory = report["memory"]
     assert 20 < memory["processes_1"]["parent_private_mib"] < memory["processes_1"]["parent_mib"] < 2048
     assert memory["processes_1"]["workers_mib"] == []
+
+
+@pytest.mark.slow
+def test_attention_report_and_what_bad_input_says(tmp_path, capsys):
+    output = tmp_path / "reports" / "attention.json"
+    sizes = ["--repeats", "2", "--batch_size", "2", "--step_lengths", "37", "--memory_lengths", "521"]
+    assert attention.main(["--output", str(output), "--threads", "1", *sizes]) == 0
+    report = json.loads(output.read_text())
+    assert [(found["tokens"], found["is_padded"]) for found in report["step"]] == [(37, False), (37, True)]
+    for found in report["step"]:
+        assert 0 < found["ratio"]["lower_quartile"] <= found["ratio"]["median"] <= found["ratio"]["upper_quartile"]
+    (memory,) = report["memory_mib"]
+    for kind in attention.KINDS:
+        assert memory[kind]["textbook"] > memory["one_tensor_l_l_d"] > memory[kind]["ours"]
+    assert {found["tokens"] for found in report["exactness"]} == set(attention.EXACT_LENGTHS)
+    assert 0 < report["largest_difference"] < attention.TARGET_DIFFERENCE
+    capsys.readouterr()
+    assert attention.main(["--output", str(tmp_path)]) == 2
+    assert "is a folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        attention.main(["--repeats", "1"])
+    assert "--repeats must be at least 2, not 1" in capsys.readouterr().err
+    failed = subprocess.CompletedProcess([], returncode=-9, stdout="", stderr="")
+    with (
+        patch.object(subprocess, "run", lambda *_, **__: failed),
+        pytest.raises(attention.MeasurementError, match="ours at 512 tokens: exit code -9, no message; was there"),
+    ):
+        attention.measure_memory(512, 1, tqdm(disable=True))
+
+
+def test_forms_of_attention_that_are_compared_differ_only_in_what_they_should():
+    """The textbook form has the same gradients as ours; without the term they are others."""
+    results = {}
+    for form in attention.FORMS:
+        torch.manual_seed(0)
+        layer = attention.make_attention(is_causal=True, max_relative_distance=11, heads=2)
+        hidden_states = torch.randn(3, 37, 2 * attention.HEAD_SIZE, requires_grad=True)
+        with attention.attention_form(form):
+            layer(hidden_states).square().sum().backward()
+        results[form] = [hidden_states.grad, layer.distance_embedding.grad]
+    for form in ("sdpa_with_bias", "textbook"):
+        for ours, other in zip(results["ours"], results[form], strict=True):
+            assert (ours - other).abs().max() < 1e-5 * ours.abs().max()
+    assert (results["ours"][0] - results["none"][0]).abs().max() > 0.01 * results["ours"][0].abs().max()
+    assert results["none"][1] is None

@@ -6,12 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers.cache_utils import DynamicCache, StaticCache
+from transformers.integrations.flex_attention import WrappedFlexAttention
 
-from modeling import MelodyVAEConfig
-from modeling.relative_attention import RelativeAttention, skew
+from modeling import MelodyVAEConfig, MelodyVAEModel, relative_attention
+from modeling.relative_attention import QUERIES_PER_BLOCK, BlockwiseRelativeAttention, RelativeAttention, skew
 
 B, T, H, D = 3, 11, 2, 5
 FAR = 37  # a max_relative_distance that no pair of tokens reaches
@@ -137,24 +139,26 @@ def test_with_a_cache_equals_without(cache_type, chunks, max_relative_distance):
 )
 @settings(deadline=None, max_examples=100)
 def test_skew_is_its_definition(length, num_keys, room, batch):
-    num_distances = max(num_keys, room + num_keys + length - 1)  # M = S + L - 1 and more
+    num_distances = room + num_keys + length  # M = S + L and more
     logits = torch.arange(batch * length * num_distances, dtype=torch.float64).view(batch, length, num_distances)
     skewed = skew(logits, num_keys)
     assert skewed.shape == (batch, length, num_keys)
     for i in range(length):
         for j in range(num_keys):
             assert torch.equal(skewed[:, i, j], logits[:, i, j - i + length - 1])
+    assert skewed.untyped_storage().data_ptr() == logits.untyped_storage().data_ptr(), "a copy"
 
 
 @given(length=st.integers(1, 13), past=st.integers(0, 7))
 @settings(deadline=None, max_examples=50)
 def test_skew_of_causal_logits_is_right_where_the_mask_leaves_it(length, past):
-    num_keys = past + length  # M = S is enough
-    logits = torch.arange(length * num_keys, dtype=torch.float64).view(length, num_keys)
+    num_keys = past + length  # M = S + 1 is enough
+    logits = torch.arange(length * (num_keys + 1), dtype=torch.float64).view(length, num_keys + 1)
     skewed = skew(logits, num_keys)
     for i in range(length):
         for j in range(past + i + 1):
             assert skewed[i, j] == logits[i, j - i + length - 1]
+    assert skewed.unique().numel() == skewed.numel(), "what is written to one entry shows in another"
 
 
 class LargestTensor(TorchDispatchMode):
@@ -187,6 +191,32 @@ def test_no_tensor_of_length_squared_times_head_size(is_causal, implementation):
 
 
 @pytest.mark.parametrize("is_causal", [True, False])
+def test_largest_tensor_in_training_grows_with_the_length_not_its_square(is_causal):
+    largest = []
+    for length in (2 * QUERIES_PER_BLOCK, 4 * QUERIES_PER_BLOCK, 8 * QUERIES_PER_BLOCK):
+        attention = make_attention(is_causal, 307, "sdpa", torch.float32, heads=1, head_size=5)
+        with LargestTensor() as mode:
+            attention(torch.randn(1, length, 5)).sum().backward()
+        largest.append(mode.elements)
+    assert largest[2] - largest[1] <= 2.01 * (largest[1] - largest[0])  # a square would give 4
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_compiled_equals_eager_in_values_and_gradients(is_causal):
+    torch.compiler.reset()
+    results = []
+    for is_compiled in (True, False):
+        attention = make_attention(is_causal, 7)
+        call = torch.compile(attention, fullgraph=True, backend="aot_eager") if is_compiled else attention
+        hidden_states = torch.randn(B, T, H * D, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        output = call(hidden_states)
+        output.square().sum().backward()
+        results.append([output, *(parameter.grad for parameter in attention.parameters())])
+    for compiled, eager in zip(*results, strict=True):
+        assert torch.allclose(compiled, eager, atol=1e-10)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
 def test_eager_equals_sdpa_in_values_and_gradients(is_causal):
     hidden_states = torch.randn(B, T, H * D, generator=torch.Generator().manual_seed(1))
     results = []
@@ -200,8 +230,83 @@ def test_eager_equals_sdpa_in_values_and_gradients(is_causal):
         assert torch.allclose(eager, sdpa, atol=1e-4, rtol=1e-4)
 
 
+@pytest.fixture(params=[1, 3, 7, 13])
+def queries_per_block(request, monkeypatch):
+    monkeypatch.setattr(relative_attention, "QUERIES_PER_BLOCK", request.param)
+
+
+def padding_mask(kind: str, is_causal: bool, side: str, dtype: torch.dtype) -> torch.Tensor:
+    """Row 0 is whole, the others have 2 and 5 tokens of padding; no row of the mask is empty, as in transformers."""
+    place = torch.arange(T)
+    pads = torch.tensor([0, 2, 5])[:, None]
+    is_token = place >= pads if side == "left" else place < T - pads  # (B, S)
+    allowed = is_token[:, None, None, :].expand(B, 1, T, T)
+    if is_causal:
+        allowed = allowed & torch.ones(T, T, dtype=torch.bool).tril()
+    allowed = allowed | torch.eye(T, dtype=torch.bool)
+    return allowed if kind == "bool" else torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, -1e30)
+
+
+@pytest.mark.parametrize("mask_kind", ["none", "bool", "float"])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("max_relative_distance", [FAR, 3])
 @pytest.mark.parametrize("is_causal", [True, False])
-def test_gradients_are_the_derivatives(is_causal):
+def test_blocks_of_queries_change_no_value_and_no_gradient(
+    is_causal, max_relative_distance, side, mask_kind, queries_per_block, monkeypatch
+):
+    mask = None if mask_kind == "none" else padding_mask(mask_kind, is_causal, side, torch.float64)
+    inputs = torch.randn(B, T, H * D, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    results, calls = [], []
+    apply = BlockwiseRelativeAttention.apply
+    monkeypatch.setattr(BlockwiseRelativeAttention, "apply", lambda *given: calls.append(1) or apply(*given))
+    for is_blockwise in (True, False):
+        attention = make_attention(is_causal, max_relative_distance)
+        if not is_blockwise:
+            monkeypatch.setattr(attention, "is_blockwise", lambda *given: False)
+        hidden_states = inputs.clone().requires_grad_()
+        output = attention(hidden_states, attention_mask=mask)
+        output.square().sum().backward()
+        results.append([output, hidden_states.grad, *(parameter.grad for parameter in attention.parameters())])
+        assert len(calls) == 1, "in blocks where it should not be, or the other way round"
+    for blockwise, plain in zip(*results, strict=True):
+        assert (blockwise - plain).abs().max() < 1e-10 * plain.abs().max()
+
+
+def test_every_size_of_block_is_the_double_loop():
+    """At lengths about the block's own size and its multiples."""
+    for length in (QUERIES_PER_BLOCK - 1, QUERIES_PER_BLOCK, QUERIES_PER_BLOCK + 1, 2 * QUERIES_PER_BLOCK + 3):
+        for is_causal in (True, False):
+            attention = make_attention(is_causal, 31, dtype=torch.float32)
+            hidden_states = torch.randn(1, length, H * D)
+            with torch.no_grad():
+                expected = loop_attention(attention, hidden_states)
+            output = attention(hidden_states)
+            assert output.requires_grad
+            assert (output - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("change", "is_blockwise"),
+    [
+        ("training", True),
+        ("no gradient", False),
+        ("cache", False),
+        ("dropout", False),
+        ("eager", False),
+        ("bfloat16", False),
+    ],
+)
+def test_blocks_are_for_training_in_single_precision(change, is_blockwise):
+    dtype = torch.bfloat16 if change == "bfloat16" else torch.float32
+    attention = make_attention(True, implementation="eager" if change == "eager" else "sdpa", dtype=dtype).train()
+    attention.config.dropout = 0.1 if change == "dropout" else 0.0
+    cache = DynamicCache(config=attention.config) if change == "cache" else None
+    query = torch.randn(B, H, T, D, dtype=dtype, requires_grad=change != "no gradient")
+    assert attention.is_blockwise(query, cache) == is_blockwise
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_gradients_are_the_derivatives(is_causal, queries_per_block):
     attention = make_attention(is_causal, 2, heads=1, head_size=3)
     hidden_states = torch.randn(1, 5, 3, dtype=torch.float64, requires_grad=True)
 
@@ -222,3 +327,29 @@ def test_only_distances_that_occur_get_a_gradient():
     learns = attention.distance_embedding.grad.abs().sum(-1) > 0  # (H, FAR + 1), distance -FAR first
     assert learns[:, -T:].all()
     assert not learns[:, :-T].any()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # transformers' and torch's own, as they compile the mask
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.parametrize("is_padded", [False, True])
+@torch.no_grad()
+def test_flex_attention_equals_sdpa(is_padded, monkeypatch):
+    """The relative term as its score_mod, not compiled: torch 2.13 compiles none for so few queries on a CPU."""
+    monkeypatch.setattr(WrappedFlexAttention, "__call__", lambda self: flex_attention)
+    fields = {"vocab_size": 53, "bar_token_ids": [5], "hidden_size": 32, "intermediate_size": 13, "latent_size": 32}
+    fields |= {"num_attention_heads": 2, "num_encoder_layers": 1, "num_hidden_layers": 2, "dropout": 0.0}
+    ids = torch.randint(6, 53, (B, 23), generator=torch.Generator().manual_seed(1))
+    ids[:, ::7] = 5
+    is_token = torch.arange(23) >= torch.tensor([0, 4, 9])[:, None] * is_padded  # padding on the left
+    models = []
+    for implementation in ("sdpa", "flex_attention"):
+        torch.manual_seed(0)
+        config = MelodyVAEConfig(
+            **fields, initializer_range=0.5, max_relative_distance=7, attn_implementation=implementation
+        )
+        models.append(MelodyVAEModel(config).eval())
+    sdpa, flex = (model(ids, attention_mask=is_token.long()) for model in models)
+    assert (sdpa.latent_mean - flex.latent_mean).abs().max() < 1e-5
+    assert (sdpa.logits - flex.logits)[is_token].abs().max() < 1e-4 < sdpa.logits.abs().max() / 1e3
+    models[1].layers[0].attention.distance_embedding.zero_()
+    assert (sdpa.logits - models[1](ids, attention_mask=is_token.long()).logits)[is_token].abs().max() > 0.1

@@ -1,0 +1,236 @@
+"""Measure what a model does when asked for something: `python -m evaluation.operations --model DIR --dataset DIR`.
+
+Validity at a high temperature, conditions obeyed, variations against similarity, infill, and pieces of 64 bars.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import AutoModel, AutoProcessor
+
+from dataset_script import features
+from dataset_script.build import machine
+from evaluate_model import BARS, choose_windows
+from evaluation.attributes import encode_lines, steps_per_bar
+from train import UserError, load_lines, load_pretrained
+
+AT_ONCE = 64
+SIMILARITIES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
+LONG_BARS = 64
+DISTANCES = (1, 2, 4, 8, 16, 32)  # bars between two bars that are compared
+
+
+def notes_of(line: Mapping[str, Any]) -> list[tuple[int, int, int]]:
+    """Return (onset, duration, pitch) of each note."""
+    return list(zip(line["start"], line["duration"], line["pitch"], strict=True))
+
+
+def is_valid(processor, ids: list[int], line: Mapping[str, Any], bars: int) -> bool:
+    """Tell whether ids say exactly the notes of the line read from them, one at a time, in exactly so many bars."""
+    tokens = processor.tokenizer.convert_ids_to_tokens(ids, skip_special_tokens=True)
+    named = [processor.remi[ord(character) - 33] for token in tokens for character in token.removeprefix("▁")]
+    ends = [start + duration for start, duration, _ in notes_of(line)]
+    return (
+        sum(token.startswith("Pitch") for token in named) == len(line["pitch"])
+        and sum(token.startswith("Bar") for token in named) == line["bars"] == bars
+        and all(end <= start for end, start in zip(ends, line["start"][1:], strict=False))
+        and (not ends or ends[-1] <= bars * steps_per_bar(line))
+    )
+
+
+def note_distance(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """Return 1 - F1 of the notes whose onset and pitch agree; 0 for two empty melodies."""
+    first = {(start, pitch) for start, _, pitch in notes_of(one)}
+    second = {(start, pitch) for start, _, pitch in notes_of(other)}
+    total = len(first) + len(second)
+    return 1 - 2 * len(first & second) / total if total else 0.0
+
+
+def bar_similarity(line: Mapping[str, Any]) -> dict[int, float]:
+    """Return, for each of `DISTANCES`, the mean share of onsets with equal pitch in two bars so far apart (Jaccard)."""
+    steps = steps_per_bar(line)
+    bars: list[set[tuple[int, int]]] = [set() for _ in range(line["bars"])]
+    for start, _, pitch in notes_of(line):
+        if start // steps < len(bars):
+            bars[start // steps].add((start % steps, pitch))
+    found = {}
+    for distance in DISTANCES:
+        pairs = [(one, other) for one, other in zip(bars, bars[distance:], strict=False) if one or other]
+        if pairs:
+            found[distance] = float(np.mean([len(one & other) / len(one | other) for one, other in pairs]))
+    return found
+
+
+def mean_similarity(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return `bar_similarity` averaged over melodies."""
+    each = [bar_similarity(line) for line in lines]
+    return {
+        str(distance): round(float(np.mean([of[distance] for of in each if distance in of])), 4)
+        for distance in DISTANCES
+    }
+
+
+def key_of(line: Mapping[str, Any]) -> str:
+    """Return the key that the data set's algorithm finds."""
+    pitch, duration = np.array(line["pitch"], dtype=np.uint8), np.array(line["duration"], dtype=np.int64)
+    return features.KEY_NAMES[int(features.keys(pitch, duration, np.array([0, len(pitch)]))[0][0])]
+
+
+class Operations:
+    """A model, its processor and what is measured of them.
+
+    Args:
+        model: From `AutoModel`.
+        processor: From `AutoProcessor`.
+    """
+
+    def __init__(self, model, processor):
+        self.model = model
+        self.processor = processor
+
+    def sample(self, count: int, seed: int, description: str, **asked) -> tuple[list[list[int]], list[dict]]:
+        """Sample melodies in batches; returns ids and lines."""
+        ids: list[list[int]] = []
+        for at in tqdm(range(0, count, AT_ONCE), desc=description, unit=" batches", leave=False):
+            ids += self.model.sample(min(AT_ONCE, count - at), seed=seed + at, **asked).tolist()
+        return ids, self.processor.to_lines(ids)
+
+    def validity(self, count: int, bars: int) -> dict[str, Any]:
+        """Count invalid samples at temperature 1.5, and melodies outside a scale that was asked for."""
+        ids, lines = self.sample(count, 0, "validity", bars=bars, temperature=1.5)
+        valid = [is_valid(self.processor, row, line, bars) for row, line in zip(ids, lines, strict=True)]
+        _, dorian = self.sample(count // 10, 1, "scale", bars=bars, temperature=1.5, scale="D dorian")
+        outside = sum(any(pitch % 12 not in (2, 4, 5, 7, 9, 11, 0) for pitch in line["pitch"]) for line in dorian)
+        return {
+            "temperature": 1.5,
+            "bars": bars,
+            "samples": len(lines),
+            "invalid": len(valid) - sum(valid),
+            "samples_in_d_dorian": len(dorian),
+            "outside_the_scale": outside,
+        }
+
+    def conditions(self, count: int, guidance: float) -> dict[str, Any]:
+        """Ask for keys and time signatures, and read from the notes whether they are obeyed."""
+        found: dict[str, Any] = {"guidance": guidance}
+        known = self.model.config.conditions
+        for name, measured in (("key", key_of), ("time_signature", lambda line: line["time_signature"])):
+            if name not in known:
+                continue
+            asked = [known[name][index % len(known[name])] for index in range(count)]
+            obeyed = []
+            for at in tqdm(range(0, count, AT_ONCE), desc=name, unit=" batches", leave=False):
+                values = asked[at : at + AT_ONCE]
+                ids = self.model.sample(len(values), seed=at, conditions={name: values}, guidance=guidance)
+                lines = self.processor.to_lines(ids)
+                obeyed += [measured(line) == value for line, value in zip(lines, values, strict=True)]
+            found[name] = {"values": len(known[name]), "samples": count, "obeyed": round(float(np.mean(obeyed)), 4)}
+        exact = [
+            self.processor.to_lines(self.model.sample(4, seed=bars, bars=bars)) for bars in (1, 2, 5, 8, 16, 24, 32)
+        ]
+        counts = [line["bars"] for lines in exact for line in lines]
+        wanted = [bars for bars in (1, 2, 5, 8, 16, 24, 32) for _ in range(4)]
+        found["bars"] = {"samples": len(counts), "obeyed": float(np.mean(np.equal(counts, wanted)))}
+        return found
+
+    def variations(self, melodies: Sequence[dict], each: int) -> dict[str, float]:
+        """Return the mean distance of variations from the reconstruction, by similarity."""
+        latents = encode_lines(self.model, self.processor, melodies).to(self.model.device)
+        found = {}
+        originals = self.processor.to_lines(self.model.decode(latents, bars=BARS))
+        for similarity in tqdm(SIMILARITIES, desc="variations", leave=False):
+            distances = [
+                note_distance(original, line)
+                for latent, original in zip(latents, originals, strict=True)
+                for line in self.processor.to_lines(
+                    self.model.vary(latent, n=each, similarity=similarity, seed=0, bars=BARS)
+                )
+            ]
+            found[str(similarity)] = round(float(np.mean(distances)), 4)
+        return found
+
+    def infills(self, melodies: Sequence[dict], bars: Sequence[int]) -> dict[str, Any]:
+        """Fill bars and count the melodies whose other bars changed."""
+        changed = same = 0
+        for at in tqdm(range(0, len(melodies), AT_ONCE), desc="infill", leave=False):
+            batch = self.processor(lines=melodies[at : at + AT_ONCE], return_tensors="pt").to(self.model.device)
+            before = self.processor.to_lines(batch["input_ids"])
+            after = self.processor.to_lines(self.model.infill(**batch, bars=list(bars), seed=at))
+            for one, other in zip(before, after, strict=True):
+                kept = [
+                    [note for note in notes_of(line) if note[0] // steps_per_bar(line) not in bars]
+                    for line in (one, other)
+                ]
+                changed += kept[0] != kept[1]
+                same += notes_of(one) == notes_of(other)
+        return {"melodies": len(melodies), "bars": list(bars), "other_bars_changed": changed, "nothing_changed": same}
+
+    def long_pieces(self, count: int, dataset: str) -> dict[str, Any]:
+        """Sample pieces of 64 bars, and compare their bars' likeness against distance with that of the data's."""
+        began = time.perf_counter()
+        lines = self.processor.to_lines(self.model.sample(count, seed=0, bars=LONG_BARS, time_signature="4/4"))
+        seconds = time.perf_counter() - began
+        data = load_lines(dataset, "test", "lead").filter(
+            lambda bars, signature: bars >= LONG_BARS and signature == "4/4", input_columns=["bars", "time_signature"]
+        )
+        return {
+            "bars": LONG_BARS,
+            "samples": len(lines),
+            "seconds_each": round(seconds / count, 2),
+            "bar_pair_similarity": mean_similarity(lines),
+            "bar_pair_similarity_of_test_lines": mean_similarity([dict(line) for line in data]),
+            "test_lines": len(data),
+        }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m evaluation.operations", description=__doc__)
+    parser.add_argument("--model", required=True, help="folder or Hub id of the model")
+    parser.add_argument("--dataset", required=True, help="folder or Hub id of the data set")
+    parser.add_argument("--output", type=Path, default=Path("results/model.json"), help="the report to write")
+    parser.add_argument("--samples", type=int, default=10_000, help="samples whose validity is checked")
+    parser.add_argument("--bars", type=int, default=4, help="bars of these samples")
+    parser.add_argument(
+        "--melodies", type=int, default=64, help="test melodies to vary and fill, samples per condition"
+    )
+    parser.add_argument("--guidance", type=float, default=2.0, help="by how much conditions are exaggerated")
+    parser.add_argument("--attributes", type=Path, help="report of evaluation.attributes to include")
+    options = parser.parse_args(arguments)
+    try:
+        model = load_pretrained(AutoModel, options.model).eval()
+        operations = Operations(model, load_pretrained(AutoProcessor, options.model))
+        melodies = choose_windows(options.dataset, "test", options.melodies, 0)
+        report = {
+            "model": {
+                "parameters": sum(each.numel() for each in model.parameters()),
+                "num_prior_layers": model.config.num_prior_layers,
+            },
+            "variations": operations.variations(melodies[:16], 4),
+            "infill": operations.infills(melodies, (4, 5, 10)),
+            "conditions": operations.conditions(3 * options.melodies, options.guidance),
+            "long": operations.long_pieces(16, options.dataset),
+            "validity": operations.validity(options.samples, options.bars),
+            "machine": machine(),
+        }
+        if options.attributes:
+            report["attributes"] = json.loads(options.attributes.read_text(encoding="utf-8"))
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(report, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""What a model does with melodies once it knows its tokens: scales, infill, pieces longer than a latent."""
+
+import copy
+
+import pytest
+import torch
+
+from modeling import MelodyVAEModel
+from tests.test_constraints import model_for, processor_for
+
+BAR_STEPS = 16
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return processor_for(4)
+
+
+@pytest.fixture(scope="module")
+def model(processor) -> MelodyVAEModel:
+    model = copy.deepcopy(model_for(4))
+    model.set_grammar(processor.grammar_table())
+    return model
+
+
+def notes(line, bars):
+    return [
+        note
+        for note in zip(line["start"], line["duration"], line["pitch"], strict=True)
+        if note[0] // BAR_STEPS in bars
+    ]
+
+
+def test_a_sample_is_in_the_scale_range_and_time_signature_asked_for(model, processor):
+    asked = {"scale": "Bb mixolydian", "time_signature": "3/4", "lowest_pitch": 55, "highest_pitch": 79}
+    lines = processor.to_lines(model.sample(5, seed=0, bars=3, temperature=1.5, **asked))
+    assert {pitch % 12 for line in lines for pitch in line["pitch"]} <= {10, 0, 2, 3, 5, 7, 8}
+    assert {line["time_signature"] for line in lines} == {"3/4"}
+    assert all(55 <= pitch <= 79 for line in lines for pitch in line["pitch"])
+    assert [line["bars"] for line in lines] == [3] * 5
+
+
+def test_infill_gives_the_other_bars_back_as_they_are(model, processor):
+    ids = model.sample(4, seed=1, bars=6, time_signature="4/4")
+    filled = model.infill(ids, ids.ne(0).long(), bars=[1, 4], seed=2)
+    again = model.infill(ids, ids.ne(0).long(), bars=[1, 4], seed=2)
+    assert torch.equal(filled, again)
+    kept = [0, 2, 3, 5]
+    for before, after in zip(processor.to_lines(ids), processor.to_lines(filled), strict=True):
+        assert notes(after, kept) == notes(before, kept)
+        assert after["bars"] == 6
+    before, after = ([notes(line, [1, 4]) for line in processor.to_lines(each)] for each in (ids, filled))
+    assert before != after
+    with pytest.raises(ValueError, match="bar 6 cannot be filled: bars count from 0 to 5 here"):
+        model.infill(ids, bars=[6])
+
+
+def test_a_piece_longer_than_a_latent_is_carried_on_from_its_second_half(model, processor):
+    bars = 3 * model.config.max_bars + 1
+    ids = model.sample(2, seed=3, bars=bars, time_signature="4/4")
+    assert [line["bars"] for line in processor.to_lines(ids)] == [bars, bars]
+    assert torch.equal(ids, model.sample(2, seed=3, bars=bars, time_signature="4/4"))
+    parts = model.split_bars(ids)
+    assert [len(part) for part in parts] == [bars, bars]
+    assert torch.equal(model.join_bars(parts), ids)
+
+
+def test_open_bars_are_padded_before_and_have_no_end(model):
+    joined = model.join_bars([[[7, 8]], [[7], [9, 10]]], is_open=True)
+    pad, bos = model.config.pad_token_id, model.config.bos_token_id
+    assert joined.tolist() == [[pad, bos, 7, 8], [bos, 7, 9, 10]]
+
+
+def test_without_the_grammar_constraints_are_refused(processor):
+    plain = model_for(4)
+    with pytest.raises(ValueError, match="does not know its tokens"):
+        plain.sample(1, scale="C major")
+
+
+def test_the_grammar_is_saved_and_loaded(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    loaded = MelodyVAEModel.from_pretrained(tmp_path)
+    assert torch.equal(loaded.token_grammar, model.token_grammar)
+    assert torch.equal(loaded.sample(2, seed=4, bars=2), model.sample(2, seed=4, bars=2))
