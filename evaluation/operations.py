@@ -75,6 +75,7 @@ def mean_similarity(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {
         str(distance): round(float(np.mean([of[distance] for of in each if distance in of])), 4)
         for distance in DISTANCES
+        if any(distance in of for of in each)
     }
 
 

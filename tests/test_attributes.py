@@ -9,7 +9,7 @@ import torch
 from test_modeling import make_latent, make_model
 from test_train import arguments, dataset, run, trained  # noqa: F401 (fixtures)
 
-from evaluation import attributes
+from evaluation import attributes, operations
 from modeling import MelodyVAEModel
 
 
@@ -105,3 +105,18 @@ def test_a_wrong_model_is_one_line(capsys):
     assert attributes.main(["--model", "nowhere/at-all", "--dataset", "nowhere"]) == 2
     assert "nowhere/at-all" in capsys.readouterr().err
     assert sys.exc_info()[0] is None
+
+
+def test_note_distance_and_bar_similarity_by_hand():
+    one, other = line([0, 4, 16], [60, 62, 60]), line([0, 4, 16], [60, 62, 64])
+    assert operations.note_distance(one, one) == 0
+    assert operations.note_distance(one, other) == pytest.approx(1 / 3)
+    assert operations.note_distance(line([], []), line([], [])) == 0
+    assert operations.note_distance(line([], []), one) == 1
+    assert operations.bar_similarity(one) == {1: 0.5}  # bar 0 has two notes, bar 1 one of them
+    assert operations.bar_similarity(PLAIN) == {1: 1.0}
+    assert operations.mean_similarity([one, PLAIN] * 2)["1"] == 0.75
+
+
+def test_the_key_is_the_data_sets():
+    assert operations.key_of(line([0, 4, 8, 12, 16, 20], [62, 66, 69, 67, 66, 62], [4] * 6)) == "D major"

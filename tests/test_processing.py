@@ -3,6 +3,7 @@
 import random
 from itertools import pairwise
 
+import datasets
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -596,3 +597,12 @@ def test_a_saved_processor_loads(steps_per_beat, tmp_path):
     for kwargs in ({}, {"primer": True}):
         assert loaded(lines=line, **kwargs)["input_ids"] == processor(lines=line, **kwargs)["input_ids"]
     assert loaded.bar_token_ids == processor.bar_token_ids
+
+
+def test_rows_of_a_data_set_are_tokenised_by_map():
+    processor = processor_for(4)
+    lines = [LINE, random_line(random.Random(3), 4)]
+    rows = datasets.Dataset.from_list([dict(line) for line in lines])
+    mapped = rows.map(processor.map_rows, batched=True)
+    expected = [processor(lines=line)["input_ids"][0] for line in lines]
+    assert mapped["input_ids"][:] == expected
