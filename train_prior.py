@@ -19,7 +19,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoProcessor
 
-from modeling import MelodyVAEModel
+from modeling import MelodyVAEConfig, MelodyVAEModel
 from modeling.prior_melody_vae import LatentPrior
 from train import (
     Collator,
@@ -199,7 +199,7 @@ def training_function(args: argparse.Namespace) -> None:
         (mean, log_variance, labels_of(values, conditions)) for mean, log_variance, values in encoded.values()
     )
 
-    config = copy.deepcopy(old.config)
+    config = MelodyVAEConfig.from_dict(old.config.to_dict())  # the folder's own class may be an older one
     config.num_prior_layers, config.conditions = args.num_prior_layers, conditions
     torch.manual_seed(args.seed)
     model = MelodyVAEModel(config)

@@ -25,6 +25,8 @@ ROOMS = {  # what each top-level entry is for
     "train.py": "`accelerate launch train.py`",
     "train_prior.py": "the learned prior over latents, for a model that is trained",
     "generate.py": "sample, reconstruct, continue, interpolate: MIDI, WAV and pictures",
+    "export_onnx.py": "a model as ONNX graphs, with a loop that needs numpy and onnxruntime only",
+    "onnx_melody_vae.py": "that loop; copied beside the graphs",
     "evaluate_model.py": "every published number, to JSON",
     "evaluation": "metrics as pure functions and `evaluate` modules; the report that fills the documents",
     "benchmarks": "speed and near-duplicates, measured side by side with others",

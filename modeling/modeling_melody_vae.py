@@ -24,6 +24,7 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .configuration_melody_vae import MelodyVAEConfig
 from .constraints_melody_vae import GRAMMAR_COLUMNS, MAX_TOKENS_PER_BAR, MelodyLogitsProcessor, scale_mask
+from .pipeline_melody_vae import custom_pipelines
 from .prior_melody_vae import LatentPrior
 from .relative_attention import MelodyVAELayer, RelativeAttention
 
@@ -213,7 +214,7 @@ class MelodyVAEPreTrainedModel(PreTrainedModel):
     config_class = MelodyVAEConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["MelodyVAELayer"]  # noqa: RUF012 - the base class's own form
+    _no_split_modules = ["MelodyVAELayer", "MelodyEncoder", "BarConditioner", "LatentPrior"]  # noqa: RUF012 - the base class's own form
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
@@ -262,6 +263,7 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}  # noqa: RUF012 - the base class's own form
 
     def __init__(self, config: MelodyVAEConfig):
+        config.custom_pipelines = custom_pipelines()
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.dropout = nn.Dropout(config.dropout)
@@ -644,6 +646,7 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
             if self.config.latent_size:
                 generate_kwargs["latent"] = self.prior_sample(n, conditions=conditions, guidance=guidance)
             else:
+                self.condition_labels(conditions, n)  # refuses any
                 generate_kwargs["inputs"] = torch.full((n, 1), self.config.bos_token_id, device=self.device)
             return self.generate(bars=bars, **generate_kwargs)
 
