@@ -17,9 +17,8 @@ import datasets
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import AutoModel, AutoProcessor
 
-from modeling import MelodyVAEConfig, MelodyVAEModel
+from modeling import MelodyProcessor, MelodyVAEModel
 from modeling.prior_melody_vae import LatentPrior
 from train import (
     Collator,
@@ -183,8 +182,9 @@ def training_function(args: argparse.Namespace) -> None:
     if args.cpu_threads:
         torch.set_num_threads(args.cpu_threads)
     output_dir = args.output_dir or Path(args.model)
-    old = load_pretrained(AutoModel, args.model).to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    processor = load_pretrained(AutoProcessor, args.model)
+    # This program's own classes: the folder may come with the code of an older version.
+    old = load_pretrained(MelodyVAEModel, args.model).to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    processor = load_pretrained(MelodyProcessor, args.model)
     if not old.config.latent_size:
         raise UserError(f"{args.model} has no latent, hence no prior; train one with latent_size")
     began = time.perf_counter()
@@ -199,7 +199,7 @@ def training_function(args: argparse.Namespace) -> None:
         (mean, log_variance, labels_of(values, conditions)) for mean, log_variance, values in encoded.values()
     )
 
-    config = MelodyVAEConfig.from_dict(old.config.to_dict())  # the folder's own class may be an older one
+    config = copy.deepcopy(old.config)
     config.num_prior_layers, config.conditions = args.num_prior_layers, conditions
     torch.manual_seed(args.seed)
     model = MelodyVAEModel(config)

@@ -1,9 +1,5 @@
 """read_events against symusic, which is the authority, and against streams whose reading is written out by hand."""
 
-import os
-import random
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +8,6 @@ from symusic.core import ScoreTick
 
 from dataset_script.midi_reader import MAX_PARTS, STABLE_SORT_EVENTS, read_events
 
-REAL_FILES = os.environ.get("MIDI_FOLDER", "/tmp/lmd/lmd_full")
 END = b"\x00\xff\x2f\x00"
 
 
@@ -284,26 +279,3 @@ def test_damaged_files(tracks, data):
     for _ in range(data.draw(st.integers(0, 3))):
         file[data.draw(st.integers(0, len(file) - 1))] = data.draw(st.integers(0, 255))
     agrees_or_declines(bytes(file[: data.draw(st.integers(0, len(file)))] if data.draw(st.booleans()) else file))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path(REAL_FILES).is_dir(), reason="MIDI_FOLDER names no folder")
-def test_real_files_and_damaged_ones():
-    chance = random.Random(0)
-    readable = taken = 0
-    for path in sorted(Path(REAL_FILES).rglob("*.mid")):
-        data = path.read_bytes()
-        if agrees_or_declines(data):
-            readable, taken = readable + 1, taken + 1
-        else:
-            try:
-                ScoreTick.from_midi(data)
-                readable += 1
-            except Exception:
-                continue
-        damaged = bytearray(data)
-        for _ in range(chance.choice([1, 3, 10])):
-            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
-        agrees_or_declines(bytes(damaged))
-        agrees_or_declines(data[: chance.randrange(len(data))])
-    assert taken >= 0.97 * readable
