@@ -20,7 +20,7 @@ from evaluate_model import BARS, choose_windows
 from train import UserError, load_pretrained
 
 RIDGE = 1e-2  # of the latents' mean variance
-ROUNDS = 2  # of correcting the directions by what decoding makes of them
+LARGEST_CORRECTION = 3.0  # of a direction's length by what decoding makes of it
 DECODED_AT_ONCE = 64
 
 
@@ -179,8 +179,10 @@ def fit(model, processor, train: Sequence[dict], validation: Sequence[dict], tes
     latents = encode_lines(model, processor, train).numpy().astype(np.float64)
     ways, weights, intercepts = directions(latents, values / scale)
     starts = encode_lines(model, processor, validation)
-    for _ in range(ROUNDS):  # the decoder is not linear: ask for what gives 1 and 0 when decoded
-        ways = np.linalg.solve(response(model, processor, starts, ways, scale), ways)
+    # The decoder is not linear: go as far as it takes to move the decoded attribute by 1. (Solving for 0 in the others
+    # as well asks for steps so long that nothing linear is left of the decoder.)
+    gain = np.diag(response(model, processor, starts, ways, scale))
+    ways = ways / np.clip(gain, 1 / LARGEST_CORRECTION, LARGEST_CORRECTION)[:, None]
     test_latents = encode_lines(model, processor, test)
     test_values = measure(test) / scale
     predicted = test_latents.numpy() @ weights + intercepts

@@ -97,7 +97,7 @@ def test_fitting_keeps_the_model_and_adds_directions(trained, dataset, tmp_path,
     assert fitted.config.attributes == list(attributes.ATTRIBUTES)
     for name, value in model.state_dict().items():
         assert torch.equal(fitted.state_dict()[name], value), name
-    np.testing.assert_allclose(fitted.attribute_directions.numpy(), asked[0][3] / 4, rtol=1e-4)  # halved twice
+    np.testing.assert_allclose(fitted.attribute_directions.numpy(), asked[0][3] / 2, rtol=1e-4)
     assert set(json.loads((tmp_path / "report.json").read_text())) >= {"r_squared", "response_to_plus_one"}
 
 
