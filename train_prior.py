@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from dataset_script.features import KEY_NAMES, PITCH_NAMES
 from modeling import MelodyProcessor, MelodyVAEModel
 from modeling.prior_melody_vae import LatentPrior
 from train import (
@@ -31,8 +32,6 @@ from train import (
     write_words,
 )
 
-PITCH_NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
-KEYS = [f"{tonic} {mode}" for mode in ("major", "minor") for tonic in PITCH_NAMES]
 TEMPOS = {"slow": (0, 90), "medium": (90, 130), "fast": (130, math.inf)}  # quarter notes per minute
 RAREST = 200  # windows that a value needs to become one that can be asked for
 ENCODED_AT_ONCE = 64
@@ -110,7 +109,7 @@ def encode_windows(
 
 def choose_conditions(values: dict[str, list[str]]) -> dict[str, list[str]]:
     """Return the values of each condition that can be asked for; of meters and genres the frequent ones."""
-    chosen = {"key": KEYS, "tempo": list(TEMPOS)}
+    chosen = {"key": list(KEY_NAMES), "tempo": list(TEMPOS)}
     for name in ("time_signature", "genre"):
         counts = Counter(value for value in values[name] if value)
         chosen[name] = [value for value, count in counts.most_common() if count >= RAREST]

@@ -306,16 +306,13 @@ def write_data(
     with ThreadPoolExecutor(settings.num_proc) as threads:
         grouping = threads.submit(parquet_files.assign_groups, found.md5, found.material)
         pieces = pa.concat_tables(threads.map(read_arrow, line_files(work)))
-        lines = pa.table(dict(zip(pieces.column_names, threads.map(in_one_piece, pieces.columns), strict=True)))
+        lines = pa.table(
+            dict(zip(pieces.column_names, threads.map(pa.ChunkedArray.combine_chunks, pieces.columns), strict=True))
+        )
         rows, again = parquet_files.choose_lines(lines, settings.excluded)
         group = grouping.result()
     parquet_files.write_splits(lines, rows, group, genres, folder / "data", settings.num_proc)
     return found, again
-
-
-def in_one_piece(column: pa.ChunkedArray) -> pa.Array:
-    """Copy the chunks of a column into one."""
-    return column.combine_chunks()
 
 
 def lost_files(found: Harvest) -> Counter[str]:

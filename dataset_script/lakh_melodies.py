@@ -14,7 +14,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataset_script.build import Settings, build_dataset
+from dataset_script.build import Settings, build_dataset, program_fingerprint
 from dataset_script.download import LAKH_FILES, fetch
 from dataset_script.genres import genres_from
 from dataset_script.midi_sources import InputError, open_sources
@@ -42,9 +42,7 @@ def digest(content: Any) -> str:
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
 
 
-PROGRAM = digest(
-    [path.read_text("utf-8") for path in sorted(Path(__file__).parent.iterdir()) if path.suffix in (".py", ".json")]
-)
+PROGRAM = program_fingerprint()
 """Names this version of the program: what another one has left in the cache is made anew."""
 
 

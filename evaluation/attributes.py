@@ -17,16 +17,12 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, AutoProcessor
 
 from evaluate_model import BARS, choose_windows
+from modeling.processing_melody_vae import steps_per_bar
 from train import UserError, load_pretrained
 
 RIDGE = 1e-2  # of the latents' mean variance
 LARGEST_CORRECTION = 3.0  # of a direction's length by what decoding makes of it
 DECODED_AT_ONCE = 64
-
-
-def steps_per_bar(line: Mapping[str, Any]) -> int:
-    """Return the grid steps in a bar: numerator times steps per beat."""
-    return int(line["time_signature"].split("/")[0]) * line["steps_per_beat"]
 
 
 def note_density(line: Mapping[str, Any]) -> float:

@@ -19,7 +19,8 @@ from transformers import AutoModel, AutoProcessor
 from dataset_script import features
 from dataset_script.build import machine
 from evaluate_model import BARS, choose_windows
-from evaluation.attributes import encode_lines, steps_per_bar
+from evaluation.attributes import encode_lines
+from modeling.processing_melody_vae import FIRST_CHARACTER, WORD_PREFIX, steps_per_bar
 from train import UserError, load_lines, load_pretrained
 
 AT_ONCE = 64
@@ -36,7 +37,11 @@ def notes_of(line: Mapping[str, Any]) -> list[tuple[int, int, int]]:
 def is_valid(processor, ids: list[int], line: Mapping[str, Any], bars: int) -> bool:
     """Tell whether ids say exactly the notes of the line read from them, one at a time, in exactly so many bars."""
     tokens = processor.tokenizer.convert_ids_to_tokens(ids, skip_special_tokens=True)
-    named = [processor.remi[ord(character) - 33] for token in tokens for character in token.removeprefix("▁")]
+    named = [
+        processor.remi[ord(character) - FIRST_CHARACTER]
+        for token in tokens
+        for character in token.removeprefix(WORD_PREFIX)
+    ]
     ends = [start + duration for start, duration, _ in notes_of(line)]
     return (
         sum(token.startswith("Pitch") for token in named) == len(line["pitch"])

@@ -738,7 +738,7 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
                     latent = torch.where(self.spread_over_latent(regenerate), torch.randn_like(mean), mean)
                 generate_kwargs["latent"] = latent
             else:
-                generate_kwargs["inputs"] = torch.full((len(input_ids), 1), self.config.bos_token_id)
+                generate_kwargs["inputs"] = torch.full_like(input_ids[:, :1], self.config.bos_token_id)
             return self.generate(
                 template=input_ids, regenerate=regenerate, **{"do_sample": True, "top_k": 0, **generate_kwargs}
             )
