@@ -4,7 +4,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ import transformers
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoProcessor
 
+from dataset_script.build import machine
 from dataset_script.windows import windows
 from evaluation.bits_per_note.bits_per_note import bits_per_note
 from evaluation.note_f1.note_f1 import note_f1
@@ -194,14 +194,8 @@ def read_json(folder: str, name: str) -> dict | None:
 
 def describe_machine() -> dict:
     """Say what computes the numbers."""
-    processor = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        processor = names[0] if names else processor
     return {
-        "processor": processor,
-        "cores": os.cpu_count(),
+        **machine(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "device": "cuda" if torch.cuda.is_available() else "cpu",

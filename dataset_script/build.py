@@ -162,11 +162,10 @@ def check_output(output: Path, is_overwriting: bool) -> None:
 
 def machine() -> dict[str, Any]:
     """Describe the computer: cores that may be used, and the processor's name."""
-    processor = platform.processor() or platform.machine()
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        names = [line.split(":", 1)[1].strip() for line in information.read_text().splitlines() if "model name" in line]
-        processor = names[0] if names else processor
+    information = Path("/proc/cpuinfo")  # platform.processor() starts a process
+    lines = information.read_text().splitlines() if information.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
+    processor = names[0] if names else platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"cores": cores, "processor": processor}
 

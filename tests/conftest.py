@@ -8,3 +8,14 @@ CACHE = tempfile.TemporaryDirectory(prefix="melody-vae-tests-", ignore_cleanup_e
 os.environ["HF_HOME"] = CACHE.name
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest  # noqa: E402 - after the environment is set
+import torch  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """Give torch its threads back: commands under test set their number, and sums depend on it."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

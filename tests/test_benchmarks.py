@@ -197,7 +197,7 @@ def test_whole_run_without_note_seq(is_archive, folder, tmp_path):
     assert 0 < report["processor_share"]["ours"][0] < 1.2  # one core
     memory = report["memory"]
     assert 20 < memory["processes_1"]["parent_private_mib"] < memory["processes_1"]["parent_mib"] < 2048
-    assert memory["processes_1"]["workers_mib"] == []
+    assert len(memory["processes_1"]["workers_mib"]) <= 1  # it may have ended between two looks
 
 
 @pytest.mark.slow
