@@ -209,7 +209,7 @@ def compare(model: Any, folder: Path) -> int:
 
     size, bars = model.config.latent_size, model.config.max_bars
     latent = torch.randn(1, size, generator=torch.Generator().manual_seed(0)) if size else None
-    model.config.has_grammar = False
+    model.config.grammar_columns = 0
     expected = model.generate(latent=latent, bars=bars, do_sample=False)
     ids = OnnxMelodyVAE(folder).generate(None if latent is None else latent.numpy(), bars=bars)
     if not np.array_equal(ids, expected):

@@ -1,7 +1,8 @@
 """Train the prior of a melody VAE that is trained already: `python train_prior.py --model DIR --dataset DIR`.
 
 The melody encoder reads windows of the data once, in several keys; the prior learns to draw latents like theirs, with
-any bars given and under conditions (key, tempo, time signature, genre). The model's other weights stay as they are.
+any bars given, under conditions (key, tempo, time signature, genre) and attributes (note density, ...). How often long
+melodies repeat a section is counted. The model's other weights stay as they are.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import math
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import datasets
@@ -18,8 +20,8 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from dataset_script.features import KEY_NAMES, PITCH_NAMES
 from modeling import MelodyProcessor, MelodyVAEModel
+from modeling.attributes_melody_vae import ATTRIBUTES, KEY_NAMES, key_of, measure, steps_per_bar
 from modeling.prior_melody_vae import LatentPrior
 from train import (
     Collator,
@@ -37,8 +39,11 @@ RAREST = 200  # windows that a value needs to become one that can be asked for
 ENCODED_AT_ONCE = 64
 EMA_DECAY = 0.999
 
+SAME_SECTION = 0.5  # Jaccard index of the notes from which on a section is another one over again
+LONGEST_RETURN = 8  # sections
+
 Encoded = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
-"""Means and log-variances `(M, Z)` of posteriors, and `(M,)` labels of each condition."""
+"""Means and log-variances `(M, Z)` of posteriors, and labels as [`LatentPrior.forward`] takes them."""
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -68,27 +73,60 @@ def tempo_class(quarters_per_minute: float) -> str:
     return next(name for name, (low, high) in TEMPOS.items() if low <= quarters_per_minute < high)
 
 
-def transposed_key(key: str, semitones: int) -> str:
-    """Return the name of a key some semitones higher."""
-    tonic, mode = key.split(" ")
-    return f"{PITCH_NAMES[(PITCH_NAMES.index(tonic) + semitones) % 12]} {mode}"
+def section_notes(line: dict, bars: int) -> list[set[tuple[int, int]]]:
+    """Return (onset within it, pitch) of the notes of each whole section of so many bars."""
+    steps = bars * steps_per_bar(line)
+    sections: list[set[tuple[int, int]]] = [set() for _ in range(line["bars"] // bars)]
+    for start, pitch in zip(line["start"], line["pitch"], strict=True):
+        if start // steps < len(sections):
+            sections[start // steps].add((start % steps, pitch))
+    return sections
+
+
+def count_returns(lines: Iterable[dict], bars: int) -> list[float]:
+    """Return the probability that a section is the one before over again, or else the one before that, and so on.
+
+    Args:
+        lines: Melody lines; those of two sections or more count.
+        bars: Length of a section. Sections are counted from each line's first bar.
+
+    Returns:
+        For 1 to `LONGEST_RETURN` sections back, estimated where a line goes back so far; they sum to 1 at most.
+    """
+    found, possible = [0] * LONGEST_RETURN, [0] * LONGEST_RETURN
+    for line in lines:
+        sections = section_notes(line, bars)
+        for index, section in enumerate(sections):
+            for lag in range(1, min(index, LONGEST_RETURN) + 1):
+                possible[lag - 1] += 1
+                other = sections[index - lag]
+                if section and len(section & other) >= SAME_SECTION * len(section | other):
+                    found[lag - 1] += 1
+                    break
+    hazards = [hits / max(count, 1) for hits, count in zip(found, possible, strict=True)]
+    returns, new = [], 1.0
+    for hazard in hazards:
+        returns.append(new * hazard)
+        new *= 1 - hazard
+    return returns
 
 
 @torch.no_grad()
 def encode_windows(
     model: MelodyVAEModel, processor, whole: datasets.Dataset, args: argparse.Namespace, epochs: int
-) -> tuple[torch.Tensor, torch.Tensor, dict[str, list[str]]]:
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, list[str]], torch.Tensor]:
     """Encode windows of lines, each epoch at other bars and in other keys.
 
     Returns:
-        Posterior means and log-variances `(M, Z)` and, for each condition, the value of each window.
+        Posterior means and log-variances `(M, Z)`, for each condition the value of each window, and attributes
+        `(M, A)`. Key and attributes are those of the window, tempo, time signature and genre those of its line.
     """
     lines = count_tokens(write_words(whole, args.num_proc), processor.tokenizer, args.num_proc)
     batch_size = min(ENCODED_AT_ONCE, len(lines))
     sampler = WindowBatches(lines, model.config.max_bars, args.max_tokens, args.transpose, batch_size, 1, args.seed)
     windows, collate = MelodyWindows(lines), Collator(processor.tokenizer)
-    of_line = {name: whole[name][:] for name in ("key", "tempo", "time_signature", "genre")}
-    means, log_variances = [], []
+    of_line = {name: whole[name][:] for name in ("tempo", "time_signature", "genre")}
+    means, log_variances, attributes = [], [], []
     values: dict[str, list[str]] = {"key": [], "tempo": [], "time_signature": [], "genre": []}
     with tqdm(total=epochs * len(sampler), desc="encoding", unit=" batches", mininterval=1) as progress:
         for epoch in range(epochs):
@@ -98,13 +136,15 @@ def encode_windows(
                 posterior = model.encode(batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device))
                 means.append(posterior.latent_mean.cpu())
                 log_variances.append(posterior.latent_log_variance.cpu())
-                for line, _, _, semitones in keys:
-                    values["key"].append(transposed_key(of_line["key"][line], semitones))
+                notes = model.read_lines(batch["input_ids"])
+                attributes.append(measure(notes))
+                values["key"] += [key_of(each) for each in notes]
+                for line, *_ in keys:
                     values["tempo"].append(tempo_class(of_line["tempo"][line]))
                     values["time_signature"].append(of_line["time_signature"][line])
                     values["genre"].append(of_line["genre"][line] or "")
                 progress.update()
-    return torch.cat(means), torch.cat(log_variances), values
+    return torch.cat(means), torch.cat(log_variances), values, torch.cat(attributes)
 
 
 def choose_conditions(values: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -186,29 +226,37 @@ def training_function(args: argparse.Namespace) -> None:
     processor = load_pretrained(MelodyProcessor, args.model)
     if not old.config.latent_size:
         raise UserError(f"{args.model} has no latent, hence no prior; train one with latent_size")
+    old.set_grammar(processor.grammar_table())
     began = time.perf_counter()
     encoded = {}
     for split, epochs in (("train", args.epochs_of_windows), ("validation", 1)):
         lines = load_lines(args.dataset, split, args.lines)
-        if missing := {"key", "tempo", "genre"} - set(lines.column_names):
+        if missing := {"tempo", "genre"} - set(lines.column_names):
             raise UserError(f"{args.dataset}: the column {min(missing)} is missing; build it with dataset_script.build")
         encoded[split] = encode_windows(old, processor, lines, args, epochs)
+        if split == "train":
+            returns = count_returns(tqdm(lines, desc="looking for returns"), max(1, old.config.max_bars // 2))
     conditions = choose_conditions(encoded["train"][2])
+    train_attributes = encoded["train"][3]
+    attribute_mean, attribute_scale = train_attributes.mean(0), train_attributes.std(0).clamp_min(1e-6)
     train, validation = (
-        (mean, log_variance, labels_of(values, conditions)) for mean, log_variance, values in encoded.values()
+        (mean, log_variance, labels_of(values, conditions) | {"attributes": (own - attribute_mean) / attribute_scale})
+        for mean, log_variance, values, own in encoded.values()
     )
 
     config = copy.deepcopy(old.config)
     config.num_prior_layers, config.conditions = args.num_prior_layers, conditions
+    config.attributes, config.section_returns = list(ATTRIBUTES), [round(chance, 4) for chance in returns]
     torch.manual_seed(args.seed)
     model = MelodyVAEModel(config)
     prior: LatentPrior = model.prior
     kept = {name: value for name, value in old.state_dict().items() if not name.startswith("prior.")}
     model.load_state_dict(model.state_dict() | kept)
-    model.set_grammar(processor.grammar_table())
     model.to(old.device)
     prior.mean.copy_(train[0].mean(0))
     prior.scale.copy_((train[0].var(0) + train[1].exp().mean(0)).sqrt())
+    prior.attribute_mean.copy_(attribute_mean)
+    prior.attribute_scale.copy_(attribute_scale)
     history = fit(prior, train, validation, args)
 
     model.generation_config = old.generation_config
@@ -218,6 +266,9 @@ def training_function(args: argparse.Namespace) -> None:
         "latents": len(train[0]),
         "parameters": sum(each.numel() for each in prior.parameters()),
         "conditions": {name: len(values) for name, values in conditions.items()},
+        "attribute_mean": dict(zip(ATTRIBUTES, attribute_mean.tolist(), strict=True)),
+        "attribute_standard_deviation": dict(zip(ATTRIBUTES, attribute_scale.tolist(), strict=True)),
+        "section_returns": config.section_returns,
         "seconds": round(time.perf_counter() - began, 1),
         "history": history,
         "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},

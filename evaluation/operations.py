@@ -16,11 +16,11 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoProcessor
 
-from dataset_script import features
 from dataset_script.build import machine
 from evaluate_model import BARS, choose_windows
 from evaluation.attributes import encode_lines
-from modeling.processing_melody_vae import FIRST_CHARACTER, WORD_PREFIX, steps_per_bar
+from modeling.attributes_melody_vae import key_of, steps_per_bar
+from modeling.processing_melody_vae import FIRST_CHARACTER, WORD_PREFIX
 from train import UserError, load_lines, load_pretrained
 
 AT_ONCE = 64
@@ -82,12 +82,6 @@ def mean_similarity(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         for distance in DISTANCES
         if any(distance in of for of in each)
     }
-
-
-def key_of(line: Mapping[str, Any]) -> str:
-    """Return the key that the data set's algorithm finds."""
-    pitch, duration = np.array(line["pitch"], dtype=np.uint8), np.array(line["duration"], dtype=np.int64)
-    return features.KEY_NAMES[int(features.keys(pitch, duration, np.array([0, len(pitch)]))[0][0])]
 
 
 class Operations:

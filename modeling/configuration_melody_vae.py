@@ -22,10 +22,13 @@ class MelodyVAEConfig(PreTrainedConfig):
         num_attention_heads: Heads of every attention (H); `hidden_size` must be a multiple.
         latent_size: Size of the latent (Z), a multiple of `max_bars`; 0 leaves a plain Music Transformer.
         max_bars: Bars that one latent holds.
-        has_grammar: Whether the model knows what each token stands for, see [`MelodyVAEModel.set_grammar`].
+        grammar_columns: Width of the table that says what each token stands for, see
+            [`MelodyVAEModel.set_grammar`]; 0 while the model has none.
         num_prior_layers: Layers of the learned prior over latents; 0 leaves N(0, I).
         conditions: What the learned prior can be asked for: the values of each condition, by its name.
-        attributes: What [`MelodyVAEModel.shift`] can change.
+        attributes: What [`MelodyVAEModel.shift`] can change and samples can be asked for.
+        section_returns: In pieces longer than a latent, the probability that a section is the one so many sections
+            before over again: that of the one before, of the one before that, ...
         max_relative_distance: Distance in tokens from which on relative embeddings are shared.
         dropout: Dropout rate of embeddings, attention and residual branches.
         token_dropout: Share of the melody decoder's input tokens that are masked in training, so that it has to
@@ -54,10 +57,11 @@ class MelodyVAEConfig(PreTrainedConfig):
     num_attention_heads: int = 8
     latent_size: int = 512
     max_bars: int = 16
-    has_grammar: bool = False
+    grammar_columns: int = 0
     num_prior_layers: int = 0
     conditions: dict[str, list[str]] | None = None
     attributes: list[str] | None = None
+    section_returns: list[float] | None = None
     max_relative_distance: int = 256
     dropout: float = 0.1
     token_dropout: float = 0.0
@@ -98,4 +102,5 @@ class MelodyVAEConfig(PreTrainedConfig):
         self.bar_token_ids = self.bar_token_ids or []
         self.conditions = self.conditions or {}
         self.attributes = self.attributes or []
+        self.section_returns = self.section_returns or []
         super().__post_init__(**kwargs)

@@ -9,9 +9,12 @@ O some of its tokens.
 """
 
 import re
+from collections.abc import Sequence
 
 import torch
 from transformers import LogitsProcessor
+
+from .attributes_melody_vae import PIECE_KINDS, PIECE_VALUES
 
 MAX_TOKENS_PER_BAR = 64  # in generation; 16 notes are 50 tokens before any BPE
 
@@ -99,6 +102,26 @@ def time_signature_id(time_signature: str) -> int:
     return 64 * int(match[1]) + int(match[2])
 
 
+def piece_of(token: str, steps_per_beat: int) -> int:
+    """Write a REMI token such as `Pitch_60` as an integer, see `attributes_melody_vae.PIECE_VALUES`."""
+    kind, value = token.split("_")
+    if kind == "Bar":
+        number = 0
+    elif kind == "TimeSig":
+        number = time_signature_id(value)
+    elif kind == "Duration":
+        number = duration_steps(value, steps_per_beat)
+    else:
+        number = int(value)
+    return PIECE_KINDS[kind] * PIECE_VALUES + number
+
+
+def duration_steps(value: str, steps_per_beat: int) -> int:
+    """Read a duration as MidiTok writes it, `beats.steps.steps per beat`, in grid steps."""
+    beats, steps, resolution = map(int, value.split("."))
+    return (beats * resolution + steps) * steps_per_beat // resolution
+
+
 def summarise_token(tokens: list[str], opens_bar: bool, steps_per_beat: int) -> list[int]:
     """Summarise a run of REMI tokens as a row of the grammar table.
 
@@ -133,8 +156,7 @@ def summarise_token(tokens: list[str], opens_bar: bool, steps_per_beat: int) -> 
             row[HIGHEST_PITCH] = max(row[HIGHEST_PITCH], int(value))
             row[PITCH_CLASSES] |= 1 << int(value) % 12
         elif kind == "Duration":
-            beats, steps, resolution = map(int, value.split("."))
-            duration = (beats * resolution + steps) * steps_per_beat // resolution
+            duration = duration_steps(value, steps_per_beat)
             if row[LAST_ONSET] < 0:
                 row[LEAD_DURATION] = duration
             else:
@@ -220,11 +242,12 @@ class MelodyLogitsProcessor(LogitsProcessor):
     bar of the template: its next token, or after the last one, as when resting.
 
     Args:
-        table: `(V, 12)` rows of [`summarise_token`], by token id.
+        table: `(V, 12)` rows of [`summarise_token`], by token id; further columns are not looked at.
         eos_token_id: Token that ends a melody.
         bars: `(M,)` bars to reach. By default those of the template; without one the model decides.
         max_bars: Bars at most, where the model decides.
-        time_signature: Such as `6/8`; the template's or the model's choice by default.
+        time_signature: Such as `6/8`, one for all or one for each of the M melodies; the template's or the model's
+            choice by default.
         pitch_classes: As [`scale_mask`] returns; all by default.
         lowest_pitch: MIDI pitch; the vocabulary's lowest by default.
         highest_pitch: Likewise.
@@ -241,7 +264,7 @@ class MelodyLogitsProcessor(LogitsProcessor):
         eos_token_id: int,
         bars: torch.Tensor | None = None,
         max_bars: int = 16,
-        time_signature: str | None = None,
+        time_signature: str | Sequence[str] | None = None,
         pitch_classes: int | None = None,
         lowest_pitch: int | None = None,
         highest_pitch: int | None = None,
@@ -255,7 +278,7 @@ class MelodyLogitsProcessor(LogitsProcessor):
             raise ValueError("template and regenerate go together")
         if template is not None and time_signature is not None:
             raise ValueError(f"time_signature={time_signature!r}: the template has its own")
-        self.table = table.to(torch.int32)
+        self.table = table[:, :GRAMMAR_COLUMNS].to(torch.int32)
         self.eos_token_id = eos_token_id
         self.to_rest = torch.tensor(TOKENS_TO_REST, device=device)
         needs = self._usable_phases(pitch_classes, lowest_pitch, highest_pitch)  # (V,)
@@ -265,12 +288,15 @@ class MelodyLogitsProcessor(LogitsProcessor):
         self.opening = self._block(self.table[self.openings], needs[self.openings])
 
         if template is None or regenerate is None:
-            template = torch.full((1 if bars is None else len(bars), 1), eos_token_id, device=device)
+            counts = [len(each) for each in (bars, time_signature) if each is not None and not isinstance(each, str)]
+            template = torch.full((max(counts, default=1), 1), eos_token_id, device=device)
             regenerate = torch.zeros(len(template), 1, dtype=torch.bool, device=device)
             self.model_ends, self.has_template = bars is None, False
         else:
             self.model_ends, self.has_template = False, True
         self.template = template.to(device)
+        if bars is not None and len(bars) not in (1, len(self.template)):
+            raise ValueError(f"{len(bars)} numbers of bars for {len(self.template)} melodies")
         rows = self.table[self.template]  # (M, T, 12)
         is_music = rows[..., AFTER] != UNCHANGED
         bar_ids = rows[..., OPENS_BAR].cumsum(-1) - 1
@@ -293,16 +319,24 @@ class MelodyLogitsProcessor(LogitsProcessor):
         self.signature = rows[..., TIME_SIGNATURE].gather(1, first).squeeze(1)  # (M,); 0 is the model's choice
         self.bar_steps = rows[..., BAR_STEPS].gather(1, first).squeeze(1)
         if time_signature is not None:
-            chosen = self.table[:, TIME_SIGNATURE] == time_signature_id(time_signature)
-            if not chosen.any():
-                known = sorted({divmod(each, 64) for each in self.table[:, TIME_SIGNATURE].tolist() if each})
-                names = ", ".join(f"{numerator}/{denominator}" for numerator, denominator in known)
-                raise ValueError(f"time signature {time_signature} is not in the vocabulary: {names}")
-            self.signature = torch.full_like(self.signature, time_signature_id(time_signature))
-            self.bar_steps = torch.full_like(self.bar_steps, int(self.table[chosen, BAR_STEPS].max()))
+            names = [time_signature] if isinstance(time_signature, str) else list(time_signature)
+            found = torch.tensor([self._signature(name) for name in names], dtype=torch.int32, device=device)
+            self.signature, self.bar_steps = found.T if len(found) > 1 else found.expand(len(self.bars), 2).T
+            if len(self.signature) != len(self.bars):
+                raise ValueError(f"{len(names)} time signatures for {len(self.bars)} melodies")
 
         self.seen: torch.Tensor | None = None  # (B, T) the ids that `state` is of
         self.state = torch.empty(0)  # (B, 7)
+
+    def _signature(self, name: str) -> tuple[int, int]:
+        """Look up the number of a time signature and the steps of its bar."""
+        number = time_signature_id(name)
+        chosen = self.table[:, TIME_SIGNATURE] == number
+        if not chosen.any():
+            known = sorted({divmod(each, 64) for each in self.table[:, TIME_SIGNATURE].tolist() if each})
+            names = ", ".join(f"{numerator}/{denominator}" for numerator, denominator in known)
+            raise ValueError(f"time signature {name} is not in the vocabulary: {names}")
+        return number, int(self.table[chosen, BAR_STEPS].max())
 
     def _usable_phases(self, pitch_classes: int | None, lowest: int | None, highest: int | None) -> torch.Tensor:
         """Give the phase before each token `(V,)`, with `UNUSABLE` for those of other pitches than asked for."""

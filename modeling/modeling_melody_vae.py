@@ -10,8 +10,7 @@
 Dimension key: B batch, T tokens, N bars, C hidden size, Z latent size, V vocabulary, K decoder layers.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +22,8 @@ from transformers.masking_utils import create_bidirectional_mask, create_causal_
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .configuration_melody_vae import MelodyVAEConfig
-from .constraints_melody_vae import GRAMMAR_COLUMNS, MAX_TOKENS_PER_BAR, MelodyLogitsProcessor, scale_mask
+from .constraints_melody_vae import MAX_TOKENS_PER_BAR, MelodyLogitsProcessor, scale_mask
+from .operations_melody_vae import MelodyOperations
 from .pipeline_melody_vae import custom_pipelines
 from .prior_melody_vae import LatentPrior
 from .relative_attention import MelodyVAELayer, RelativeAttention
@@ -91,27 +91,6 @@ def reconstruction_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Ten
     labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)  # of each position the next; slicing logits copies
     nats = nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none")
     return nats.view(labels.shape).sum(-1)
-
-
-def slerp(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Interpolate on the great circle from `a` to `b` (Shoemake 1985); lengths change linearly.
-
-    Args:
-        a: `(Z,)`.
-        b: `(Z,)`.
-        weight: `(S,)` positions, 0 is a, 1 is b.
-
-    Returns:
-        `(S, Z)`. Nearly parallel vectors are interpolated in a straight line.
-    """
-    weight = weight[:, None]
-    length_a, length_b = a.norm().clamp_min(1e-12), b.norm().clamp_min(1e-12)  # the prior's mean has no direction
-    cosine = (a @ b / (length_a * length_b)).clamp(-1, 1)
-    angle = cosine.arccos()
-    if angle.sin().abs() < 1e-4:
-        return (1 - weight) * a + weight * b
-    arc = (((1 - weight) * angle).sin() * a / length_a + (weight * angle).sin() * b / length_b) / angle.sin()
-    return arc * ((1 - weight) * length_a + weight * length_b)
 
 
 class BarCountLogitsProcessor(LogitsProcessor):
@@ -242,16 +221,18 @@ class MelodyVAEPreTrainedModel(PreTrainedModel):
             init.zeros_(module.direction_proj.weight)
             init.zeros_(module.mean)
             init.ones_(module.scale)
+            init.zeros_(module.attribute_mean)
+            init.ones_(module.attribute_scale)
         elif isinstance(module, MelodyVAEModel):
             init.copy_(module.is_bar_token, module.bar_token_mask())
-            if self.config.has_grammar:
+            if self.config.grammar_columns:
                 init.zeros_(module.token_grammar)
-            if self.config.attributes:
-                init.zeros_(module.attribute_directions)
 
 
-class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
+class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin):
     """Variational autoencoder of melodies; with `latent_size=0` a Music Transformer.
+
+    What one does with it (sample, vary, infill, interpolate, shift, ...) is in [`MelodyOperations`].
 
     Args:
         config: A [`MelodyVAEConfig`].
@@ -259,7 +240,6 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
 
     is_bar_token: torch.Tensor
     token_grammar: torch.Tensor
-    attribute_directions: torch.Tensor
     _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}  # noqa: RUF012 - the base class's own form
 
     def __init__(self, config: MelodyVAEConfig):
@@ -272,10 +252,9 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
             self.bar_conditioner = BarConditioner(config)
         if config.num_prior_layers:
             self.prior = LatentPrior(config)
-        if config.has_grammar:
-            self.register_buffer("token_grammar", torch.zeros(config.vocab_size, GRAMMAR_COLUMNS, dtype=torch.int32))
-        if config.attributes:
-            self.register_buffer("attribute_directions", torch.zeros(len(config.attributes), config.latent_size))
+        if config.grammar_columns:
+            shape = (config.vocab_size, config.grammar_columns)
+            self.register_buffer("token_grammar", torch.zeros(shape, dtype=torch.int32))
         self.layers = nn.ModuleList(
             MelodyVAELayer(config, index, is_causal=True) for index in range(config.num_hidden_layers)
         )
@@ -292,12 +271,12 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
         return mask
 
     def set_grammar(self, table: torch.Tensor) -> None:
-        """Tell the model what each token stands for, `(V, 12)` from `MelodyProcessor.grammar_table()`.
+        """Tell the model what each token stands for, `MelodyProcessor.grammar_table()`.
 
-        From then on it generates valid melodies only, and `generate` takes a scale, a range, a time signature and
-        bars to keep; see [`MelodyLogitsProcessor`].
+        From then on it generates valid melodies only, `generate` takes a scale, a range, a time signature and bars to
+        keep (see [`MelodyLogitsProcessor`]), and the model can read what it wrote.
         """
-        self.config.has_grammar = True
+        self.config.grammar_columns = table.shape[1]
         self.register_buffer("token_grammar", table.to(self.device, torch.int32))
 
     def bar_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -436,7 +415,7 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
         latent: torch.Tensor | None = None,
         bars: int | torch.Tensor | None = None,
         scale: str | None = None,
-        time_signature: str | None = None,
+        time_signature: str | Sequence[str] | None = None,
         lowest_pitch: int | None = None,
         highest_pitch: int | None = None,
         template: torch.Tensor | None = None,
@@ -451,7 +430,7 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
             latent: `(B, Z)`. By default the prior, and for bars that `input_ids` has, the posterior's mean.
             bars: Bars that each melody shall have, a number or `(B,)`; the model decides by default.
             scale: Such as `D dorian`: the only pitches, see `constraints_melody_vae.scale_mask`.
-            time_signature: Such as `6/8`; the model's choice by default.
+            time_signature: Such as `6/8`, one for all or one for each; the model's choice by default.
             lowest_pitch: MIDI pitch.
             highest_pitch: MIDI pitch.
             template: `(B, T)` ids of melodies to keep bars of.
@@ -471,7 +450,7 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
             bars = torch.as_tensor(bars, device=self.device).reshape(-1)
         if template is not None:  # its bars may have more tokens than new ones
             kwargs.setdefault("max_length", template.shape[1] + self.generation_config.max_length)
-        if self.config.has_grammar:
+        if self.config.grammar_columns:
             processors.append(
                 MelodyLogitsProcessor(
                     self.token_grammar,
@@ -495,303 +474,3 @@ class MelodyVAEModel(MelodyVAEPreTrainedModel, GenerationMixin):
                 latent = self.prior_sample(len(inputs) if inputs is not None else 1, inputs)
             kwargs["bar_conditions"] = self.bar_conditioner(latent.to(self.device, self.dtype))
         return super().generate(inputs, logits_processor=processors + (logits_processor or []), **kwargs)
-
-    def known_bars(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Which bars of the latent `input_ids` `(B, T)` hold, `(B, N)`."""
-        num_bars = self.is_bar_token[input_ids].sum(-1, keepdim=True)  # (B, 1)
-        return torch.arange(self.config.max_bars, device=input_ids.device) < num_bars
-
-    def spread_over_latent(self, bars: torch.Tensor) -> torch.Tensor:
-        """Repeat a value of each bar `(B, N)` for its share of the latent, `(B, Z)`."""
-        return bars.repeat_interleave(self.config.latent_size // self.config.max_bars, dim=1)
-
-    def condition_labels(self, conditions: dict[str, str | Sequence[str]] | None, n: int) -> dict[str, torch.Tensor]:
-        """Look up the conditions of `n` melodies.
-
-        Args:
-            conditions: For each condition one value for all melodies or one for each; what is not named is left open.
-            n: Number of melodies.
-
-        Returns:
-            For each condition of the model `(n,)` indices.
-
-        Raises:
-            ValueError: If the model does not know a condition or a value.
-        """
-        if not self.config.num_prior_layers:
-            if conditions:
-                raise ValueError(
-                    f"conditions {list(conditions)}: this model has no learned prior to ask (train_prior.py)"
-                )
-            return {}
-        labels = self.prior.open_labels(n)
-        for name, value in (conditions or {}).items():
-            known = (self.config.conditions or {}).get(name)
-            if known is None:
-                raise ValueError(
-                    f"unknown condition {name!r}; this model has {', '.join(self.config.conditions or {})}"
-                )
-            values = [value] * n if isinstance(value, str) else list(value)
-            if unknown := [each for each in values if each not in known]:
-                raise ValueError(f"unknown {name} {unknown[0]!r}; this model has {', '.join(known)}")
-            if len(values) != n:
-                raise ValueError(f"{len(values)} values of {name} for {n} melodies")
-            labels[name] = torch.tensor([known.index(each) for each in values], device=self.device)
-        return labels
-
-    @torch.no_grad()
-    def prior_sample(
-        self,
-        n: int,
-        input_ids: torch.Tensor | None = None,
-        conditions: dict[str, str | Sequence[str]] | None = None,
-        guidance: float = 1.0,
-    ) -> torch.Tensor:
-        """Draw `n` latents `(n, Z)` from the prior: the learned one where the model has it, else N(0, I).
-
-        Args:
-            n: Number of latents.
-            input_ids: `(n, T)` beginnings of melodies; their bars get their posterior's mean, and the learned prior
-                draws the others to fit them.
-            conditions: See [`MelodyVAEModel.condition_labels`].
-            guidance: By how much conditions are exaggerated; 1 is not at all.
-        """
-        labels = self.condition_labels(conditions, n)
-        latent = torch.randn(n, self.config.latent_size, device=self.device, dtype=self.dtype)
-        is_known = torch.zeros(n, self.config.max_bars, dtype=torch.bool, device=self.device)
-        if input_ids is not None:
-            is_known = self.known_bars(input_ids)
-            mean = self.encode(input_ids, input_ids.ne(self.config.pad_token_id).long()).latent_mean
-            latent = torch.where(self.spread_over_latent(is_known), mean, latent)
-        if self.config.num_prior_layers:
-            latent = self.prior.complete(latent, is_known, labels, guidance=guidance)
-        return latent
-
-    @torch.no_grad()
-    def vary(
-        self, latent: torch.Tensor, n: int = 4, similarity: float = 0.8, seed: int | None = None, **generate_kwargs
-    ) -> torch.Tensor:
-        """Decode variations of a melody.
-
-        The latent is taken back towards noise and drawn again (Meng et al. 2022, arXiv:2108.01073); without a learned
-        prior it is mixed with noise on the great circle.
-
-        Args:
-            latent: `(Z,)` or `(1, Z)`.
-            n: Number of variations.
-            similarity: 1 gives the melody itself, 0 melodies that have nothing to do with it.
-            seed: Makes the result repeatable; the global random state is left alone.
-            generate_kwargs: As in [`generate`].
-
-        Returns:
-            `(n, T)` ids.
-
-        Raises:
-            ValueError: If `similarity` is not from 0 to 1.
-        """
-        if not 0 <= similarity <= 1:
-            raise ValueError(f"similarity={similarity} is not from 0 to 1")
-        with self.seeded(seed):
-            latents = latent.reshape(1, -1).expand(n, -1)
-            if similarity < 1 and self.config.num_prior_layers:
-                is_known = torch.zeros(n, self.config.max_bars, dtype=torch.bool, device=self.device)
-                latents = self.prior.complete(latents, is_known, self.prior.open_labels(n), begin=similarity)
-            elif similarity < 1:
-                weight = torch.tensor([1 - similarity], device=latent.device, dtype=latent.dtype)
-                latents = torch.cat([slerp(each, torch.randn_like(each), weight) for each in latents])
-        return self.decode(latents, **generate_kwargs)
-
-    def decode(self, latent: torch.Tensor, **generate_kwargs) -> torch.Tensor:
-        """Decode latents `(B, Z)` into ids `(B, T)`; greedy unless `generate_kwargs` say otherwise."""
-        return self.generate(latent=latent, **{"do_sample": False, **generate_kwargs})
-
-    @contextmanager
-    def seeded(self, seed: int | None) -> Iterator[None]:
-        """Draw random numbers from a seed, and leave the global random state alone; None draws from the latter."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices, enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
-            yield
-
-    def sample(
-        self,
-        n: int,
-        seed: int | None = None,
-        temperature: float = 1.0,
-        bars: int | None = None,
-        conditions: dict[str, str | Sequence[str]] | None = None,
-        guidance: float = 1.0,
-        **generate_kwargs,
-    ) -> torch.Tensor:
-        """Sample `n` melodies from the prior.
-
-        Args:
-            n: Number of melodies.
-            seed: Makes the result repeatable; the global random state is left alone.
-            temperature: Of the softmax over tokens.
-            bars: Bars per melody; `max_bars` by default; more are made window by window.
-            conditions: What the melodies shall be like, such as `{"key": "D minor"}`; see `config.conditions`.
-            guidance: By how much conditions are exaggerated; 1 is not at all.
-            generate_kwargs: As in [`generate`].
-
-        Returns:
-            `(n, T)` ids, padded at the end.
-        """
-        bars = bars or self.config.max_bars
-        generate_kwargs |= {"do_sample": True, "temperature": temperature, "top_k": 0}
-        with self.seeded(seed):
-            if bars > self.config.max_bars:
-                return self.compose(n, bars, conditions, guidance, **generate_kwargs)
-            if self.config.latent_size:
-                generate_kwargs["latent"] = self.prior_sample(n, conditions=conditions, guidance=guidance)
-            else:
-                self.condition_labels(conditions, n)  # refuses any
-                generate_kwargs["inputs"] = torch.full((n, 1), self.config.bos_token_id, device=self.device)
-            return self.generate(bars=bars, **generate_kwargs)
-
-    def compose(
-        self, n: int, bars: int, conditions: dict[str, str | Sequence[str]] | None, guidance: float, **generate_kwargs
-    ) -> torch.Tensor:
-        """Generate melodies longer than a latent, window by window: the second half of each is the next one's first.
-
-        Args:
-            n: Number of melodies.
-            bars: Bars of each.
-            conditions: See [`MelodyVAEModel.condition_labels`].
-            guidance: By how much conditions are exaggerated.
-            generate_kwargs: As in [`generate`].
-
-        Returns:
-            `(n, T)` ids, padded at the end.
-        """
-        overlap = max(1, self.config.max_bars // 2)
-        made: list[list[list[int]]] = [[] for _ in range(n)]
-        while len(made[0]) < bars:
-            known = [melody[-overlap:] for melody in made]
-            primer = self.join_bars(known, is_open=True)
-            count = min(self.config.max_bars, len(known[0]) + bars - len(made[0]))
-            if self.config.latent_size:
-                generate_kwargs["latent"] = self.prior_sample(n, primer, conditions, guidance)
-            window = self.split_bars(self.generate(primer, bars=count, **generate_kwargs))
-            for melody, beginning, all_bars in zip(made, known, window, strict=True):
-                melody += all_bars[len(beginning) :]
-        return self.join_bars(made)
-
-    def split_bars(self, ids: torch.Tensor) -> list[list[list[int]]]:
-        """Return the tokens of each bar of `ids` `(B, T)`; what stands outside bars is left out."""
-        special = {self.config.pad_token_id, self.config.bos_token_id, self.config.eos_token_id}
-        melodies = []
-        for row, opens in zip(ids.tolist(), self.is_bar_token[ids].tolist(), strict=True):
-            bars: list[list[int]] = []
-            for token, is_opening in zip(row, opens, strict=True):
-                if is_opening:
-                    bars.append([])
-                if bars and token not in special:
-                    bars[-1].append(token)
-            melodies.append(bars)
-        return melodies
-
-    def join_bars(self, melodies: list[list[list[int]]], is_open: bool = False) -> torch.Tensor:
-        """Write bars' tokens as ids `(B, T)`; padded at the end, or where they are left open, at the beginning."""
-        end = [] if is_open else [self.config.eos_token_id]
-        rows = [[self.config.bos_token_id, *(token for bar in bars for token in bar), *end] for bars in melodies]
-        length = max(map(len, rows))
-        padding = [[self.config.pad_token_id] * (length - len(row)) for row in rows]
-        padded = [pad + row if is_open else row + pad for row, pad in zip(rows, padding, strict=True)]
-        return torch.tensor(padded, device=self.device)
-
-    def infill(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        bars: Sequence[int] = (),
-        seed: int | None = None,
-        **generate_kwargs,
-    ) -> torch.Tensor:
-        """Generate some bars of melodies anew; the others come back as they are.
-
-        Args:
-            input_ids: `(B, T)`.
-            attention_mask: `(B, T)`, 0 at padding.
-            bars: Which bars, from 0.
-            seed: Makes the result repeatable; the global random state is left alone.
-            generate_kwargs: As in [`generate`].
-
-        Returns:
-            `(B, T)` ids, padded at the end.
-
-        Raises:
-            ValueError: If a melody has no such bar, or the model does not know its tokens' grammar.
-        """
-        shortest = int(self.is_bar_token[input_ids].sum(-1).min())
-        if wrong := [bar for bar in bars if not 0 <= bar < shortest]:
-            raise ValueError(f"bar {wrong[0]} cannot be filled: bars count from 0 to {shortest - 1} here")
-        regenerate = torch.zeros(len(input_ids), self.config.max_bars, dtype=torch.bool, device=self.device)
-        regenerate[:, list(bars)] = True
-        with self.seeded(seed):
-            if self.config.latent_size:
-                mean = self.encode(input_ids, attention_mask).latent_mean
-                if self.config.num_prior_layers:
-                    latent = self.prior.complete(mean, ~regenerate, self.prior.open_labels(len(mean)))
-                else:
-                    latent = torch.where(self.spread_over_latent(regenerate), torch.randn_like(mean), mean)
-                generate_kwargs["latent"] = latent
-            else:
-                generate_kwargs["inputs"] = torch.full_like(input_ids[:, :1], self.config.bos_token_id)
-            return self.generate(
-                template=input_ids, regenerate=regenerate, **{"do_sample": True, "top_k": 0, **generate_kwargs}
-            )
-
-    def reconstruct(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **generate_kwargs
-    ) -> torch.Tensor:
-        """Decode melodies from their posterior's mean, as many bars as they have, `(B, T)` ids."""
-        posterior = self.encode(input_ids, attention_mask)
-        bars = self.is_bar_token[input_ids].sum(-1)
-        return self.decode(posterior.latent_mean, bars=bars, **generate_kwargs)
-
-    def interpolate(self, a: torch.Tensor, b: torch.Tensor, steps: int = 7, **generate_kwargs) -> torch.Tensor:
-        """Decode points on the great circle between two latents `(Z,)`, ends included, `(steps, T)` ids."""
-        weight = torch.linspace(0, 1, steps, device=a.device, dtype=a.dtype)
-        return self.decode(slerp(a.flatten(), b.flatten(), weight), **generate_kwargs)
-
-    def shift(self, latent: torch.Tensor, attribute: str, amount: float = 1.0) -> torch.Tensor:
-        """Move latents so that their melodies have more or less of an attribute, and as much of the others.
-
-        Directions are fitted by `evaluation.attributes`: the shortest way, in units of the latents' covariance, that
-        changes one attribute's linear prediction alone, corrected by what decoding makes of it.
-
-        Args:
-            latent: `(B, Z)`.
-            attribute: One of `config.attributes`.
-            amount: Standard deviations of the training data; negative for less.
-
-        Returns:
-            `(B, Z)`.
-
-        Raises:
-            ValueError: If the model does not know the attribute.
-        """
-        known = self.config.attributes or []
-        if attribute not in known:
-            raise ValueError(f"unknown attribute {attribute!r}; this model has {', '.join(known) or 'none'}")
-        return latent + amount * self.attribute_directions[known.index(attribute)].to(latent)
-
-    def interpolate_grid(self, corners: torch.Tensor, size: int = 5, **generate_kwargs) -> torch.Tensor:
-        """Decode a square of points between four latents, its corners included.
-
-        Args:
-            corners: `(4, Z)`: top left, top right, bottom left, bottom right.
-            size: Points along each side.
-            generate_kwargs: As in [`generate`].
-
-        Returns:
-            `(size * size, T)` ids, row by row.
-        """
-        if corners.shape[0] != 4:
-            raise ValueError(f"a grid has 4 corners, not {corners.shape[0]}")
-        weight = torch.linspace(0, 1, size, device=corners.device, dtype=corners.dtype)
-        left, right = slerp(corners[0], corners[2], weight), slerp(corners[1], corners[3], weight)  # (size, Z)
-        rows = [slerp(a, b, weight) for a, b in zip(left, right, strict=True)]
-        return self.decode(torch.cat(rows), **generate_kwargs)

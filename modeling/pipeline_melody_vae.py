@@ -158,7 +158,7 @@ class MelodyGenerationPipeline(Pipeline):
         else:
             generate_kwargs |= {"temperature": 1.0 if temperature is None else temperature}
             if not model.config.latent_size:
-                model.condition_labels(conditions, num)  # which refuses any
+                model.conditions_of(conditions, num)  # which refuses any
             if mode == "sample":
                 bars = model_inputs["bars"]
                 ids = model.sample(num, seed, bars=bars, conditions=conditions, guidance=guidance, **generate_kwargs)

@@ -1,6 +1,6 @@
 """A learned prior over the latents of the melody VAE.
 
-Dimension key: B batch, N bars, S share of a bar in the latent, Z latent size, C hidden size.
+Dimension key: B batch, N bars, S share of a bar in the latent, Z latent size, C hidden size, A attributes.
 """
 
 import math
@@ -18,11 +18,13 @@ class LatentPrior(nn.Module):
 
     Between noise e (t = 0) and a latent x (t = 1) it follows straight lines (1 - t) e + t x; a transformer over the
     bars learns their direction x - e. Any bars may be known: they enter as they are, and the rest is drawn to fit them.
-    Conditions (key, tempo, ...) are embedded; each may be left open.
+    Conditions (key, tempo, ...) and attributes (note density, ...) are embedded; each may be left open.
     """
 
     mean: torch.Tensor
     scale: torch.Tensor
+    attribute_mean: torch.Tensor
+    attribute_scale: torch.Tensor
 
     def __init__(self, config: MelodyVAEConfig):
         super().__init__()
@@ -35,6 +37,8 @@ class LatentPrior(nn.Module):
         self.condition_embeddings = nn.ModuleDict(
             {name: nn.Embedding(size + 1, config.hidden_size) for name, size in self.condition_sizes.items()}
         )  # the last row: left open
+        attributes = len(config.attributes or [])
+        self.attribute_proj = nn.Linear(2 * attributes, config.hidden_size, bias=False) if attributes else None
         self.layers = nn.ModuleList(
             MelodyVAELayer(config, index, is_causal=False) for index in range(config.num_prior_layers)
         )
@@ -42,6 +46,8 @@ class LatentPrior(nn.Module):
         self.direction_proj = nn.Linear(config.hidden_size, share)
         self.register_buffer("mean", torch.zeros(config.latent_size))
         self.register_buffer("scale", torch.ones(config.latent_size))
+        self.register_buffer("attribute_mean", torch.zeros(attributes))  # of the training data
+        self.register_buffer("attribute_scale", torch.ones(attributes))
 
     def forward(
         self, noisy: torch.Tensor, time: torch.Tensor, known: torch.Tensor, is_known: torch.Tensor, labels: dict
@@ -53,7 +59,8 @@ class LatentPrior(nn.Module):
             time: `(B,)` from 0 to 1.
             known: `(B, N, S)` shares that are given.
             is_known: `(B, N)` which of them are.
-            labels: For each condition `(B,)` indices of its values; one past the last leaves it open.
+            labels: For each condition `(B,)` indices of its values; one past the last leaves it open. Attributes
+                are `(B, A)` under `attributes`, in standard deviations from the training data's mean; NaN is open.
 
         Returns:
             `(B, N, S)`.
@@ -66,25 +73,34 @@ class LatentPrior(nn.Module):
         condition = self.time_proj(torch.cat([angles.sin(), angles.cos()], -1))
         for name, embedding in self.condition_embeddings.items():
             condition = condition + embedding(labels[name])
+        if self.attribute_proj is not None:
+            asked = labels["attributes"].to(noisy.dtype)
+            is_open = asked.isnan()
+            told = torch.cat([asked.masked_fill(is_open, 0), (~is_open).to(noisy.dtype)], -1)  # (B, 2 A)
+            condition = condition + self.attribute_proj(told)
         condition = condition[:, None].expand_as(hidden_states)  # (B, N, C)
         for layer in self.layers:
             hidden_states = layer(hidden_states, condition)
         return self.direction_proj(self.norm(hidden_states))
 
     def open_labels(self, n: int) -> dict[str, torch.Tensor]:
-        """Labels that leave every condition open."""
+        """Labels that leave everything open."""
         device = self.mean.device
-        return {name: torch.full((n,), size, device=device) for name, size in self.condition_sizes.items()}
+        labels = {name: torch.full((n,), size, device=device) for name, size in self.condition_sizes.items()}
+        if self.attribute_proj is not None:
+            labels["attributes"] = torch.full((n, len(self.attribute_mean)), torch.nan, device=device)
+        return labels
 
     def loss(self, latent: torch.Tensor, labels: dict[str, torch.Tensor]) -> torch.Tensor:
         """Mean squared error of the direction over bars that are not known; half the melodies have known bars.
 
         Args:
             latent: `(B, Z)` samples of the posterior.
-            labels: As in `forward`; each is left open in a tenth of the melodies, and all in another.
+            labels: As in `forward`. Each condition is left open in a tenth of the melodies and all in another; of the
+                attributes half the melodies tell none, a quarter some, and a quarter all.
         """
         melodies, bars = len(latent), self.config.max_bars
-        target = ((latent - self.mean) / self.scale).unflatten(-1, (bars, -1))  # (B, N, S)
+        target = self.shares(latent)  # (B, N, S)
         noise = torch.randn_like(target)
         time = torch.randn(melodies, device=latent.device).sigmoid()  # logit-normal (Esser et al. 2024)
         # What is known: nothing, a beginning, or any bars.
@@ -93,10 +109,15 @@ class LatentPrior(nn.Module):
         some = torch.rand(melodies, bars, device=latent.device) < share
         is_known = torch.where(kind < 0.5, torch.zeros_like(some), torch.where(kind < 0.75, beginning, some))
         is_open = torch.rand(melodies, device=latent.device) < 0.1
-        labels = {
-            name: of.masked_fill(is_open | (torch.rand(melodies, device=of.device) < 0.1), self.condition_sizes[name])
-            for name, of in labels.items()
-        }
+        labels = dict(labels)
+        for name, size in self.condition_sizes.items():
+            is_hidden = is_open | (torch.rand(melodies, device=latent.device) < 0.1)
+            labels[name] = labels[name].masked_fill(is_hidden, size)
+        if self.attribute_proj is not None:
+            kind = torch.rand(melodies, 1, device=latent.device)
+            some = torch.rand(labels["attributes"].shape, device=latent.device) < 0.5
+            hidden = (kind < 0.5) | ((kind < 0.75) & some)
+            labels["attributes"] = labels["attributes"].masked_fill(hidden | is_open[:, None], torch.nan)
         at = time[:, None, None]
         direction = self(at * target + (1 - at) * noise, time, target, is_known, labels)
         error = (direction - (target - noise)).square().mean(-1)  # (B, N)
@@ -109,7 +130,7 @@ class LatentPrior(nn.Module):
         is_known: torch.Tensor,
         labels: dict[str, torch.Tensor],
         begin: float = 0.0,
-        guidance: float = 1.0,
+        guidance: float | torch.Tensor = 1.0,
         steps: int = 32,
     ) -> torch.Tensor:
         """Draw the bars of latents that are not known.
@@ -119,28 +140,82 @@ class LatentPrior(nn.Module):
             is_known: `(B, N)`.
             labels: As in `forward`.
             begin: Where on the way from noise (0) to `latent` (1) to begin; the nearer to 1, the more alike.
-            guidance: By how much conditions are exaggerated (Ho & Salimans 2022, arXiv:2207.12598); 1 is not at all.
+            guidance: By how much labels are exaggerated (Ho & Salimans 2022, arXiv:2207.12598); 1 is not at all. A
+                number, or `(B,)`.
             steps: Steps of Heun's method from 0 to 1.
 
         Returns:
             `(B, Z)`.
         """
-        target = ((latent - self.mean) / self.scale).unflatten(-1, (self.config.max_bars, -1))
+        target = self.shares(latent)
         state = begin * target + (1 - begin) * torch.randn_like(target)
-        open_labels = self.open_labels(len(latent))
+        state = self.follow(state, begin, 1.0, target, is_known, labels, guidance, steps)
+        return self.unshares(torch.where(is_known[..., None], target, state))
+
+    @torch.no_grad()
+    def transport(
+        self,
+        latent: torch.Tensor,
+        labels: dict[str, torch.Tensor],
+        new_labels: dict[str, torch.Tensor],
+        begin: float = 0.0,
+        guidance: float | torch.Tensor = 1.0,
+        steps: int = 32,
+    ) -> torch.Tensor:
+        """Take latents back to noise under the labels that they have, and from there on to others.
+
+        Nothing is drawn: with `new_labels` equal to `labels` and no guidance the latents return.
+
+        Args:
+            latent: `(B, Z)`.
+            labels: As in `forward`.
+            new_labels: Likewise.
+            begin: How far back to go: 0 is all the way to noise.
+            guidance: By how much the new labels are exaggerated; 1 is not at all. A number, or `(B,)`.
+            steps: Steps of Heun's method from 0 to 1.
+
+        Returns:
+            `(B, Z)`.
+        """
+        state = self.shares(latent)
+        is_known = torch.zeros(state.shape[:2], dtype=torch.bool, device=state.device)
+        state = self.follow(state, 1.0, begin, state, is_known, labels, 1.0, steps)
+        return self.unshares(self.follow(state, begin, 1.0, state, is_known, new_labels, guidance, steps))
+
+    def shares(self, latent: torch.Tensor) -> torch.Tensor:
+        """Write latents `(B, Z)` as the shares of the bars, in units of `scale`, `(B, N, S)`."""
+        return ((latent - self.mean) / self.scale).unflatten(-1, (self.config.max_bars, -1))
+
+    def unshares(self, shares: torch.Tensor) -> torch.Tensor:
+        """Undo `shares`."""
+        return shares.flatten(1) * self.scale + self.mean
+
+    def follow(
+        self,
+        state: torch.Tensor,
+        begin: float,
+        end: float,
+        known: torch.Tensor,
+        is_known: torch.Tensor,
+        labels: dict[str, torch.Tensor],
+        guidance: float | torch.Tensor,
+        steps: int,
+    ) -> torch.Tensor:
+        """Follow the flow from one time to another, either way, by Heun's method; the arguments are `complete`'s."""
+        open_labels = self.open_labels(len(state))
+        is_guided = isinstance(guidance, torch.Tensor) or guidance != 1
+        factor = guidance[:, None, None] if isinstance(guidance, torch.Tensor) else guidance
 
         def direction(at: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-            told = self(at, time.expand(len(at)), target, is_known, labels)
-            if guidance == 1:
+            told = self(at, time.expand(len(at)), known, is_known, labels)
+            if not is_guided:
                 return told
-            untold = self(at, time.expand(len(at)), target, is_known, open_labels)
-            return untold + guidance * (told - untold)
+            untold = self(at, time.expand(len(at)), known, is_known, open_labels)
+            return untold + factor * (told - untold)
 
-        count = math.ceil(steps * (1 - begin))
-        times = torch.linspace(begin, 1, count + 1, device=latent.device, dtype=latent.dtype)
-        for now, then in pairwise(times):
+        times = torch.linspace(begin, end, math.ceil(steps * abs(end - begin)) + 1, device=state.device)
+        for now, then in pairwise(times.to(state.dtype)):
             first = direction(state, now)
             guess = state + (then - now) * first
             state = state + (then - now) * (first + direction(guess, then)) / 2
-        state = torch.where(is_known[..., None], target, state)
-        return state.flatten(1) * self.scale + self.mean
+        return state

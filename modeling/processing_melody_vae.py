@@ -19,7 +19,8 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
-from .constraints_melody_vae import BEFORE, HIGHEST_PITCH, SPECIAL_ROW, UNUSABLE, summarise_token
+from .attributes_melody_vae import steps_per_bar
+from .constraints_melody_vae import BEFORE, HIGHEST_PITCH, SPECIAL_ROW, UNUSABLE, piece_of, summarise_token
 
 FIRST_CHARACTER = 33  # MidiTok writes the base token i as chr(i + 33)
 WORD_PREFIX = "\u2581"  # what the fast tokenizer puts before each word, so before each bar
@@ -49,11 +50,6 @@ def make_remi(steps_per_beat: int) -> REMI:
             encode_ids_split="bar",
         )
     )
-
-
-def steps_per_bar(line: dict) -> int:
-    """Grid steps in each bar of a line."""
-    return int(line["time_signature"].split("/")[0]) * line["steps_per_beat"]
 
 
 def is_supported(time_signature: str) -> bool:
@@ -347,16 +343,23 @@ class MelodyProcessor(ProcessorMixin):
         return sorted(index for token, index in self.tokenizer.get_vocab().items() if token.startswith(WORD_PREFIX))
 
     def grammar_table(self) -> torch.Tensor:
-        """Summarise each token for [`MelodyLogitsProcessor`], `(V, 12)`; the columns are named in its module.
+        """Summarise each token, for [`MelodyVAEModel.set_grammar`].
 
         Tokens with a pitch above the range are unusable: MidiTok's vocabulary has one pitch more.
+
+        Returns:
+            `(V, 12 + W)`: the columns that the module of [`MelodyLogitsProcessor`] names, and the token's REMI tokens
+            as [`piece_of`] writes them, zeros after them; W is the most that a token has.
         """
         rows = [list(SPECIAL_ROW)] * len(self.tokenizer)
+        pieces: list[list[int]] = [[]] * len(self.tokenizer)
         for token, index in self.tokenizer.get_vocab().items():
             if index not in self.tokenizer.all_special_ids:
                 bases = [self.remi[ord(character) - FIRST_CHARACTER] for character in token.removeprefix(WORD_PREFIX)]
                 rows[index] = summarise_token(bases, token.startswith(WORD_PREFIX), self.steps_per_beat)
-        table = torch.tensor(rows)
+                pieces[index] = [piece_of(base, self.steps_per_beat) for base in bases]
+        longest = max(map(len, pieces))
+        table = torch.tensor([row + own + [0] * (longest - len(own)) for row, own in zip(rows, pieces, strict=True)])
         table[table[:, HIGHEST_PITCH] > MAX_PITCH, BEFORE] = UNUSABLE
         return table
 

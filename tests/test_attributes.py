@@ -1,16 +1,20 @@
-"""Attributes of melodies by hand-made examples, and directions that change one and leave the others."""
+"""Attributes of melodies by hand-made examples, and how far a model moves them when asked."""
 
-import json
+import copy
 import sys
 
 import numpy as np
 import pytest
 import torch
-from test_modeling import make_latent, make_model
-from test_train import arguments, dataset, run, trained  # noqa: F401 (fixtures)
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from dataset_script import features
 from evaluation import attributes, operations
 from modeling import MelodyVAEModel
+from modeling import attributes_melody_vae as measured
+from tests.test_constraints import model_for, processor_for
+from tests.test_modeling import make_model
 
 
 def line(start, pitch, duration=None, bars=2):
@@ -29,76 +33,124 @@ PLAIN = line(list(range(0, 32, 4)), [60] * 8, [4] * 8)
 
 
 def test_values_by_hand():
-    assert attributes.note_density(PLAIN) == 4
-    assert attributes.rhythmic_complexity(PLAIN) == 0
-    assert attributes.rhythmic_complexity(line([0, 1, 3, 4, 6], [60] * 5)) == 1  # intervals 1, 2, 1, 2
-    assert attributes.pitch_range(line([0, 4, 8], [62, 55, 67])) == 12
-    assert attributes.mean_pitch(line([0, 4], [60, 67])) == 63.5
-    assert attributes.contour(line([0, 1, 2, 3], [60, 62, 64, 65])) == 1
-    assert attributes.contour(line([0, 1, 2, 3], [65, 64, 62, 60])) == -1
-    assert attributes.contour(line([0, 1, 2], [60, 62, 60])) == 0
-    assert attributes.repetition(PLAIN) == 0.5
-    assert attributes.repetition(line([0, 4, 16, 20], [60, 64, 65, 69])) == 0.5  # transposed
-    assert attributes.repetition(line([0, 4, 16, 22], [60, 64, 65, 69])) == 0
-    assert attributes.syncopation(PLAIN) == 0
-    assert attributes.syncopation(line([0, 2, 6, 8], [60] * 4, [2, 4, 2, 2])) == 0.25  # only the one across beat 2
-    assert attributes.syncopation(line([0, 2, 4, 6], [60] * 4, [2, 2, 2, 2])) == 0
+    assert measured.note_density(PLAIN) == 4
+    assert measured.rhythmic_complexity(PLAIN) == 0
+    assert measured.rhythmic_complexity(line([0, 1, 3, 4, 6], [60] * 5)) == 1  # intervals 1, 2, 1, 2
+    assert measured.pitch_range(line([0, 4, 8], [62, 55, 67])) == 12
+    assert measured.mean_pitch(line([0, 4], [60, 67])) == 63.5
+    assert measured.contour(line([0, 1, 2, 3], [60, 62, 64, 65])) == 1
+    assert measured.contour(line([0, 1, 2, 3], [65, 64, 62, 60])) == -1
+    assert measured.contour(line([0, 1, 2], [60, 62, 60])) == 0
+    assert measured.repetition(PLAIN) == 0.5
+    assert measured.repetition(line([0, 4, 16, 20], [60, 64, 65, 69])) == 0.5  # transposed
+    assert measured.repetition(line([0, 4, 16, 22], [60, 64, 65, 69])) == 0
+    assert measured.syncopation(PLAIN) == 0
+    assert measured.syncopation(line([0, 2, 6, 8], [60] * 4, [2, 4, 2, 2])) == 0.25  # only the one across beat 2
+    assert measured.syncopation(line([0, 2, 4, 6], [60] * 4, [2, 2, 2, 2])) == 0
 
 
 @pytest.mark.parametrize("melody", [line([], []), line([0], [60])])
 def test_few_notes_have_values(melody):
-    assert np.isfinite(attributes.measure([melody])).all()
+    assert measured.measure([melody]).isfinite().all()
 
 
 def test_attributes_do_not_depend_on_the_key_but_mean_pitch():
     low, high = line([0, 2, 4, 9, 16], [60, 64, 62, 67, 60]), line([0, 2, 4, 9, 16], [65, 69, 67, 72, 65])
-    changed = (attributes.measure([high]) - attributes.measure([low]))[0].round(9)
-    assert dict(zip(attributes.ATTRIBUTES, changed, strict=True)) == {
-        **dict.fromkeys(attributes.ATTRIBUTES, 0.0),
+    changed = (measured.measure([high]) - measured.measure([low]))[0].tolist()
+    assert dict(zip(measured.ATTRIBUTES, changed, strict=True)) == {
+        **dict.fromkeys(measured.ATTRIBUTES, 0.0),
         "mean_pitch": 5.0,
     }
 
 
-def test_directions_change_one_prediction_by_one():
-    random = np.random.default_rng(0)
-    latents = random.normal(size=(500, 13)) @ random.normal(size=(13, 13))
-    truth = random.normal(size=(13, 3))
-    ways, weights, intercepts = attributes.directions(latents, latents @ truth + 5)
-    np.testing.assert_allclose(ways @ weights, np.eye(3), atol=1e-8)
-    np.testing.assert_allclose(ways @ truth, np.eye(3), atol=0.05)  # the ridge is small
-    np.testing.assert_allclose(latents @ weights + intercepts, latents @ truth + 5, atol=1.0)
+@settings(deadline=None)  # the first call compiles
+@given(st.lists(st.tuples(st.integers(21, 108), st.integers(1, 40)), max_size=12).map(lambda notes: notes or [(60, 1)]))
+def test_the_key_is_the_data_sets(notes):
+    pitch, duration = np.array(notes, dtype=np.int64).T
+    (index,), _ = features.keys(pitch, duration, np.array([0, len(pitch)]))
+    assert measured.key_of({"pitch": pitch.tolist(), "duration": duration.tolist()}) == features.KEY_NAMES[index]
 
 
-def test_shift_moves_by_the_direction():
-    model = make_model(attributes=["density", "range"])
-    model.attribute_directions.normal_()
-    latent = make_latent()
-    moved = model.shift(latent, attribute="range", amount=-2.0)
-    torch.testing.assert_close(moved, latent - 2 * model.attribute_directions[1])
-    with pytest.raises(ValueError, match="unknown attribute 'mood'; this model has density, range"):
-        model.shift(latent, attribute="mood")
+def test_names_of_keys_and_profiles_are_the_data_sets():
+    assert measured.KEY_NAMES == features.KEY_NAMES
+    np.testing.assert_allclose(measured.KEY_PROFILES, features.CENTRED_PROFILES)
+
+
+# --- The probe and the shifts ---------------------------------------------------------------------------------------
+
+
+def test_a_probe_finds_what_is_linear_and_only_that():
+    random = torch.Generator().manual_seed(0)
+    latents = torch.randn(3, 701, 13, generator=random, dtype=torch.double)
+    truth = torch.randn(13, 1, generator=random, dtype=torch.double)
+    noise = torch.randn(3, 701, 1, generator=random, dtype=torch.double)
+    values = torch.cat([latents @ truth + 5, noise, latents @ truth + noise * truth.norm()], dim=-1)
+    explained = attributes.probe(*zip(latents, values, strict=True))
+    assert explained[0] > 0.999
+    assert -0.05 < explained[1] < 0.05
+    assert 0.4 < explained[2] < 0.6  # half of the variance is noise
+    weights, bias = attributes.ridge_regression(latents[0], values[0][:, :1], 1e-9)
+    torch.testing.assert_close(weights, truth, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(bias, torch.tensor([5.0], dtype=torch.double), atol=1e-6, rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return processor_for(4)
+
+
+@pytest.fixture(scope="module")
+def model(processor) -> MelodyVAEModel:
+    plain = model_for(4)
+    names = ["mean_pitch", "note_density"]
+    config = copy.deepcopy(plain.config)
+    config.num_prior_layers, config.attributes, config.conditions = 1, names, {"key": list(measured.KEY_NAMES)}
+    torch.manual_seed(0)
+    model = MelodyVAEModel(config).eval()
+    model.load_state_dict(model.state_dict() | plain.state_dict())
+    model.set_grammar(processor.grammar_table())
+    with torch.no_grad():
+        model.prior.direction_proj.weight.normal_(std=0.3)
+        model.prior.attribute_mean.copy_(torch.tensor([60.0, 4.0]))
+        model.prior.attribute_scale.copy_(torch.tensor([10.0, 3.0]))
+    return model
+
+
+def test_a_model_measures_its_attributes_in_standard_deviations(model):
+    asked = model.attributes_of([line([0, 4], [70, 90]), PLAIN])
+    torch.testing.assert_close(asked, torch.tensor([[2.0, -1.0], [0.0, 0.0]]))
+
+
+def test_a_shift_never_ends_farther_from_the_wish_than_it_began(model):
+    latent = torch.randn(5, model.config.latent_size, generator=torch.Generator().manual_seed(3))
+
+    def attributes_of(latents):
+        return model.attributes_of(model.read_lines(model.decode(latents, bars=3)))
+
+    before = attributes_of(latent)
+    for index, name in enumerate(model.config.attributes):
+        shifted = model.shift(latent, name, amount=1.5, bars=3)
+        wish = before.clone()
+        wish[:, index] += 1.5
+        distance = (attributes_of(shifted) - wish).norm(dim=-1)
+        assert (distance <= 1.5 + 1e-5).all()
+        assert (distance < 1.5).any()
+    torch.testing.assert_close(model.shift(latent, "mean_pitch", 0.0, bars=3), latent)
+    torch.testing.assert_close(model.shift(latent[0], "mean_pitch", 1.5, bars=3).shape, latent[0].shape)
+
+
+def test_a_shift_of_an_unknown_attribute_is_refused(model):
+    with pytest.raises(ValueError, match="unknown attribute 'mood'; this model has mean_pitch, note_density"):
+        model.shift(torch.zeros(1, model.config.latent_size), attribute="mood")
     with pytest.raises(ValueError, match="this model has none"):
-        make_model().shift(latent, attribute="mood")
+        make_model().shift(torch.zeros(1, 7), attribute="mood")
 
 
-def test_fitting_keeps_the_model_and_adds_directions(trained, dataset, tmp_path, monkeypatch, capsys):  # noqa: F811
-    model = MelodyVAEModel.from_pretrained(trained)
-    from modeling import MelodyProcessor
-
-    folder = tmp_path / "model"
-    model.save_pretrained(folder)
-    MelodyProcessor.from_pretrained(trained).save_pretrained(folder)
-    # The decoder of a model that has hardly been trained says the same whatever its latent: its response is made up.
-    asked = []
-    monkeypatch.setattr(attributes, "response", lambda *given: asked.append(given) or 2 * np.eye(7))
-    command = ["--model", str(folder), "--dataset", str(dataset), "--train_melodies", "20", "--melodies", "4"]
-    assert attributes.main([*command, "--report", str(tmp_path / "report.json")]) == 0
-    fitted = MelodyVAEModel.from_pretrained(folder)
-    assert fitted.config.attributes == list(attributes.ATTRIBUTES)
-    for name, value in model.state_dict().items():
-        assert torch.equal(fitted.state_dict()[name], value), name
-    np.testing.assert_allclose(fitted.attribute_directions.numpy(), asked[0][3] / 2, rtol=1e-4)
-    assert set(json.loads((tmp_path / "report.json").read_text())) >= {"r_squared", "response_to_plus_one"}
+def test_responses_are_differences_in_standard_deviations(model):
+    latents = torch.randn(3, model.config.latent_size, generator=torch.Generator().manual_seed(4))
+    moved = attributes.responses(model, latents, 1.0)
+    assert moved.shape == (2, 3, 2)
+    assert torch.equal(attributes.responses(model, latents, 0.0), torch.zeros(2, 3, 2))
 
 
 def test_a_wrong_model_is_one_line(capsys):
@@ -116,7 +168,3 @@ def test_note_distance_and_bar_similarity_by_hand():
     assert operations.bar_similarity(one) == {1: 0.5}  # bar 0 has two notes, bar 1 one of them
     assert operations.bar_similarity(PLAIN) == {1: 1.0}
     assert operations.mean_similarity([one, PLAIN] * 2)["1"] == 0.75
-
-
-def test_the_key_is_the_data_sets():
-    assert operations.key_of(line([0, 4, 8, 12, 16, 20], [62, 66, 69, 67, 66, 62], [4] * 6)) == "D major"

@@ -17,6 +17,7 @@ from modeling.constraints_melody_vae import (
     AFTER_POSITION,
     AFTER_PREFIX,
     BEFORE,
+    GRAMMAR_COLUMNS,
     MAX_TOKENS_PER_BAR,
     MODES,
     OPENS_BAR,
@@ -214,7 +215,8 @@ def test_grammar_table_has_each_remi_token_as_a_token_by_itself(steps_per_beat):
     processor = processor_for(steps_per_beat)
     vocabulary = processor.tokenizer.get_vocab()
     table = processor.grammar_table()
-    assert table.shape == (len(vocabulary), 12)
+    assert len(table) == len(vocabulary)
+    assert table[:, GRAMMAR_COLUMNS:].amax(0).all()  # no column that no token needs
     phases = {
         "Bar": (AFTER_PREFIX, AFTER_BAR),
         "TimeSig": (AFTER_BAR, RESTING),
@@ -228,8 +230,10 @@ def test_grammar_table_has_each_remi_token_as_a_token_by_itself(steps_per_beat):
         before, after = phases[token.split("_")[0]]
         assert row[BEFORE] == (before if token != f"Pitch_{MAX_PITCH + 1}" else UNUSABLE)
         assert row[AFTER] == after
+        assert row[GRAMMAR_COLUMNS:].count_nonzero() == 1
     assert table[vocabulary[WORD_PREFIX]][[BEFORE, AFTER, OPENS_BAR]].tolist() == [RESTING, AFTER_PREFIX, 1]
     assert (table[:4, AFTER] == UNCHANGED).all()
+    assert not table[:4, GRAMMAR_COLUMNS:].any()
     assert (table[:4, BEFORE] == UNUSABLE).all()
     assert sorted(table[:, OPENS_BAR].nonzero().flatten().tolist()) == processor.bar_token_ids
 

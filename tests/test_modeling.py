@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel, MelodyVAEPosterior
-from modeling.modeling_melody_vae import MAX_TOKENS_PER_BAR, BarCountLogitsProcessor, reconstruction_nats, slerp
+from modeling.modeling_melody_vae import MAX_TOKENS_PER_BAR, BarCountLogitsProcessor, reconstruction_nats
+from modeling.operations_melody_vae import slerp
 from modeling.processing_melody_vae import line_to_words
 
 B, T, H, D, V, N, Z = 3, 11, 2, 5, 53, 7, 14  # N bars at most, Z latent size

@@ -5,7 +5,9 @@ import copy
 import pytest
 import torch
 
+from evaluation.operations import is_valid
 from modeling import MelodyVAEModel
+from modeling.attributes_melody_vae import KEY_NAMES, key_of
 from tests.test_constraints import model_for, processor_for
 
 BAR_STEPS = 16
@@ -82,3 +84,69 @@ def test_the_grammar_is_saved_and_loaded(model, tmp_path):
     loaded = MelodyVAEModel.from_pretrained(tmp_path)
     assert torch.equal(loaded.token_grammar, model.token_grammar)
     assert torch.equal(loaded.sample(2, seed=4, bars=2), model.sample(2, seed=4, bars=2))
+
+
+# --- Reading, conditions, sections ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps_per_beat", [4, 12])
+def test_the_model_reads_its_melodies_as_the_processor_does(steps_per_beat):
+    processor, model = processor_for(steps_per_beat), copy.deepcopy(model_for(steps_per_beat))
+    model.set_grammar(processor.grammar_table())
+    for bars in (1, 4):
+        ids = model.sample(23, seed=bars, bars=bars, temperature=1.5)
+        assert model.read_lines(ids) == processor.to_lines(ids)
+    (silent,) = model.read_lines(torch.tensor([[model.config.bos_token_id, model.config.eos_token_id]]))
+    assert (silent["pitch"], silent["bars"]) == ([], 0)
+
+
+def test_each_melody_can_have_a_time_signature_of_its_own(model, processor):
+    signatures = ["3/4", "6/8", "4/4", "3/4"]
+    bos = torch.full((4, 1), model.config.bos_token_id)
+    ids = model.generate(bos, bars=2, do_sample=True, top_k=0, time_signature=signatures)
+    assert [line["time_signature"] for line in processor.to_lines(ids)] == signatures
+    with pytest.raises(ValueError, match="3 time signatures for 4 melodies"):
+        model.generate(bos, bars=torch.tensor([2] * 4), time_signature=signatures[:3])
+
+
+@pytest.fixture(scope="module")
+def told(model) -> MelodyVAEModel:
+    """Add a prior that knows keys and time signatures, untrained."""
+    config = copy.deepcopy(model.config)
+    config.num_prior_layers = 1
+    config.conditions = {"key": list(KEY_NAMES), "time_signature": ["4/4", "3/4"]}
+    told = MelodyVAEModel(config).eval()
+    told.load_state_dict(told.state_dict() | model.state_dict())
+    return told
+
+
+def test_melodies_in_another_key_are_drawn_again(told, processor):
+    asked = {"key": ["C major", "F# minor", "A minor"], "time_signature": ["3/4", "4/4", "3/4"]}
+    first = told.sample(3, seed=5, bars=2, conditions=asked, attempts=1)
+    ids = told.sample(3, seed=5, bars=2, conditions=asked, attempts=400)
+    lines = processor.to_lines(ids)
+    assert [key_of(line) for line in lines] == asked["key"]
+    assert [line["time_signature"] for line in lines] == asked["time_signature"]
+    kept = [row for row, line in enumerate(processor.to_lines(first)) if key_of(line) == asked["key"][row]]
+    assert len(kept) < 3
+    for row in kept:
+        assert processor.to_lines(first)[row] == lines[row]
+    assert torch.equal(ids, told.sample(3, seed=5, bars=2, conditions=asked, attempts=400))
+
+
+def test_sections_return_as_often_as_the_configuration_says(told, processor):
+    model = copy.deepcopy(told)
+    size = model.config.max_bars // 2
+    model.config.section_returns = [0.0, 1.0]
+    parts = model.split_bars(model.sample(3, seed=6, bars=5 * size, conditions={"time_signature": "3/4"}))
+    for bars in parts:
+        sections = [bars[at : at + size] for at in range(0, 5 * size, size)]
+        assert sections[0] != sections[1]
+        assert sections[2] == sections[4] == sections[0]
+        assert sections[3] == sections[1]
+    model.config.section_returns = [0.5]
+    ids = model.sample(29, seed=7, bars=3 * size)
+    same = [bars[:size] == bars[size : 2 * size] for bars in model.split_bars(ids)]
+    assert 5 <= sum(same) <= 24  # 14.5 expected, 3.5 standard deviations
+    for row, line in zip(ids.tolist(), processor.to_lines(ids), strict=True):
+        assert is_valid(processor, row, line, 3 * size)

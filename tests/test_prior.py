@@ -10,7 +10,8 @@ from test_train import arguments, dataset, run, trained  # noqa: F401 (fixtures)
 
 import train_prior
 from modeling import MelodyVAEModel
-from modeling.modeling_melody_vae import slerp
+from modeling.attributes_melody_vae import ATTRIBUTES
+from modeling.operations_melody_vae import slerp
 
 CONDITIONS = {"key": ["C major", "A minor", "D minor"], "tempo": ["slow", "fast"]}
 SHARE = Z // N
@@ -65,7 +66,8 @@ def test_more_steps_come_to_the_same_place(model):
 
 def test_conditions_change_what_is_drawn_and_guidance_exaggerates_them(model):
     latent, is_known = make_latent(), torch.zeros(3, N, dtype=torch.bool)
-    told = model.condition_labels({"key": "A minor", "tempo": ["slow", "fast", "fast"]}, 3)
+    asked = model.conditions_of({"key": "A minor", "tempo": ["slow", "fast", "fast"]}, 3)
+    told = model.condition_labels(asked, 3)
     assert {name: of.tolist() for name, of in told.items()} == {"key": [1, 1, 1], "tempo": [0, 1, 1]}
     plain, one, two = (
         complete(model, latent, is_known),
@@ -88,7 +90,7 @@ def test_conditions_change_what_is_drawn_and_guidance_exaggerates_them(model):
 )
 def test_wrong_conditions_are_refused(model, conditions, message):
     with pytest.raises(ValueError, match=message):
-        model.condition_labels(conditions, 3)
+        model.conditions_of(conditions, 3)
 
 
 def test_a_model_without_prior_refuses_conditions():
@@ -192,7 +194,10 @@ def test_training_the_prior(trained, dataset, tmp_path, monkeypatch):  # noqa: F
     assert all(torch.equal(weights[name], value) for name, value in before.state_dict().items())
     assert set(after.config.conditions) == {"key", "tempo", "time_signature"}
     log = json.loads((output / "prior_log.json").read_text())
-    assert log["history"][-1]["validation_loss"] < log["history"][0]["validation_loss"]
+    assert log["history"][-1]["loss"] < log["history"][0]["loss"]
+    assert after.config.attributes == list(ATTRIBUTES)
+    assert all(after.prior.attribute_scale > 0)
+    assert len(after.config.section_returns) == train_prior.LONGEST_RETURN
     assert after.sample(2, seed=0, bars=2, conditions={"time_signature": "4/4"}).shape[0] == 2
     again = tmp_path / "again"
     monkeypatch.setattr(sys, "argv", ["train_prior.py", *command[:4], "--output_dir", str(again), *command[6:]])
@@ -206,7 +211,29 @@ def test_a_wrong_model_is_one_line(capsys, monkeypatch, dataset):  # noqa: F811 
     assert "nowhere/at-all" in capsys.readouterr().err
 
 
-def test_keys_move_with_the_notes():
-    assert train_prior.transposed_key("B minor", 2) == "C# minor"
-    assert train_prior.transposed_key("C major", -1) == "B major"
+def test_tempo_classes():
     assert [train_prior.tempo_class(tempo) for tempo in (60, 90, 129.9, 130)] == ["slow", "medium", "medium", "fast"]
+
+
+def melody(sections: str) -> dict:
+    """Write a line of 2 bars for each letter; the same letter, the same notes."""
+    notes = [
+        (index * 32 + step, 60 + (ord(letter) * step) % 24)
+        for index, letter in enumerate(sections)
+        for step in (0, 3, 8, 21)
+    ]
+    return {
+        "start": [start for start, _ in notes],
+        "pitch": [pitch for _, pitch in notes],
+        "bars": 2 * len(sections),
+        "time_signature": "4/4",
+        "steps_per_beat": 4,
+    }
+
+
+def test_returns_are_counted_at_the_nearest_section_that_is_alike():
+    returns = train_prior.count_returns([melody("ABAB"), melody("CC")], bars=2)
+    # One section back: 1 of 4. Two back, where one back was another: 2 of 2.
+    assert returns[:3] == [0.25, 0.75, 0.0]
+    assert train_prior.count_returns([melody("A"), melody("")], bars=2) == [0.0] * train_prior.LONGEST_RETURN
+    assert sum(train_prior.count_returns([melody("ABCABCAABB")], bars=2)) <= 1

@@ -1,0 +1,466 @@
+"""What one does with melodies: sample, vary, infill, continue, interpolate, shift, pieces longer than a latent.
+
+Dimension key: B batch, T tokens, N bars, Z latent size, A attributes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from .attributes_melody_vae import ATTRIBUTES, key_of, measure, read_line
+from .configuration_melody_vae import MelodyVAEConfig
+from .constraints_melody_vae import BAR_STEPS, GRAMMAR_COLUMNS, TIME_SIGNATURE
+from .prior_melody_vae import LatentPrior
+
+Conditions = Mapping[str, Any]
+"""For each condition a value, and for each attribute standard deviations; one for all melodies, or one for each."""
+
+
+def slerp(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Interpolate on the great circle from `a` to `b` (Shoemake 1985); lengths change linearly.
+
+    Args:
+        a: `(Z,)`.
+        b: `(Z,)`.
+        weight: `(S,)` positions, 0 is a, 1 is b.
+
+    Returns:
+        `(S, Z)`. Nearly parallel vectors are interpolated in a straight line.
+    """
+    weight = weight[:, None]
+    length_a, length_b = a.norm().clamp_min(1e-12), b.norm().clamp_min(1e-12)  # the prior's mean has no direction
+    cosine = (a @ b / (length_a * length_b)).clamp(-1, 1)
+    angle = cosine.arccos()
+    if angle.sin().abs() < 1e-4:
+        return (1 - weight) * a + weight * b
+    arc = (((1 - weight) * angle).sin() * a / length_a + (weight * angle).sin() * b / length_b) / angle.sin()
+    return arc * ((1 - weight) * length_a + weight * length_b)
+
+
+# Ways that `shift` tries: how much of the amount to ask for, how far back to go, and the guidance.
+SHIFTS = tuple((factor, begin, 1.0) for begin in (0.0, 0.3, 0.6) for factor in (1.0, 1.5, 2.5))
+
+
+class MelodyOperations:
+    """Operations of [`MelodyVAEModel`], which has `encode` and `generate`."""
+
+    config: MelodyVAEConfig
+    prior: LatentPrior
+    is_bar_token: torch.Tensor
+    token_grammar: torch.Tensor
+    device: Any
+    dtype: Any
+    encode: Any
+    generate: Any
+
+    def known_bars(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Which bars of the latent `input_ids` `(B, T)` hold, `(B, N)`."""
+        num_bars = self.is_bar_token[input_ids].sum(-1, keepdim=True)  # (B, 1)
+        return torch.arange(self.config.max_bars, device=input_ids.device) < num_bars
+
+    def spread_over_latent(self, bars: torch.Tensor) -> torch.Tensor:
+        """Repeat a value of each bar `(B, N)` for its share of the latent, `(B, Z)`."""
+        return bars.repeat_interleave(self.config.latent_size // self.config.max_bars, dim=1)
+
+    def read_lines(self, ids: torch.Tensor) -> list[dict[str, Any]]:
+        """Read ids `(B, T)` that this model generated as lines, as `MelodyProcessor.to_lines` does.
+
+        Raises:
+            ValueError: If the model does not know its tokens' grammar.
+        """
+        if not self.config.grammar_columns:
+            raise ValueError("this model does not know its tokens: model.set_grammar(processor.grammar_table())")
+        table = self.token_grammar.cpu()
+        signatures = table[table[:, TIME_SIGNATURE] > 0][0]
+        steps_per_beat = int(signatures[BAR_STEPS]) // (int(signatures[TIME_SIGNATURE]) // 64)
+        pieces = [[piece for piece in row if piece] for row in table[:, GRAMMAR_COLUMNS:].tolist()]
+        return [read_line((piece for token in row for piece in pieces[token]), steps_per_beat) for row in ids.tolist()]
+
+    def attributes_of(self, lines: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+        """Measure `config.attributes` of lines, `(B, A)`, in standard deviations from the training data's mean."""
+        names = list(ATTRIBUTES)
+        chosen = measure(lines)[:, [names.index(name) for name in self.config.attributes or []]].to(self.device)
+        return (chosen - self.prior.attribute_mean) / self.prior.attribute_scale
+
+    def conditions_of(self, conditions: Conditions | None, n: int) -> dict[str, list]:
+        """Write conditions as a list for each of `n` melodies.
+
+        Args:
+            conditions: For each condition (`config.conditions`) one value, and for each attribute (`config.attributes`)
+                standard deviations from the training data's mean; for all melodies, or a list with one for each.
+            n: Number of melodies.
+
+        Raises:
+            ValueError: If the model does not know a condition or a value.
+        """
+        if conditions and not self.config.num_prior_layers:
+            raise ValueError(f"conditions {list(conditions)}: this model has no learned prior to ask (train_prior.py)")
+        known = self.config.conditions or {}
+        attributes = self.config.attributes or []
+        asked = {}
+        for name, value in (conditions or {}).items():
+            if name not in known and name not in attributes:
+                raise ValueError(f"unknown condition {name!r}; this model has {', '.join([*known, *attributes])}")
+            values = [value] * n if isinstance(value, str | int | float) else list(value)
+            if len(values) != n:
+                raise ValueError(f"{len(values)} values of {name} for {n} melodies")
+            for each in values:
+                if name in known and each not in known[name]:
+                    raise ValueError(f"unknown {name} {each!r}; this model has {', '.join(known[name])}")
+                if name in attributes and not isinstance(each, int | float):
+                    raise ValueError(f"{name}={each!r}: attributes are asked for in standard deviations, such as 1.0")
+            asked[name] = values
+        return asked
+
+    def condition_labels(self, asked: Mapping[str, list], n: int) -> dict[str, torch.Tensor]:
+        """Write the conditions of `n` melodies as [`LatentPrior.forward`] takes them; the others are open."""
+        labels = self.prior.open_labels(n)
+        for name, values in asked.items():
+            if name in (self.config.attributes or []):
+                values = torch.tensor(values, dtype=torch.float32, device=self.device)
+                labels["attributes"][:, (self.config.attributes or []).index(name)] = values
+            else:
+                known = (self.config.conditions or {})[name]
+                labels[name] = torch.tensor([known.index(each) for each in values], device=self.device)
+        return labels
+
+    @torch.no_grad()
+    def prior_sample(
+        self,
+        n: int,
+        input_ids: torch.Tensor | None = None,
+        conditions: Conditions | None = None,
+        guidance: float = 1.0,
+    ) -> torch.Tensor:
+        """Draw `n` latents `(n, Z)` from the prior: the learned one where the model has it, else N(0, I).
+
+        Args:
+            n: Number of latents.
+            input_ids: `(n, T)` beginnings of melodies; their bars get their posterior's mean, and the learned prior
+                draws the others to fit them.
+            conditions: See [`MelodyOperations.conditions_of`].
+            guidance: By how much conditions are exaggerated; 1 is not at all.
+        """
+        asked = self.conditions_of(conditions, n)
+        latent = torch.randn(n, self.config.latent_size, device=self.device, dtype=self.dtype)
+        is_known = torch.zeros(n, self.config.max_bars, dtype=torch.bool, device=self.device)
+        if input_ids is not None:
+            is_known = self.known_bars(input_ids)
+            mean = self.encode(input_ids, input_ids.ne(self.config.pad_token_id).long()).latent_mean
+            latent = torch.where(self.spread_over_latent(is_known), mean, latent)
+        if self.config.num_prior_layers:
+            latent = self.prior.complete(latent, is_known, self.condition_labels(asked, n), guidance=guidance)
+        return latent
+
+    @torch.no_grad()
+    def vary(
+        self, latent: torch.Tensor, n: int = 4, similarity: float = 0.8, seed: int | None = None, **generate_kwargs
+    ) -> torch.Tensor:
+        """Decode variations of a melody.
+
+        The latent is taken back towards noise and drawn again (Meng et al. 2022, arXiv:2108.01073); without a learned
+        prior it is mixed with noise on the great circle.
+
+        Args:
+            latent: `(Z,)` or `(1, Z)`.
+            n: Number of variations.
+            similarity: 1 gives the melody itself, 0 melodies that have nothing to do with it.
+            seed: Makes the result repeatable; the global random state is left alone.
+            generate_kwargs: As in [`generate`].
+
+        Returns:
+            `(n, T)` ids.
+
+        Raises:
+            ValueError: If `similarity` is not from 0 to 1.
+        """
+        if not 0 <= similarity <= 1:
+            raise ValueError(f"similarity={similarity} is not from 0 to 1")
+        with self.seeded(seed):
+            latents = latent.reshape(1, -1).expand(n, -1)
+            if similarity < 1 and self.config.num_prior_layers:
+                is_known = torch.zeros(n, self.config.max_bars, dtype=torch.bool, device=self.device)
+                latents = self.prior.complete(latents, is_known, self.prior.open_labels(n), begin=similarity)
+            elif similarity < 1:
+                weight = torch.tensor([1 - similarity], device=latent.device, dtype=latent.dtype)
+                latents = torch.cat([slerp(each, torch.randn_like(each), weight) for each in latents])
+        return self.decode(latents, **generate_kwargs)
+
+    def decode(self, latent: torch.Tensor, **generate_kwargs) -> torch.Tensor:
+        """Decode latents `(B, Z)` into ids `(B, T)`; greedy unless `generate_kwargs` say otherwise."""
+        return self.generate(latent=latent, **{"do_sample": False, **generate_kwargs})
+
+    @contextmanager
+    def seeded(self, seed: int | None) -> Iterator[None]:
+        """Draw random numbers from a seed, and leave the global random state alone; None draws from the latter."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices, enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            yield
+
+    def sample(
+        self,
+        n: int,
+        seed: int | None = None,
+        temperature: float = 1.0,
+        bars: int | None = None,
+        conditions: Conditions | None = None,
+        guidance: float = 1.0,
+        attempts: int = 8,
+        **generate_kwargs,
+    ) -> torch.Tensor:
+        """Sample `n` melodies from the prior.
+
+        A time signature that is asked for holds by the tokens' grammar. A melody in another key than asked for is
+        drawn again; genre, tempo and attributes are in the hands of the prior.
+
+        Args:
+            n: Number of melodies.
+            seed: Makes the result repeatable; the global random state is left alone.
+            temperature: Of the softmax over tokens.
+            bars: Bars per melody; `max_bars` by default; more are made section by section.
+            conditions: What the melodies shall be like, such as `{"key": "D minor", "note_density": 1.0}`; see
+                [`MelodyOperations.conditions_of`].
+            guidance: By how much conditions are exaggerated; 1 is not at all.
+            attempts: How often a melody is drawn at most.
+            generate_kwargs: As in [`generate`].
+
+        Returns:
+            `(n, T)` ids, padded at the end.
+        """
+        asked = self.conditions_of(conditions, n)
+        options = {"do_sample": True, "temperature": temperature, "top_k": 0, **generate_kwargs}
+        with self.seeded(seed):
+            ids = self.draw(n, bars or self.config.max_bars, asked, guidance, options)
+            for _ in range(attempts - 1):
+                wrong = self.rows_in_another_key(ids, asked)
+                if not wrong:
+                    break
+                again = {name: [values[row] for row in wrong] for name, values in asked.items()}
+                drawn = self.draw(len(wrong), bars or self.config.max_bars, again, guidance, options)
+                ids = self.replace_rows(ids, wrong, drawn)
+        return ids
+
+    def rows_in_another_key(self, ids: torch.Tensor, asked: Mapping[str, list]) -> list[int]:
+        """List the melodies of `ids` `(B, T)` whose key is not the one asked for; none if the model cannot read."""
+        if "key" not in asked or not self.config.grammar_columns:
+            return []
+        lines = self.read_lines(ids)
+        return [row for row, (line, key) in enumerate(zip(lines, asked["key"], strict=True)) if key_of(line) != key]
+
+    def replace_rows(self, ids: torch.Tensor, rows: list[int], new: torch.Tensor) -> torch.Tensor:
+        """Put melodies `new` `(R, U)` in place of some rows of `ids` `(B, T)`; padded at the end."""
+        width = max(ids.shape[1], new.shape[1])
+        pad = self.config.pad_token_id
+        ids, new = (torch.nn.functional.pad(each, (0, width - each.shape[1]), value=pad) for each in (ids, new))
+        ids[rows] = new
+        return ids[:, : int(ids.ne(pad).sum(-1).max())]
+
+    def draw(
+        self, n: int, bars: int, asked: Mapping[str, list], guidance: float, options: Mapping[str, Any]
+    ) -> torch.Tensor:
+        """Generate `n` melodies of so many bars; conditions as `conditions_of` writes them, `generate`'s options."""
+        options = dict(options)
+        if "time_signature" in asked and self.config.grammar_columns:
+            options.setdefault("time_signature", asked["time_signature"])
+        if bars > self.config.max_bars:
+            return self.compose(n, bars, asked, guidance, options)
+        if self.config.latent_size:
+            options["latent"] = self.prior_sample(n, conditions=asked, guidance=guidance)
+        else:
+            options["inputs"] = torch.full((n, 1), self.config.bos_token_id, device=self.device)
+        return self.generate(bars=bars, **options)
+
+    def compose(
+        self, n: int, bars: int, asked: Mapping[str, list], guidance: float, options: Mapping[str, Any]
+    ) -> torch.Tensor:
+        """Generate melodies longer than a latent, section by section.
+
+        A section is half a latent. It is either an earlier one over again, as often as in the training data
+        (`config.section_returns`), or it is generated to follow the one before. No note rings from one into the next.
+
+        Args:
+            n: Number of melodies.
+            bars: Bars of each.
+            asked: Conditions, as `conditions_of` writes them.
+            guidance: By how much conditions are exaggerated.
+            options: As in [`generate`].
+
+        Returns:
+            `(n, T)` ids, padded at the end.
+        """
+        size = max(1, self.config.max_bars // 2)
+        made: list[list[list[list[int]]]] = [[] for _ in range(n)]  # of each melody its sections, their bars' tokens
+        while size * len(made[0]) < bars:
+            count = min(size, bars - size * len(made[0]))
+            returns = torch.tensor((self.config.section_returns or [])[: len(made[0])], device=self.device)
+            lag = torch.full((n,), -1, device=self.device)
+            if count == size and len(returns):  # half a section could end within a note
+                chance = torch.cat([returns, (1 - returns.sum()).clamp_min(0)[None]])
+                drawn = chance.multinomial(n, replacement=True)
+                lag = torch.where(drawn < len(returns), drawn, -1)
+            new = [row for row, of in enumerate(lag.tolist()) if of < 0]
+            sections = [list(melody[-1 - of]) if of >= 0 else [] for melody, of in zip(made, lag.tolist(), strict=True)]
+            if new:
+                primer = self.join_bars([made[row][-1] if made[row] else [] for row in new], is_open=True)
+                known = size if made[0] else 0
+                options = dict(options)
+                if self.config.latent_size:
+                    conditions = {name: [values[row] for row in new] for name, values in asked.items()}
+                    options["latent"] = self.prior_sample(len(new), primer, conditions, guidance)
+                chosen = {} if made[0] else {"time_signature": options.get("time_signature")}  # the primer has its own
+                ids = self.generate(primer, bars=known + count, **{**options, "time_signature": None, **chosen})
+                for row, section in zip(new, self.split_bars(ids), strict=True):
+                    sections[row] = section[known:]
+            for melody, section in zip(made, sections, strict=True):
+                melody.append(section)
+        return self.join_bars([[bar for section in melody for bar in section] for melody in made])
+
+    def split_bars(self, ids: torch.Tensor) -> list[list[list[int]]]:
+        """Return the tokens of each bar of `ids` `(B, T)`; what stands outside bars is left out."""
+        special = {self.config.pad_token_id, self.config.bos_token_id, self.config.eos_token_id}
+        melodies = []
+        for row, opens in zip(ids.tolist(), self.is_bar_token[ids].tolist(), strict=True):
+            bars: list[list[int]] = []
+            for token, is_opening in zip(row, opens, strict=True):
+                if is_opening:
+                    bars.append([])
+                if bars and token not in special:
+                    bars[-1].append(token)
+            melodies.append(bars)
+        return melodies
+
+    def join_bars(self, melodies: list[list[list[int]]], is_open: bool = False) -> torch.Tensor:
+        """Write bars' tokens as ids `(B, T)`; padded at the end, or where they are left open, at the beginning."""
+        end = [] if is_open else [self.config.eos_token_id]
+        rows = [[self.config.bos_token_id, *(token for bar in bars for token in bar), *end] for bars in melodies]
+        length = max(map(len, rows))
+        padding = [[self.config.pad_token_id] * (length - len(row)) for row in rows]
+        padded = [pad + row if is_open else row + pad for row, pad in zip(rows, padding, strict=True)]
+        return torch.tensor(padded, device=self.device)
+
+    def infill(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        bars: Sequence[int] = (),
+        seed: int | None = None,
+        conditions: Conditions | None = None,
+        guidance: float = 1.0,
+        **generate_kwargs,
+    ) -> torch.Tensor:
+        """Generate some bars of melodies anew; the others come back as they are.
+
+        Args:
+            input_ids: `(B, T)`.
+            attention_mask: `(B, T)`, 0 at padding.
+            bars: Which bars, from 0.
+            seed: Makes the result repeatable; the global random state is left alone.
+            conditions: What the melodies shall be like; see [`MelodyOperations.conditions_of`].
+            guidance: By how much conditions are exaggerated; 1 is not at all.
+            generate_kwargs: As in [`generate`].
+
+        Returns:
+            `(B, T)` ids, padded at the end.
+
+        Raises:
+            ValueError: If a melody has no such bar, or the model does not know its tokens' grammar.
+        """
+        shortest = int(self.is_bar_token[input_ids].sum(-1).min())
+        if wrong := [bar for bar in bars if not 0 <= bar < shortest]:
+            raise ValueError(f"bar {wrong[0]} cannot be filled: bars count from 0 to {shortest - 1} here")
+        regenerate = torch.zeros(len(input_ids), self.config.max_bars, dtype=torch.bool, device=self.device)
+        regenerate[:, list(bars)] = True
+        asked = self.conditions_of(conditions, len(input_ids))
+        with self.seeded(seed):
+            if self.config.latent_size:
+                mean = self.encode(input_ids, attention_mask).latent_mean
+                if self.config.num_prior_layers:
+                    labels = self.condition_labels(asked, len(mean))
+                    latent = self.prior.complete(mean, ~regenerate, labels, guidance=guidance)
+                else:
+                    latent = torch.where(self.spread_over_latent(regenerate), torch.randn_like(mean), mean)
+                generate_kwargs["latent"] = latent
+            else:
+                generate_kwargs["inputs"] = torch.full_like(input_ids[:, :1], self.config.bos_token_id)
+            return self.generate(
+                template=input_ids, regenerate=regenerate, **{"do_sample": True, "top_k": 0, **generate_kwargs}
+            )
+
+    def reconstruct(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **generate_kwargs
+    ) -> torch.Tensor:
+        """Decode melodies from their posterior's mean, as many bars as they have, `(B, T)` ids."""
+        posterior = self.encode(input_ids, attention_mask)
+        bars = self.is_bar_token[input_ids].sum(-1)
+        return self.decode(posterior.latent_mean, bars=bars, **generate_kwargs)
+
+    def interpolate(self, a: torch.Tensor, b: torch.Tensor, steps: int = 7, **generate_kwargs) -> torch.Tensor:
+        """Decode points on the great circle between two latents `(Z,)`, ends included, `(steps, T)` ids."""
+        weight = torch.linspace(0, 1, steps, device=a.device, dtype=a.dtype)
+        return self.decode(slerp(a.flatten(), b.flatten(), weight), **generate_kwargs)
+
+    @torch.no_grad()
+    def shift(self, latent: torch.Tensor, attribute: str, amount: float = 1.0, bars: int | None = None) -> torch.Tensor:
+        """Move latents so that their melodies have more or less of an attribute, and as much of the others.
+
+        The learned prior takes a latent back to noise under the attributes that its melody has, and forth again
+        under those that are wanted, in several ways; the way whose melody measures nearest to the wish is kept.
+
+        Args:
+            latent: `(B, Z)` or `(Z,)`.
+            attribute: One of `config.attributes`.
+            amount: Standard deviations of the training data; negative for less.
+            bars: Bars of the melodies; `max_bars` by default.
+
+        Returns:
+            Latents of the same shape.
+
+        Raises:
+            ValueError: If the model does not know the attribute.
+        """
+        known = self.config.attributes or []
+        if attribute not in known:
+            raise ValueError(f"unknown attribute {attribute!r}; this model has {', '.join(known) or 'none'}")
+        start = latent.reshape(-1, self.config.latent_size).to(self.device, self.dtype)
+        bars = bars or self.config.max_bars
+        lines = self.read_lines(self.decode(start, bars=bars))
+        has = self.attributes_of(lines)  # (B, A)
+        step = torch.zeros_like(has)
+        step[:, known.index(attribute)] = amount
+        labels = self.condition_labels(self.known_conditions(lines), len(start)) | {"attributes": has}
+        ways = [start]
+        for factor, begin, guidance in SHIFTS:
+            asked = labels | {"attributes": has + factor * step}
+            ways.append(self.prior.transport(start, labels, asked, begin=begin, guidance=guidance))
+        measured = self.attributes_of(self.read_lines(self.decode(torch.cat(ways), bars=bars)))
+        error = (measured.unflatten(0, (len(ways), -1)) - has - step).square().sum(-1)  # (ways, B)
+        best = torch.stack(ways)[error.argmin(0), torch.arange(len(start))]
+        return best.view_as(latent)
+
+    def known_conditions(self, lines: Sequence[Mapping[str, Any]]) -> dict[str, list]:
+        """Read the conditions that can be read from notes and that the prior knows for all of the lines."""
+        read = {"key": [key_of(line) for line in lines], "time_signature": [line["time_signature"] for line in lines]}
+        known = self.config.conditions or {}
+        return {name: values for name, values in read.items() if set(values) <= set(known.get(name, ()))}
+
+    def interpolate_grid(self, corners: torch.Tensor, size: int = 5, **generate_kwargs) -> torch.Tensor:
+        """Decode a square of points between four latents, its corners included.
+
+        Args:
+            corners: `(4, Z)`: top left, top right, bottom left, bottom right.
+            size: Points along each side.
+            generate_kwargs: As in [`generate`].
+
+        Returns:
+            `(size * size, T)` ids, row by row.
+        """
+        if corners.shape[0] != 4:
+            raise ValueError(f"a grid has 4 corners, not {corners.shape[0]}")
+        weight = torch.linspace(0, 1, size, device=corners.device, dtype=corners.dtype)
+        left, right = slerp(corners[0], corners[2], weight), slerp(corners[1], corners[3], weight)  # (size, Z)
+        rows = [slerp(a, b, weight) for a, b in zip(left, right, strict=True)]
+        return self.decode(torch.cat(rows), **generate_kwargs)
