@@ -404,7 +404,9 @@ class MelodyOperations:
         return self.decode(slerp(a.flatten(), b.flatten(), weight), **generate_kwargs)
 
     @torch.no_grad()
-    def shift(self, latent: torch.Tensor, attribute: str, amount: float = 1.0, bars: int | None = None) -> torch.Tensor:
+    def shift(
+        self, latent: torch.Tensor, attribute: str, amount: float = 1.0, bars: int | torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Move latents so that their melodies have more or less of an attribute, and as much of the others.
 
         The learned prior takes a latent back to noise under the attributes that its melody has, and forth again
@@ -414,7 +416,7 @@ class MelodyOperations:
             latent: `(B, Z)` or `(Z,)`.
             attribute: One of `config.attributes`.
             amount: Standard deviations of the training data; negative for less.
-            bars: Bars of the melodies; `max_bars` by default.
+            bars: Bars of the melodies, a number or `(B,)`; `max_bars` by default.
 
         Returns:
             Latents of the same shape.
@@ -426,7 +428,7 @@ class MelodyOperations:
         if attribute not in known:
             raise ValueError(f"unknown attribute {attribute!r}; this model has {', '.join(known) or 'none'}")
         start = latent.reshape(-1, self.config.latent_size).to(self.device, self.dtype)
-        bars = bars or self.config.max_bars
+        bars = torch.as_tensor(self.config.max_bars if bars is None else bars).expand(len(start))
         lines = self.read_lines(self.decode(start, bars=bars))
         has = self.attributes_of(lines)  # (B, A)
         step = torch.zeros_like(has)
@@ -436,7 +438,8 @@ class MelodyOperations:
         for factor, begin, guidance in SHIFTS:
             asked = labels | {"attributes": has + factor * step}
             ways.append(self.prior.transport(start, labels, asked, begin=begin, guidance=guidance))
-        measured = self.attributes_of(self.read_lines(self.decode(torch.cat(ways), bars=bars)))
+        melodies = self.decode(torch.cat(ways), bars=bars.repeat(len(ways)))
+        measured = self.attributes_of(self.read_lines(melodies))
         error = (measured.unflatten(0, (len(ways), -1)) - has - step).square().sum(-1)  # (ways, B)
         best = torch.stack(ways)[error.argmin(0), torch.arange(len(start))]
         return best.view_as(latent)

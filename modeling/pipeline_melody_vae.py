@@ -5,10 +5,13 @@ from os import PathLike
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import Pipeline
 
 TASK = "melody-generation"
-MODES = ("sample", "reconstruct", "vary", "continue")
+MODES = ("sample", "reconstruct", "vary", "shift", "infill", "continue")
+READ = ("input_ids", "attention_mask")
+NEEDS_LATENT = ("reconstruct", "vary", "shift")
 
 
 def custom_pipelines() -> dict[str, dict[str, Any]]:
@@ -26,6 +29,8 @@ class MelodyGenerationPipeline(Pipeline):
     melodies = pipe(4, bars=8, seed=1)  # from nothing
     melodies = pipe("tune.mid")  # through the latent and back
     melodies = pipe("tune.mid", mode="vary", num=3, similarity=0.7)
+    melodies = pipe("tune.mid", mode="shift", attribute="note_density", amount=-1.0)
+    melodies = pipe("tune.mid", mode="infill", fill=[4, 5], num=3)
     melodies = pipe("tune.mid", mode="continue", primer_bars=4)
     Path("new.mid").write_bytes(melodies[0]["midi"])
     ```
@@ -46,17 +51,21 @@ class MelodyGenerationPipeline(Pipeline):
                 a score or a line of the data set; or a list of melodies, done in one batch. Generators and datasets
                 are streamed.
             kwargs: Any of these, here or when the pipeline is made:
-                mode (`str`): `sample`, `reconstruct`, `vary` or `continue`; `sample` without a melody and
-                    `reconstruct` with one by default.
-                num (`int`): Variations or continuations of each melody, 1 by default.
+                mode (`str`): `sample`, `reconstruct`, `vary`, `shift`, `infill` or `continue`; `sample` without a
+                    melody and `reconstruct` with one by default.
+                num (`int`): Variations, infills or continuations of each melody, 1 by default.
                 first_bar (`int`): Where the melody is cut, 0 by default.
                 bars (`int`): Bars to read of a melody, or to sample, or to reach in a continuation; as many as the
                     model holds by default.
                 primer_bars (`int`): Bars of the melody that a continuation keeps, 4 by default.
                 temperature (`float`): Of the softmax over tokens. 1 by default where samples are drawn;
-                    reconstructions and variations are greedy unless it is given.
+                    reconstructions, variations and shifts are greedy unless it is given.
                 similarity (`float`): Of variations, from 0 to 1, 0.8 by default.
-                conditions (`dict`): What samples and continuations shall be like; see `config.conditions`.
+                attribute (`str`): What a shift changes, one of `config.attributes`.
+                amount (`float`): By how much, in standard deviations of the training data, 1 by default.
+                fill (`list[int]`): Bars that an infill writes anew, from 0.
+                conditions (`dict`): What samples, infills and continuations shall be like; see
+                    `MelodyOperations.conditions_of`.
                 guidance (`float`): By how much conditions are exaggerated; 1, not at all, by default.
                 seed (`int`): Makes the result repeatable; the global random state is left alone.
                 tempo (`float`): Quarter notes per minute; the melody's own, or 120.
@@ -110,11 +119,13 @@ class MelodyGenerationPipeline(Pipeline):
         num = inputs if is_count else num
         if num < 1:
             raise ValueError(f"{num} melodies: there must be 1 or more")
-        if mode in ("reconstruct", "vary") and not self.model.config.latent_size:
-            raise ValueError(f"mode={mode!r}: this model has no latent (latent_size=0); it can sample and continue")
+        if mode in NEEDS_LATENT and not self.model.config.latent_size:
+            raise ValueError(
+                f"mode={mode!r}: this model has no latent (latent_size=0); it samples, fills and continues"
+            )
         longest = self.processor.max_bars
-        if bars is not None and not 1 <= bars <= longest:
-            raise ValueError(f"bars={bars}: this model writes 1 to {longest}")
+        if bars is not None and (bars < 1 or (bars > longest and not is_count)):
+            raise ValueError(f"bars={bars}: this model reads 1 to {longest} at a time; samples can be longer")
         prepared = {"mode": mode, "num": num, "bars": bars or longest, "lines": None}
         if mode == "sample":
             return prepared
@@ -143,47 +154,59 @@ class MelodyGenerationPipeline(Pipeline):
         seed: int | None = None,
         temperature: float | None = None,
         similarity: float = 0.8,
-        conditions: dict[str, str | Sequence[str]] | None = None,
+        attribute: str | None = None,
+        amount: float = 1.0,
+        fill: Sequence[int] = (),
+        conditions: dict[str, Any] | None = None,
         guidance: float = 1.0,
         **generate_kwargs,
     ) -> dict[str, Any]:
         """Write ids `(B * num, T)`, those of each melody in a row."""
         model, mode, num = self.model, model_inputs["mode"], model_inputs["num"]
-        if mode in ("reconstruct", "vary"):
+        told = {"conditions": conditions, "guidance": guidance}
+        if mode in NEEDS_LATENT:
             if conditions:
-                raise ValueError(f"conditions: mode={mode!r} has none; sample and continue do")
+                raise ValueError(f"conditions: mode={mode!r} has none; sample, infill and continue do")
             if temperature is not None:
                 generate_kwargs |= {"do_sample": True, "temperature": temperature, "top_k": 0}
-            ids = self._decode(model_inputs, seed, similarity, generate_kwargs)
+            ids = self._decode(model_inputs, seed, similarity, attribute, amount, generate_kwargs)
         else:
             generate_kwargs |= {"temperature": 1.0 if temperature is None else temperature}
-            if not model.config.latent_size:
-                model.conditions_of(conditions, num)  # which refuses any
             if mode == "sample":
-                bars = model_inputs["bars"]
-                ids = model.sample(num, seed, bars=bars, conditions=conditions, guidance=guidance, **generate_kwargs)
+                ids = model.sample(num, seed, bars=model_inputs["bars"], **told, **generate_kwargs)
+            elif mode == "infill":
+                batch = {name: model_inputs[name].repeat_interleave(num, dim=0) for name in READ}
+                ids = model.infill(**batch, bars=fill, seed=seed, **told, **generate_kwargs)
             else:
+                model.conditions_of(conditions, num)  # refuses what the model does not know
                 ids = self._continue(model_inputs, seed, conditions, guidance, generate_kwargs)
         return {"ids": ids, "num": num, "lines": model_inputs["lines"], "is_list": model_inputs.get("is_list", False)}
 
     def _decode(
-        self, model_inputs: dict[str, Any], seed: int | None, similarity: float, generate_kwargs: dict
+        self,
+        model_inputs: dict[str, Any],
+        seed: int | None,
+        similarity: float,
+        attribute: str | None,
+        amount: float,
+        generate_kwargs: dict,
     ) -> torch.Tensor:
         """Write melodies anew from their latents, or from latents near by."""
-        model, num = self.model, model_inputs["num"]
+        model, num, mode = self.model, model_inputs["num"], model_inputs["mode"]
         with model.seeded(seed):
             latent = model.encode(model_inputs["input_ids"], model_inputs["attention_mask"]).latent_mean
             bars = model.is_bar_token[model_inputs["input_ids"]].sum(-1)  # (B,)
-            if model_inputs["mode"] == "reconstruct":
-                latent, bars = (each.repeat_interleave(num, dim=0) for each in (latent, bars))
-                return model.decode(latent, bars=bars, **generate_kwargs)
-            variations = [
-                model.vary(each, n=num, similarity=similarity, bars=int(count), **generate_kwargs)
-                for each, count in zip(latent, bars, strict=True)
-            ]
-        width = max(ids.shape[1] for ids in variations)
-        pad = model.config.pad_token_id
-        return torch.cat([torch.nn.functional.pad(ids, (0, width - ids.shape[1]), value=pad) for ids in variations])
+            if mode == "vary":
+                variations = [
+                    model.vary(each, n=num, similarity=similarity, bars=int(count), **generate_kwargs)
+                    for each, count in zip(latent, bars, strict=True)
+                ]
+                width, pad = max(ids.shape[1] for ids in variations), model.config.pad_token_id
+                return torch.cat([nn.functional.pad(ids, (0, width - ids.shape[1]), value=pad) for ids in variations])
+            if mode == "shift":
+                latent = model.shift(latent, str(attribute), amount, bars=bars)
+            latent, bars = (each.repeat_interleave(num, dim=0) for each in (latent, bars))
+            return model.decode(latent, bars=bars, **generate_kwargs)
 
     def _continue(
         self,

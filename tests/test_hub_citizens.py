@@ -298,6 +298,25 @@ def test_a_continuation_begins_with_its_primer(pipe):
         assert melody["line"]["pitch"][:4] == LINE["pitch"][:4]
 
 
+def test_an_infill_keeps_the_other_bars_and_a_shift_is_the_models(processor):
+    plain = make_model(processor, num_prior_layers=1, attributes=["mean_pitch"])
+    plain.set_grammar(processor.grammar_table())
+    with torch.no_grad():
+        plain.prior.direction_proj.weight.normal_(std=0.3)
+    able = make_pipeline(plain, processor)
+    filled = able([LINE], mode="infill", fill=[1], num=3, seed=2)[0]
+    for melody in filled:
+        notes = zip(melody["line"]["start"], melody["line"]["pitch"], strict=True)
+        assert [note for note in notes if note[0] // 16 != 1] == [(0, 60), (4, 62), (32, 67)]
+    assert len({melody["midi"] for melody in filled}) > 1
+    batch = processor(lines=LINE, return_tensors="pt")
+    latent = plain.shift(plain.encode(**batch).latent_mean, "mean_pitch", -1.0, bars=3)
+    (shifted,) = able(LINE, mode="shift", attribute="mean_pitch", amount=-1.0, tempo=120, program=0)
+    assert shifted["midi"] == processor.to_midi_bytes(plain.decode(latent, bars=3))[0]
+    assert len(able(1, bars=2 * N + 1)[0]["line"]["pitch"]) > 0
+    assert able(1, bars=2 * N + 1)[0]["line"]["bars"] == 2 * N + 1
+
+
 def test_parameters_of_the_pipeline_are_defaults_of_its_calls(model, processor):
     mine = make_pipeline(model, processor, seed=3, bars=2, tempo=77)
     assert mine(2) == mine(2, seed=3)
@@ -309,12 +328,15 @@ def test_parameters_of_the_pipeline_are_defaults_of_its_calls(model, processor):
 @pytest.mark.parametrize(
     ("inputs", "options", "reason"),
     [
-        (1, {"mode": "wave"}, "mode='wave' is none of sample, reconstruct, vary, continue"),
+        (1, {"mode": "wave"}, "mode='wave' is none of sample, reconstruct, vary, shift, infill, continue"),
         (1, {"mode": "vary"}, "mode='vary' needs a melody .* not int"),
         (LINE, {"mode": "sample"}, "mode='sample' needs the number of melodies, not dict"),
         (0, {}, "0 melodies"),
         (LINE, {"num": -1}, "-1 melodies"),
-        (1, {"bars": N + 1}, f"bars={N + 1}: this model writes 1 to {N}"),
+        (LINE, {"bars": N + 1}, f"bars={N + 1}: this model reads 1 to {N} at a time"),
+        (1, {"bars": 0}, "bars=0: "),
+        (LINE, {"mode": "shift", "attribute": "mood"}, "unknown attribute 'mood'; this model has none"),
+        (LINE, {"mode": "infill", "fill": [3]}, "bar 3 cannot be filled: bars count from 0 to 2 here"),
         (LINE, {"mode": "continue", "primer_bars": 3, "bars": 3}, "primer_bars=3: must leave"),
         (LINE, {"conditions": {"key": "A minor"}}, "conditions: mode='reconstruct' has none"),
         (1, {"conditions": {"key": "H"}}, "unknown key 'H'"),
