@@ -119,20 +119,24 @@ class Operations:
         }
 
     def conditions(self, count: int, guidance: float) -> dict[str, Any]:
-        """Ask for keys and time signatures, and read from the notes whether they are obeyed."""
+        """Ask for keys and time signatures, and read from the notes whether they are obeyed, at once and in the end."""
         found: dict[str, Any] = {"guidance": guidance}
         known = self.model.config.conditions
         for name, measured in (("key", key_of), ("time_signature", lambda line: line["time_signature"])):
             if name not in known:
                 continue
             asked = [known[name][index % len(known[name])] for index in range(count)]
-            obeyed = []
-            for at in tqdm(range(0, count, AT_ONCE), desc=name, unit=" batches", leave=False):
-                values = asked[at : at + AT_ONCE]
-                ids = self.model.sample(len(values), seed=at, conditions={name: values}, guidance=guidance)
-                lines = self.processor.to_lines(ids)
-                obeyed += [measured(line) == value for line, value in zip(lines, values, strict=True)]
-            found[name] = {"values": len(known[name]), "samples": count, "obeyed": round(float(np.mean(obeyed)), 4)}
+            found[name] = {"values": len(known[name]), "samples": count}
+            for label, options in (("obeyed_at_once", {"attempts": 1}), ("obeyed", {})):
+                obeyed = []
+                for at in tqdm(range(0, count, AT_ONCE), desc=f"{name}, {label}", unit=" batches", leave=False):
+                    values = asked[at : at + AT_ONCE]
+                    ids = self.model.sample(
+                        len(values), seed=at, conditions={name: values}, guidance=guidance, **options
+                    )
+                    lines = self.processor.to_lines(ids)
+                    obeyed += [measured(line) == value for line, value in zip(lines, values, strict=True)]
+                found[name][label] = round(float(np.mean(obeyed)), 4)
         exact = [
             self.processor.to_lines(self.model.sample(4, seed=bars, bars=bars)) for bars in (1, 2, 5, 8, 16, 24, 32)
         ]
