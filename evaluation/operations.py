@@ -1,6 +1,7 @@
 """Measure what a model does when asked for something: `python -m evaluation.operations --model DIR --dataset DIR`.
 
-Validity at a high temperature, conditions obeyed, variations against similarity, infill, and pieces of 64 bars.
+Validity at a high temperature, conditions obeyed, variations against similarity, infill, pieces of 64 bars, shifts of
+attributes; with them what `benchmarks.attention` measured of the model's attention.
 """
 
 import argparse
@@ -18,10 +19,10 @@ from transformers import AutoModel, AutoProcessor
 
 from dataset_script.build import machine
 from evaluate_model import BARS, choose_windows
-from evaluation.attributes import encode_lines
+from evaluation.attributes import control, encode_lines
 from modeling.attributes_melody_vae import key_of, steps_per_bar
 from modeling.processing_melody_vae import FIRST_CHARACTER, WORD_PREFIX
-from train import UserError, load_lines, load_pretrained
+from train import LOG_NAME, UserError, load_lines, load_pretrained
 
 AT_ONCE = 64
 SIMILARITIES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -195,6 +196,21 @@ class Operations:
         }
 
 
+def read_log(model: str) -> dict[str, Any] | None:
+    """Return what `train.py` noted of a model's training, its curve left out; None if it lies elsewhere."""
+    path = Path(model) / LOG_NAME
+    if not path.is_file():
+        return None
+    log = json.loads(path.read_text(encoding="utf-8"))
+    return {name: log[name] for name in ("melodies_seen", "seconds", "arguments") if name in log}
+
+
+def read_attention(path: Path) -> dict[str, Any]:
+    """Return what a report of `benchmarks.attention` says of cost, memory and exactness."""
+    report = json.loads(path.read_text(encoding="utf-8"))
+    return {name: report[name] for name in ("worst_ratio", "largest_difference", "memory_mib", "targets", "machine")}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m evaluation.operations", description=__doc__)
@@ -207,26 +223,33 @@ def main(arguments: list[str] | None = None) -> int:
         "--melodies", type=int, default=64, help="test melodies to vary and fill, samples per condition"
     )
     parser.add_argument("--guidance", type=float, default=2.0, help="by how much conditions are exaggerated")
-    parser.add_argument("--attributes", type=Path, help="report of evaluation.attributes to include")
+    parser.add_argument("--probe_melodies", type=int, default=8000, help="training windows for the attributes' probe")
+    parser.add_argument(
+        "--attention", type=Path, default=Path("results/attention.json"), help="report of benchmarks.attention"
+    )
     options = parser.parse_args(arguments)
     try:
         model = load_pretrained(AutoModel, options.model).eval()
         operations = Operations(model, load_pretrained(AutoProcessor, options.model))
-        melodies = choose_windows(options.dataset, "test", options.melodies, 0)
+        sizes = {"train": options.probe_melodies} | dict.fromkeys(("validation", "test"), options.probe_melodies // 8)
+        chosen = {name: choose_windows(options.dataset, name, size, 0) for name, size in sizes.items()}
+        melodies = chosen["test"][: options.melodies]
         report = {
             "model": {
+                "name": Path(options.model).name,
                 "parameters": sum(each.numel() for each in model.parameters()),
                 "num_prior_layers": model.config.num_prior_layers,
+                "training": read_log(options.model),
             },
+            "attention": read_attention(options.attention),
             "variations": operations.variations(melodies[:16], 4),
             "infill": operations.infills(melodies, (4, 5, 10)),
             "conditions": operations.conditions(3 * options.melodies, options.guidance),
             "long": operations.long_pieces(16, options.dataset),
             "validity": operations.validity(options.samples, options.bars),
+            "attributes": control(model, operations.processor, chosen, options.melodies),
             "machine": machine(),
         }
-        if options.attributes:
-            report["attributes"] = json.loads(options.attributes.read_text(encoding="utf-8"))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -125,6 +125,73 @@ def dataset() -> str:
     )
 
 
+def operations() -> str:
+    """Sum up `results/model.json`: what a model does when it is asked for something."""
+    results = json.loads((RESULTS / "model.json").read_text())
+    attention, validity, infill = results["attention"], results["validity"], results["infill"]
+    asked, long, attributes = results["conditions"], results["long"], results["attributes"]
+    longest = attention["memory_mib"][-1]
+    rows = [
+        [
+            "a training step with relative attention, to one without the term",
+            f"{attention['worst_ratio']:.2f} at most",
+        ],
+        ["largest difference from the textbook's form, fp32", f"{attention['largest_difference']:.1e}"],
+        [
+            f"memory of one training pass at {longest['tokens']:,} tokens: ours, the textbook's",
+            f"{longest['causal']['ours']:.0f} MiB, {longest['causal']['textbook']:,.0f} MiB",
+        ],
+        [
+            f"invalid melodies at temperature {validity['temperature']}",
+            f"{validity['invalid']} of {validity['samples']:,}",
+        ],
+        ["notes outside a scale asked for", f"{validity['outside_the_scale']} of {validity['samples_in_d_dorian']:,}"],
+        ["infills that changed another bar", f"{infill['other_bars_changed']} of {infill['melodies']}"],
+        [
+            "distance of variations at similarity " + ", ".join(results["variations"]),
+            ", ".join(f"{distance:.2f}" for distance in results["variations"].values()),
+        ],
+    ]
+    rows += [
+        [
+            f"{name.replace('_', ' ')} as asked for (in the first draw)",
+            f"{of['obeyed']:.1%} ({of['obeyed_at_once']:.1%})",
+        ]
+        for name, of in asked.items()
+        if isinstance(of, dict) and "obeyed_at_once" in of
+    ]
+    rows.append(["bars as asked for, 1 to 32", f"{asked['bars']['obeyed']:.1%}"])
+    lags = list(long["bar_pair_similarity"])
+    rows.append(
+        [
+            f"likeness of bars {', '.join(lags)} apart in pieces of {long['bars']} bars (in the data)",
+            ", ".join(
+                f"{long['bar_pair_similarity'][lag]:.2f} ({long['bar_pair_similarity_of_test_lines'][lag]:.2f})"
+                for lag in lags
+            ),
+        ]
+    )
+    response = attributes["mean_response"]["+1.0"]
+    moves = [
+        [
+            name.replace("_", " "),
+            f"{row[name]:+.2f}",
+            f"{max((abs(value), value) for other, value in row.items() if other != name)[1]:+.2f}",
+            f"{attributes['r_squared'][name]:.2f}",
+        ]
+        for name, row in response.items()
+    ]
+    return (
+        f"What a model of {results['model']['parameters'] / 1e6:.1f} M parameters does when asked "
+        f"(`{results['model']['name']}`, {results['machine']['processor']}):\n\n"
+        + table(["", "measured"], rows)
+        + f"\nA request to `shift` {attributes['melodies']['shifted']} test melodies by +1 standard deviation moved "
+        "them, in the mean:\n\n"
+        + table(["attribute", "itself", "the other that moved most", "R² of a linear probe of the latent"], moves)
+        + "\nWritten by `make report` from `results/model.json`.\n"
+    )
+
+
 def draw_pictures() -> None:
     """Draw the curves of every run in `results/` that has a training history."""
     for path in sorted(RESULTS.glob("*.json")):
@@ -149,7 +216,12 @@ def tree() -> str:
     return "```text\n" + "\n".join(rows) + "\n```\n"
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"dataset": dataset, "first_run": first_run, "tree": tree}
+BLOCKS: dict[str, Callable[[], str]] = {
+    "dataset": dataset,
+    "first_run": first_run,
+    "operations": operations,
+    "tree": tree,
+}
 
 
 def render(document: str) -> str:

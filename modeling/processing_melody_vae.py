@@ -8,19 +8,28 @@ A step is a `steps_per_beat`th of the beat, the beat being the note that the tim
 from __future__ import annotations  # symusic's Score is a factory, no class
 
 import json
+import sys
+from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Iterable
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 
 import torch
 from miditok import REMI, TokenizerConfig, TokSequence
-from symusic import Note, Score, Tempo, TimeSignature, Track, types
+from miditok.constants import MIDI_INSTRUMENTS
+from symusic import KeySignature, Note, Score, Tempo, TimeSignature, Track, types
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
+from transformers.utils import logging
 
-from .attributes_melody_vae import steps_per_bar
+from .attributes_melody_vae import PITCH_NAMES, key_of, steps_per_bar
 from .constraints_melody_vae import BEFORE, HIGHEST_PITCH, SPECIAL_ROW, UNUSABLE, piece_of, summarise_token
+from .lead_melody_vae import bar_grid, join_pick_ups, quantise, rate_tracks
+
+logger = logging.get_logger(f"transformers.{__name__}")  # under the name whose verbosity transformers sets
 
 FIRST_CHARACTER = 33  # MidiTok writes the base token i as chr(i + 33)
 WORD_PREFIX = "\u2581"  # what the fast tokenizer puts before each word, so before each bar
@@ -29,7 +38,6 @@ MAX_NOTE_BEATS = 16
 TIME_SIGNATURES = {4: [2, 3, 4, 5, 6, 7], 8: [3, 5, 6, 7, 9, 12]}  # denominator: numerators
 SPECIAL_TOKENS = ["PAD", "BOS", "EOS", "MASK"]
 TICKS_PER_QUARTER = 480  # of the scores that are handed out
-NAMES_OF_TUNES = ("melod", "vocal", "voice", "lead", "vox", "sing", "tune", "solo")
 
 
 @lru_cache
@@ -58,12 +66,22 @@ def is_supported(time_signature: str) -> bool:
     return numerator in TIME_SIGNATURES.get(denominator, ())
 
 
-def line_to_score(line: dict, ticks_per_quarter: int = TICKS_PER_QUARTER) -> types.Score:
+def key_signature_of(key: str) -> types.KeySignature:
+    """Write a key such as `D minor` as a key signature: sharps, flats if negative, six at most."""
+    tonic, mode = key.split()
+    is_minor = mode == "minor"
+    fifths = 7 * (PITCH_NAMES.index(tonic) + 3 * is_minor) % 12  # from C major; a minor key is that of its third
+    return KeySignature(0, fifths - 12 * (fifths > 6), int(is_minor))
+
+
+def line_to_score(line: dict, ticks_per_quarter: int = TICKS_PER_QUARTER, first_bar: int = 0) -> types.Score:
     """Write a line as a score of one track.
 
     Args:
-        line: See the module's docstring; `tempo` defaults to 120 quarter notes per minute, `program` to 0.
+        line: See the module's docstring; `tempo` defaults to 120 quarter notes per minute, `program` to 0, and without
+            a `key` there is no key signature.
         ticks_per_quarter: Resolution; a grid step must be a whole number of ticks.
+        first_bar: Empty bars before the line.
 
     Returns:
         The score. All velocities are 100.
@@ -74,8 +92,12 @@ def line_to_score(line: dict, ticks_per_quarter: int = TICKS_PER_QUARTER) -> typ
     score.time_signatures.append(TimeSignature(0, numerator, denominator))
     score.tempos.append(Tempo(0, qpm=float(line.get("tempo", 120.0))))
     track = Track(name="Melody", program=int(line.get("program", 0)))
+    if line.get("key"):
+        score.key_signatures.append(key_signature_of(line["key"]))
+    before = first_bar * steps_per_bar(line)
     for pitch, start, duration in zip(line["pitch"], line["start"], line["duration"], strict=True):
-        track.notes.append(Note(int(start) * ticks_per_step, int(duration) * ticks_per_step, int(pitch), 100))
+        onset = (before + int(start)) * ticks_per_step
+        track.notes.append(Note(onset, int(duration) * ticks_per_step, int(pitch), 100))
     score.tracks.append(track)
     return score
 
@@ -98,18 +120,6 @@ def make_monophonic(notes: Iterable[tuple[int, int, int]], end: int) -> tuple[li
     limits = dict(zip(starts, [*starts[1:], end], strict=False))  # where the next note begins
     durations = [max(1, min(highest[start][1], limits[start] - start)) for start in starts]
     return starts, durations, [highest[start][0] for start in starts]
-
-
-def tune_likeness(track: types.Track) -> float:
-    """Rate how much a track is the tune that one would hum: monophonic, singable, busy, and called so."""
-    notes = track.notes.numpy()
-    onsets = len(set(notes["time"].tolist()))
-    monophony = onsets / len(notes["time"])
-    singable = 1 - min(abs(float(notes["pitch"].mean()) - 72) / 36, 1)
-    variety = min(len(set(notes["pitch"].tolist())) / 8, 1)
-    busy = min(onsets / 64, 1)
-    named = any(word in track.name.lower() for word in NAMES_OF_TUNES)
-    return 2 * named + 1.5 * monophony + singable + variety + busy
 
 
 def name_of(midi: str | Path | bytes | types.Score) -> str:
@@ -138,74 +148,161 @@ def read_score(midi: str | Path | bytes | types.Score) -> types.Score:
         raise ValueError(f"{name}: not a MIDI file, or a broken one; export it again as standard MIDI") from error
 
 
-def find_melody(midi: str | Path | bytes | types.Score, steps_per_beat: int = 4) -> dict:
-    """Find the tune of a MIDI file and lay it on the grid.
+def find_tunes(midi: str | Path | bytes | types.Score, steps_per_beat: int = 4) -> list[dict]:
+    """List what could be the tune of a MIDI file, best first, laid on the grid.
 
-    Of the tracks that are not drums it takes the one most like a tune ([`tune_likeness`]), from the bar of its first
-    note up to the first change of time signature after it.
+    Each track that is not drums gives a line for each of its stretches of constant time signature. The tracks are in
+    the order of their lead scores ([`rate_tracks`]), those in which the data set finds no melody last; of one track the
+    stretch with the most notes comes first. Grid, skyline and choice are the data set's. Unlike there, a line goes on
+    through silence, it may be short or of chords, notes out of range are left out of it, and it begins with its
+    pick-up ([`join_pick_ups`]).
 
     Args:
         midi: Path, bytes of a MIDI file, or score.
         steps_per_beat: Grid steps per beat.
 
     Returns:
-        A line, with `tempo` and `program`.
+        Lines with more of the data set's columns, `track` (index in the file), `program`, `lead_score`, `tempo` and
+        `key`; and with `file`, `tracks` (how many the file has), `track_name`, `track_notes` (before any is left out)
+        and `first_bar` (bars of the file before the line).
 
     Raises:
         ValueError: If the file cannot be read, has no notes, or a time signature outside the vocabulary; names it.
     """
-    score = read_score(midi)
-    tracks = [track for track in score.tracks if not track.is_drum and len(track.notes)]
+    score, file = read_score(midi), name_of(midi)
+    tracks = {index: track for index, track in enumerate(score.tracks) if not track.is_drum and len(track.notes)}
     if not tracks:
-        raise ValueError(f"{name_of(midi)}: no notes outside the drums; give a MIDI file that has a melody")
-    track = max(tracks, key=tune_likeness)
-    first = min(note.start for note in track.notes)
-    signatures = sorted(
-        (signature.time, 2 * signature.numerator, 4)  # cut time: the same bar lines on the finer grid
-        if signature.denominator == 2
-        else (signature.time, signature.numerator, signature.denominator)
-        for signature in score.time_signatures
+        raise ValueError(f"{file}: no notes outside the drums; give a MIDI file that has a melody")
+    if score.ticks_per_quarter < 1:
+        raise ValueError(f"{file}: its time is in frames per second; export it in ticks per quarter note")
+    units = (score.ticks_per_quarter, steps_per_beat)
+    signatures = ((each.time, each.numerator, each.denominator) for each in score.time_signatures)
+    grid = bar_grid(signatures, score.ticks_per_quarter)
+    columns = [track.notes.numpy() for track in tracks.values()]
+    time, duration, pitch = (
+        torch.cat([torch.as_tensor(each[name]).long() for each in columns]) for name in ("time", "duration", "pitch")
     )
-    signatures = [(0, 4, 4), *signatures]
-    origin, numerator, denominator = [signature for signature in signatures if signature[0] <= first][-1]
-    time_signature = f"{numerator}/{denominator}"
-    if not is_supported(time_signature):
+    owner = torch.arange(len(tracks)).repeat_interleave(torch.tensor([len(each["time"]) for each in columns]))
+    try:
+        notes = quantise(owner, time, pitch, duration, grid, *units)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}; cut it in an editor and export it again") from error
+    programs, names = [track.program for track in tracks.values()], [track.name for track in tracks.values()]
+    lead_scores, is_melody = rate_tracks(notes, grid, programs, names, steps_per_beat)
+
+    passages = defaultdict(list)  # the notes of each track in each stretch
+    notes = join_pick_ups(notes, time, duration, grid, *units)
+    for own, stretch, step, height, length in zip(*(column.tolist() for column in notes), strict=True):
+        if MIN_PITCH <= height <= MAX_PITCH:
+            passages[own, stretch].append((step, length, height))
+    if not passages:
+        raise ValueError(f"{file}: no note between the MIDI pitches {MIN_PITCH} and {MAX_PITCH}")
+
+    def rank(passage: tuple[int, int]) -> tuple:
+        track = passage[0]
+        return not is_melody[track], -lead_scores[track], track, -len(passages[passage]), passage
+
+    order = sorted(passages, key=rank)
+    signatures = [f"{stretch.numerator}/{stretch.denominator}" for stretch in grid]
+    readable = [(own, stretch) for own, stretch in order if is_supported(signatures[stretch])]
+    if not readable:
         raise ValueError(
-            f"{name_of(midi)}: time signature {time_signature} is not in the vocabulary: {TIME_SIGNATURES}"
+            f"{file}: time signature {signatures[order[0][1]]} is not in the vocabulary: {TIME_SIGNATURES}"
         )
-    end = min(
-        [time for time, *other in signatures if time > first and tuple(other) != (numerator, denominator)], default=None
-    )
-    step = score.ticks_per_quarter * 4 / (denominator * steps_per_beat)  # ticks
-    bar = numerator * steps_per_beat  # steps
-    first_bar = round((first - origin) / step) // bar
-    notes = [
-        (
-            round((note.start - origin) / step) - first_bar * bar,
-            round((note.end - origin) / step) - round((note.start - origin) / step),
-            note.pitch,
-        )
-        for note in track.notes
-        if end is None or note.start < end
-    ]
-    last = max(start + max(duration, 1) for start, duration, _ in notes)
-    if end is not None:  # the last note may sound into the next time signature
-        last = min(last, round((end - origin) / step) - first_bar * bar)
-    bars = -(-last // bar)
-    starts, durations, pitches = make_monophonic(notes, bars * bar)
-    if not pitches:
-        raise ValueError(f"{name_of(midi)}: no note between the MIDI pitches {MIN_PITCH} and {MAX_PITCH}")
-    tempos = [tempo.qpm for tempo in score.tempos if tempo.time <= first]
-    return {
-        "pitch": pitches,
-        "start": starts,
-        "duration": durations,
-        "time_signature": time_signature,
-        "steps_per_beat": steps_per_beat,
-        "bars": bars,
-        "tempo": float(tempos[-1]) if tempos else 120.0,
-        "program": int(track.program),
-    }
+    tempos = sorted(((tempo.time, tempo.mspq) for tempo in score.tempos), key=itemgetter(0))
+    lines = []
+    for own, place in readable:
+        stretch, bar = grid[place], grid[place].numerator * steps_per_beat
+        first_bar = min(passages[own, place])[0] // bar  # of the stretch; -1 for a pick-up
+        placed = [(step - first_bar * bar, length, height) for step, length, height in passages[own, place]]
+        starts, durations, pitches = make_monophonic(placed, sys.maxsize)
+        # Half a step of grace: a note that was quantised backwards still begins in the tempo that it was played in.
+        ticks_per_step = 4 * score.ticks_per_quarter / (stretch.denominator * steps_per_beat)
+        ticks = stretch.start_ticks + (first_bar * bar + starts[0] + 0.5) * ticks_per_step
+        line = {
+            "pitch": pitches,
+            "start": starts,
+            "duration": durations,
+            "time_signature": signatures[place],
+            "steps_per_beat": steps_per_beat,
+            "bars": -(-(starts[-1] + durations[-1]) // bar),
+            "tempo": tempo_at(ticks, tempos),
+            "program": programs[own],
+            "file": file,
+            "tracks": len(score.tracks),
+            "track": list(tracks)[own],
+            "track_name": names[own],
+            "track_notes": len(columns[own]["time"]),
+            "lead_score": lead_scores[own],
+            "first_bar": stretch.first_bar + first_bar,
+        }
+        lines.append({**line, "key": key_of(line)})
+    return lines
+
+
+def tempo_at(ticks: float, tempos: list[tuple[int, int]]) -> float:
+    """Return the quarter notes per minute at a time, of sorted (ticks, microseconds per quarter); 120 before them."""
+    place = bisect_right(tempos, ticks, key=itemgetter(0))
+    return 60e6 / max(tempos[place - 1][1], 1) if place else 120.0
+
+
+def choose_tune(tunes: list[dict], track: int | None = None) -> dict:
+    """Take the best of a file's lines ([`find_tunes`]), of all or of one track.
+
+    Raises:
+        ValueError: If the track has none; says which have.
+    """
+    own = [line for line in tunes if track in (None, line["track"])]
+    if not own:
+        others = ", ".join(map(str, sorted({line["track"] for line in tunes})))
+        raise ValueError(f"{tunes[0]['file']}: track={track} has no melody to read; these have: {others}")
+    return own[0]
+
+
+def find_melody(midi: str | Path | bytes | types.Score, steps_per_beat: int = 4, track: int | None = None) -> dict:
+    """Find the tune of a MIDI file and lay it on the grid: the first that [`find_tunes`] lists.
+
+    Args:
+        midi: Path, bytes of a MIDI file, or score.
+        steps_per_beat: Grid steps per beat.
+        track: Index of the track to take, instead of the best.
+
+    Raises:
+        ValueError: If nothing can be read, or not from this track; names the file.
+    """
+    return choose_tune(find_tunes(midi, steps_per_beat), track)
+
+
+def label_of(line: dict) -> str:
+    """Name a line's track by its index and its name, or the instrument where it has none."""
+    name = line.get("track_name", "").strip()
+    return f"track={line['track']} " + (f'"{name}"' if name else f"({MIDI_INSTRUMENTS[line['program']]['name']})")
+
+
+def describe_line(line: dict, max_bars: int, tunes: Iterable[dict] = ()) -> str:
+    """Say in one sentence what a line is, where it comes from and how many windows it makes.
+
+    Args:
+        line: As [`find_tunes`] gives it; a row of the data set or any other line has less to say.
+        max_bars: Bars of one window.
+        tunes: The file's lines, of which the best of another track is named.
+    """
+    parts = []
+    if "track" in line:
+        of = f" of {line['tracks']}" if "tracks" in line else ""
+        other = next((each for each in tunes if each["track"] != line["track"]), None)
+        beside = f", next {label_of(other)} {other['lead_score']:.2f}" if other else ""
+        parts.append(f"the tune is {label_of(line)}{of} (lead score {line['lead_score']:.2f}{beside})")
+    place = f"in {line['time_signature']}"
+    if "first_bar" in line:
+        place = f"bars {line['first_bar'] + 1} to {line['first_bar'] + line['bars']} {place}"
+    parts.append(place + (f" at {line['tempo']:.4g} quarter notes a minute" if "tempo" in line else ""))
+    parts += [line["key"]] if line.get("key") else []
+    notes = f"{len(line['pitch'])} notes"
+    parts.append(notes + (f" of the track's {line['track_notes']}" if "track_notes" in line else ""))
+    windows = -(-line["bars"] // max_bars)
+    parts.append(f"{line['bars']} bars: {windows} window{'s' * (windows != 1)} of up to {max_bars}")
+    return (f"{line['file']}: " if "file" in line else "") + "; ".join(parts)
 
 
 def cut_bars(line: dict, first_bar: int, bars: int) -> dict:
@@ -214,8 +311,10 @@ def cut_bars(line: dict, first_bar: int, bars: int) -> dict:
     bars = min(bars, line["bars"] - first_bar)
     low, high = first_bar * bar, (first_bar + bars) * bar
     kept = [index for index, start in enumerate(line["start"]) if low <= start < high]
+    place = {"first_bar": line["first_bar"] + first_bar} if "first_bar" in line else {}
     return {
         **line,
+        **place,
         "pitch": [line["pitch"][index] for index in kept],
         "start": [line["start"][index] - low for index in kept],
         "duration": [min(line["duration"][index], high - line["start"][index]) for index in kept],
@@ -367,10 +466,44 @@ class MelodyProcessor(ProcessorMixin):
         """Whether the vocabulary has the time signature and the grid of a line."""
         return is_supported(time_signature) and steps_per_beat == self.steps_per_beat
 
-    def read(self, midi: str | Path | bytes | types.Score | list) -> list[dict]:
-        """Find the tune of each MIDI file, as [`find_melody`] does; whole lines, not yet cut into windows."""
-        files = midi if isinstance(midi, list | tuple) else [midi]
-        return [find_melody(each, self.steps_per_beat) for each in files]
+    def tunes(self, midi: str | Path | bytes | types.Score) -> list[dict]:
+        """List what could be the tune of a MIDI file, best first: whole lines, as [`find_tunes`] describes them."""
+        return find_tunes(midi, self.steps_per_beat)
+
+    def read(self, midi: str | Path | bytes | types.Score | list, track: int | None = None) -> list[dict]:
+        """Find the tune of each MIDI file; whole lines, not yet cut into windows.
+
+        What was found is logged, see [`MelodyProcessor.describe`], after `transformers.logging.set_verbosity_info()`.
+
+        Args:
+            midi: Path, bytes of a MIDI file, score, or a list of them.
+            track: Index of the track to take, instead of the best.
+
+        Raises:
+            ValueError: If a file has no tune to read; names it and says why.
+        """
+        lines = []
+        for each in midi if isinstance(midi, list | tuple) else [midi]:
+            tunes = self.tunes(each)
+            lines.append(choose_tune(tunes, track))
+            logger.info(describe_line(lines[-1], self.max_bars, tunes))
+        return lines
+
+    def windows(self, line: dict) -> list[dict]:
+        """Cut a line into windows of up to `max_bars` bars, one after the other, the last of which may be shorter."""
+        return [cut_bars(line, first, self.max_bars) for first in range(0, line["bars"], self.max_bars)]
+
+    def describe(self, midi: str | Path | bytes | types.Score | dict, track: int | None = None) -> str:
+        """Say in one sentence what was found in a MIDI file, or where a line comes from.
+
+        Args:
+            midi: Path, bytes of a MIDI file, score, or a line.
+            track: Index of the track to take, instead of the best.
+        """
+        if isinstance(midi, dict):
+            return describe_line(midi, self.max_bars)
+        tunes = self.tunes(midi)
+        return describe_line(choose_tune(tunes, track), self.max_bars, tunes)
 
     def __call__(
         self,
@@ -378,6 +511,7 @@ class MelodyProcessor(ProcessorMixin):
         lines: dict | list[dict] | None = None,
         first_bar: int = 0,
         bars: int | None = None,
+        track: int | None = None,
         primer: bool = False,
         return_tensors: str | None = None,
         padding: bool | str = True,
@@ -388,8 +522,9 @@ class MelodyProcessor(ProcessorMixin):
         Args:
             midi: Path, bytes of a MIDI file, score, or a list of them; the tune is found in each.
             lines: Melody lines instead, such as rows of the data set.
-            first_bar: Where to cut the window.
+            first_bar: Where to cut the window; bars of the line before it.
             bars: Length of the window, at most and by default `max_bars`.
+            track: Index of the track that has the tune, in a MIDI file; by default it is found.
             primer: Leave the end open and pad on the left, for continuation.
             return_tensors: `pt` for tensors.
             padding: As in tokenizers.
@@ -403,8 +538,12 @@ class MelodyProcessor(ProcessorMixin):
         """
         if (midi is None) == (lines is None):
             raise ValueError("give either midi= or lines=")
+        if first_bar < 0:
+            raise ValueError(f"first_bar={first_bar}: bars count from 0, the line's first")
+        if bars is not None and bars < 1:
+            raise ValueError(f"bars={bars}: a window has 1 bar or more")
         if lines is None:
-            lines = self.read(midi)
+            lines = self.read(midi, track)
         lines = [lines] if isinstance(lines, dict) else lines
         windows = [cut_bars(line, first_bar, min(bars or self.max_bars, self.max_bars)) for line in lines]
         if empty := [index for index, window in enumerate(windows) if window["bars"] < 1]:
@@ -479,16 +618,34 @@ class MelodyProcessor(ProcessorMixin):
             "bars": bars,
         }
 
-    def to_scores(self, ids, tempo: float = 120.0, program: int = 0) -> list[types.Score]:
+    def to_scores(
+        self, ids, tempo: float | None = None, program: int | None = None, like: dict | list[dict] | None = None
+    ) -> list[types.Score]:
         """Write generated ids `(B, T)` as scores.
 
         Args:
             ids: `(B, T)` or a list of lists.
-            tempo: Quarter notes per minute.
-            program: General MIDI program, 0 to 127.
-        """
-        return [line_to_score({**line, "tempo": tempo, "program": program}) for line in self.to_lines(ids)]
+            tempo: Quarter notes per minute; that of `like`, or 120.
+            program: General MIDI program, 0 to 127; that of `like`, or 0.
+            like: A line, or one for each melody, from which the tempo, the program, the key signature and the first bar
+                are taken: beside the file where [`read`] or [`windows`] found it, the melody is in its own place.
 
-    def to_midi_bytes(self, ids, tempo: float = 120.0, program: int = 0) -> list[bytes]:
-        """Write generated ids `(B, T)` as MIDI files."""
-        return [score.dumps_midi() for score in self.to_scores(ids, tempo, program)]
+        Raises:
+            ValueError: If there are not as many lines as melodies.
+        """
+        lines = self.to_lines(ids)
+        sources = [like or {}] * len(lines) if like is None or isinstance(like, dict) else like
+        if len(sources) != len(lines):
+            raise ValueError(f"like= has {len(sources)} lines for {len(lines)} melodies")
+        given = {name: value for name, value in (("tempo", tempo), ("program", program)) if value is not None}
+        scores = []
+        for line, source in zip(lines, sources, strict=True):
+            sound = {name: source[name] for name in ("tempo", "program", "key") if name in source}
+            scores.append(line_to_score({**line, **sound, **given}, first_bar=source.get("first_bar", 0)))
+        return scores
+
+    def to_midi_bytes(
+        self, ids, tempo: float | None = None, program: int | None = None, like: dict | list[dict] | None = None
+    ) -> list[bytes]:
+        """Write generated ids `(B, T)` as MIDI files; see [`MelodyProcessor.to_scores`]."""
+        return [score.dumps_midi() for score in self.to_scores(ids, tempo, program, like)]
