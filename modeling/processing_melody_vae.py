@@ -8,11 +8,10 @@ A step is a `steps_per_beat`th of the beat, the beat being the note that the tim
 from __future__ import annotations  # symusic's Score is a factory, no class
 
 import json
-import sys
 from bisect import bisect_right
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
+from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from transformers.utils import logging
 
 from .attributes_melody_vae import PITCH_NAMES, key_of, steps_per_bar
 from .constraints_melody_vae import BEFORE, HIGHEST_PITCH, SPECIAL_ROW, UNUSABLE, piece_of, summarise_token
-from .lead_melody_vae import bar_grid, join_pick_ups, quantise, rate_tracks
+from .lead_melody_vae import GridNotes, bar_grid, is_end, join_pick_ups, quantise, rate_tracks, skyline
 
 logger = logging.get_logger(f"transformers.{__name__}")  # under the name whose verbosity transformers sets
 
@@ -64,6 +63,21 @@ def is_supported(time_signature: str) -> bool:
     """Whether the vocabulary has a token for a time signature such as `6/8`."""
     numerator, denominator = map(int, time_signature.split("/"))
     return numerator in TIME_SIGNATURES.get(denominator, ())
+
+
+def readable_time_signature(numerator: int, denominator: int) -> tuple[int, int]:
+    """Find a time signature of the vocabulary for another one; itself where there is none, as for 11/8.
+
+    Bars are split into equal ones (8/4 into 4/4, 9/4 into 3/4), four of one beat are joined (1/4 to 4/4, which is what
+    most of POP909 is written in), and eighths are counted as quarters (4/8 as 2/4).
+    """
+    if equal := [each for each in TIME_SIGNATURES.get(denominator, ()) if numerator % each == 0]:
+        return max(equal), denominator
+    if numerator == 1:
+        return readable_time_signature(4, denominator)
+    if numerator % 2 == 0 and denominator > 4:
+        return readable_time_signature(numerator // 2, denominator // 2)
+    return numerator, denominator
 
 
 def key_signature_of(key: str) -> types.KeySignature:
@@ -154,8 +168,8 @@ def find_tunes(midi: str | Path | bytes | types.Score, steps_per_beat: int = 4) 
     Each track that is not drums gives a line for each of its stretches of constant time signature. The tracks are in
     the order of their lead scores ([`rate_tracks`]), those in which the data set finds no melody last; of one track the
     stretch with the most notes comes first. Grid, skyline and choice are the data set's. Unlike there, a line goes on
-    through silence, it may be short or of chords, notes out of range are left out of it, and it begins with its
-    pick-up ([`join_pick_ups`]).
+    through silence, it may be short or of chords, notes out of range are left out of it, it begins with its pick-up
+    ([`join_pick_ups`]), and time signatures outside the vocabulary are read in others ([`readable_time_signature`]).
 
     Args:
         midi: Path, bytes of a MIDI file, or score.
@@ -163,8 +177,8 @@ def find_tunes(midi: str | Path | bytes | types.Score, steps_per_beat: int = 4) 
 
     Returns:
         Lines with more of the data set's columns, `track` (index in the file), `program`, `lead_score`, `tempo` and
-        `key`; and with `file`, `tracks` (how many the file has), `track_name`, `track_notes` (before any is left out)
-        and `first_bar` (bars of the file before the line).
+        `key`; and with `file`, `tracks` (how many the file has), `track_name`, `track_notes` (before any is left out),
+        `written_time_signature` (in the file) and `first_bar` (bars of the file before the line).
 
     Raises:
         ValueError: If the file cannot be read, has no notes, or a time signature outside the vocabulary; names it.
@@ -176,68 +190,74 @@ def find_tunes(midi: str | Path | bytes | types.Score, steps_per_beat: int = 4) 
     if score.ticks_per_quarter < 1:
         raise ValueError(f"{file}: its time is in frames per second; export it in ticks per quarter note")
     units = (score.ticks_per_quarter, steps_per_beat)
-    signatures = ((each.time, each.numerator, each.denominator) for each in score.time_signatures)
-    grid = bar_grid(signatures, score.ticks_per_quarter)
-    columns = [track.notes.numpy() for track in tracks.values()]
-    time, duration, pitch = (
-        torch.cat([torch.as_tensor(each[name]).long() for each in columns]) for name in ("time", "duration", "pitch")
-    )
-    owner = torch.arange(len(tracks)).repeat_interleave(torch.tensor([len(each["time"]) for each in columns]))
+    signatures = [(each.time, each.numerator, each.denominator) for each in score.time_signatures]
+    written = bar_grid(signatures, score.ticks_per_quarter)
+    played = played_notes(tracks.values())
     try:
-        notes = quantise(owner, time, pitch, duration, grid, *units)
+        notes = quantise(*played, written, *units)
     except ValueError as error:
         raise ValueError(f"{file}: {error}; cut it in an editor and export it again") from error
     programs, names = [track.program for track in tracks.values()], [track.name for track in tracks.values()]
-    lead_scores, is_melody = rate_tracks(notes, grid, programs, names, steps_per_beat)
+    lead_scores, is_melody = rate_tracks(notes, written, programs, names, steps_per_beat)
 
-    passages = defaultdict(list)  # the notes of each track in each stretch
-    notes = join_pick_ups(notes, time, duration, grid, *units)
-    for own, stretch, step, height, length in zip(*(column.tolist() for column in notes), strict=True):
-        if MIN_PITCH <= height <= MAX_PITCH:
-            passages[own, stretch].append((step, length, height))
-    if not passages:
+    readable = [(each.start_ticks, *readable_time_signature(each.numerator, each.denominator)) for each in written]
+    grid = bar_grid(readable, score.ticks_per_quarter)
+    signature_at = {each.start_ticks: f"{each.numerator}/{each.denominator}" for each in written}
+    written_signatures = [signature_at[each.start_ticks] for each in grid]
+    if grid != written:
+        notes = quantise(*played, grid, *units)
+    notes, grid = join_pick_ups(notes, played, grid, *units)
+    is_in_range = (notes.pitch >= MIN_PITCH) & (notes.pitch <= MAX_PITCH)
+    if not is_in_range.any():
         raise ValueError(f"{file}: no note between the MIDI pitches {MIN_PITCH} and {MAX_PITCH}")
+    sky = skyline(GridNotes(*(column[is_in_range] for column in notes)), len(grid))
+    ends = (is_end(sky.track, sky.stretch).nonzero().flatten() + 1).tolist()
+    owners, stretches, steps, pitches, durations = (column.tolist() for column in sky[:5])
 
     def rank(passage: tuple[int, int]) -> tuple:
-        track = passage[0]
-        return not is_melody[track], -lead_scores[track], track, -len(passages[passage]), passage
+        own = owners[passage[0]]
+        return not is_melody[own], -lead_scores[own], own, passage[0] - passage[1]
 
-    order = sorted(passages, key=rank)
-    signatures = [f"{stretch.numerator}/{stretch.denominator}" for stretch in grid]
-    readable = [(own, stretch) for own, stretch in order if is_supported(signatures[stretch])]
-    if not readable:
-        raise ValueError(
-            f"{file}: time signature {signatures[order[0][1]]} is not in the vocabulary: {TIME_SIGNATURES}"
-        )
     tempos = sorted(((tempo.time, tempo.mspq) for tempo in score.tempos), key=itemgetter(0))
     lines = []
-    for own, place in readable:
-        stretch, bar = grid[place], grid[place].numerator * steps_per_beat
-        first_bar = min(passages[own, place])[0] // bar  # of the stretch; -1 for a pick-up
-        placed = [(step - first_bar * bar, length, height) for step, length, height in passages[own, place]]
-        starts, durations, pitches = make_monophonic(placed, sys.maxsize)
-        # Half a step of grace: a note that was quantised backwards still begins in the tempo that it was played in.
-        ticks_per_step = 4 * score.ticks_per_quarter / (stretch.denominator * steps_per_beat)
-        ticks = stretch.start_ticks + (first_bar * bar + starts[0] + 0.5) * ticks_per_step
+    for begin, end in sorted(pairwise([0, *ends]), key=rank):
+        own, place = owners[begin], grid[stretches[begin]]
+        bar, ticks_per_step = place.numerator * steps_per_beat, 4 * units[0] / (place.denominator * steps_per_beat)
+        first_bar = steps[begin] // bar
         line = {
-            "pitch": pitches,
-            "start": starts,
-            "duration": durations,
-            "time_signature": signatures[place],
+            "pitch": pitches[begin:end],
+            "start": [step - first_bar * bar for step in steps[begin:end]],
+            "duration": durations[begin:end],
+            "time_signature": f"{place.numerator}/{place.denominator}",
             "steps_per_beat": steps_per_beat,
-            "bars": -(-(starts[-1] + durations[-1]) // bar),
-            "tempo": tempo_at(ticks, tempos),
+            "bars": -(-(steps[end - 1] + durations[end - 1]) // bar) - first_bar,
+            # Half a step of grace: a note quantised backwards still begins in the tempo that it was played in.
+            "tempo": tempo_at(place.start_ticks + (steps[begin] + 0.5) * ticks_per_step, tempos),
             "program": programs[own],
             "file": file,
             "tracks": len(score.tracks),
             "track": list(tracks)[own],
             "track_name": names[own],
-            "track_notes": len(columns[own]["time"]),
+            "track_notes": len(list(tracks.values())[own].notes),
             "lead_score": lead_scores[own],
-            "first_bar": stretch.first_bar + first_bar,
+            "written_time_signature": written_signatures[stretches[begin]],
+            "first_bar": place.first_bar + first_bar,
         }
         lines.append({**line, "key": key_of(line)})
-    return lines
+    if not (readable_lines := [line for line in lines if is_supported(line["time_signature"])]):
+        signature = lines[0]["time_signature"]
+        raise ValueError(f"{file}: time signature {signature} is not in the vocabulary: {TIME_SIGNATURES}")
+    return readable_lines
+
+
+def played_notes(tracks: Collection[types.Track]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return track (counted from 0), onset and length in ticks, and pitch of all notes, int64 `(N,)` each."""
+    columns = [track.notes.numpy() for track in tracks]
+    counts = torch.tensor([len(each["time"]) for each in columns])
+    time, duration, pitch = (
+        torch.cat([torch.as_tensor(each[name]).long() for each in columns]) for name in ("time", "duration", "pitch")
+    )
+    return torch.arange(len(columns)).repeat_interleave(counts), time, duration, pitch
 
 
 def tempo_at(ticks: float, tempos: list[tuple[int, int]]) -> float:
@@ -293,13 +313,14 @@ def describe_line(line: dict, max_bars: int, tunes: Iterable[dict] = ()) -> str:
         other = next((each for each in tunes if each["track"] != line["track"]), None)
         beside = f", next {label_of(other)} {other['lead_score']:.2f}" if other else ""
         parts.append(f"the tune is {label_of(line)}{of} (lead score {line['lead_score']:.2f}{beside})")
-    place = f"in {line['time_signature']}"
+    place, written = f"in {line['time_signature']}", line.get("written_time_signature", line["time_signature"])
+    place += f" (written as {written})" if written != line["time_signature"] else ""
     if "first_bar" in line:
         place = f"bars {line['first_bar'] + 1} to {line['first_bar'] + line['bars']} {place}"
     parts.append(place + (f" at {line['tempo']:.4g} quarter notes a minute" if "tempo" in line else ""))
     parts += [line["key"]] if line.get("key") else []
-    notes = f"{len(line['pitch'])} notes"
-    parts.append(notes + (f" of the track's {line['track_notes']}" if "track_notes" in line else ""))
+    notes, all_notes = len(line["pitch"]), line.get("track_notes", len(line["pitch"]))
+    parts.append(f"{notes} notes" if notes == all_notes else f"{notes} of its {all_notes} notes")
     windows = -(-line["bars"] // max_bars)
     parts.append(f"{line['bars']} bars: {windows} window{'s' * (windows != 1)} of up to {max_bars}")
     return (f"{line['file']}: " if "file" in line else "") + "; ".join(parts)
