@@ -1,0 +1,164 @@
+"""The model's repository: its folder, ONNX graphs, samples to hear, the metrics and results, and the card."""
+
+import json
+from argparse import Namespace
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import export_onnx
+import generate
+from generate import UserError, first_line, load_model
+from publishing import model_card
+from publishing.hub import digest
+from publishing.staging import files_below, keep
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("*.json", "*.py", "*.safetensors")  # of the model's folder; checkpoints below it stay at home
+NUM_SAMPLES, SEED = 4, 0
+
+
+def check_code(folder: Path) -> None:
+    """Check that a model carries the code of this repository.
+
+    Raises:
+        UserError: If a file is missing or another: what is tested here would not be what is published.
+    """
+    for file in sorted((ROOT / "modeling").glob("*.py")):
+        if file.name != "__init__.py" and (
+            not (folder / file.name).is_file() or (folder / file.name).read_bytes() != file.read_bytes()
+        ):
+            raise UserError(
+                f"{folder}/{file.name}: not what modeling/{file.name} is now; load the model with "
+                "modeling.MelodyVAEModel.from_pretrained, its processor with modeling.MelodyProcessor, "
+                "and save_pretrained both again"
+            )
+
+
+def write_onnx(model: Any, folder: Path) -> None:
+    """Export a model, see that onnxruntime writes what torch writes, and take out what only debuggers read.
+
+    torch's exporter notes for each node the lines and folders of the program that it came from: those of this machine.
+    """
+    import onnx
+
+    export_onnx.export(model, folder)
+    for file in folder.glob("*.onnx"):
+        graph = onnx.load(file)
+        for part in (graph, graph.graph, *graph.graph.node, *graph.graph.value_info, *graph.graph.initializer):
+            del part.metadata_props[:]
+        for node in graph.graph.node:
+            node.doc_string = ""
+        onnx.save(graph, file)
+    export_onnx.compare(model, folder)
+
+
+def write_samples(folder: Path, name: str, output: Path) -> None:
+    """Write melodies from nothing, as MIDI, sound and picture, and a page of them."""
+    wish = ["sample", "--model", str(folder), "--output", str(output), "--num", str(NUM_SAMPLES), "--seed", str(SEED)]
+    args: Namespace = generate.make_parser().parse_args(wish)
+    studio = generate.Studio(args)
+    section = generate.sample(studio)
+    introduction = (
+        f"The first {NUM_SAMPLES} melodies of {name}, drawn by seed {SEED}. Nothing was picked out or mended."
+    )
+    studio.album.publish(f"Melodies of {name}", introduction, [section], f"{name}, seed {SEED}")
+
+
+def metric_files() -> dict[str, Path]:
+    """Map the `evaluate` modules and their cards by their paths in the repository."""
+    folders = [file.parent for file in sorted((ROOT / "evaluation").glob("*/README.md"))]
+    modules = [folder for folder in folders if (folder / f"{folder.name}.py").is_file()]
+    return {path: file for each in modules for path, file in files_below(each, f"evaluation/{each.name}/").items()}
+
+
+def read_log(file: Path) -> Mapping[str, Any] | None:
+    """Read a training log, if there is one.
+
+    Raises:
+        UserError: If it is broken.
+    """
+    if not file.is_file():
+        return None
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: no log of a training ({first_line(error)}); take it away") from error
+
+
+def stage(
+    folder: Path,
+    repo_id: str,
+    staging: Path,
+    results: Path = ROOT / "results",
+    revision: str = "main",
+    endpoint: str = "https://huggingface.co",
+    dataset_id: str | None = None,
+    space_id: str | None = None,
+) -> dict[str, Path]:
+    """Gather what the model's repository is to hold.
+
+    Args:
+        folder: As `train.py` and `save_pretrained` write it.
+        repo_id: Of the model.
+        staging: Folder for what is made here: ONNX graphs, samples, card.
+        results: Folder of the measured numbers.
+        revision: Branch that the card's links lead to.
+        endpoint: Address of the Hub that they lead to.
+        dataset_id: Of the data set that it was trained on, if that is published.
+        space_id: Of a Space that plays it.
+
+    Returns:
+        Local file of each path in the repository.
+
+    Raises:
+        UserError: If the folder is no whole model of ours, or a result is broken.
+    """
+    generate.check(Namespace(model=str(folder)))
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give one that train.py wrote")
+    check_code(folder)
+    name = repo_id.split("/")[-1]
+    own = {file.name: file for pattern in PARTS for file in sorted(folder.glob(pattern))}
+    _, model = load_model(str(folder))
+    parameters, config = model.num_parameters(), model.config.to_dict()
+
+    sources = list(own.values())
+    program = [ROOT / "generate.py", *sorted((ROOT / "rendering").glob("*.py")), Path(__file__)]
+    versions = [version(package) for package in ("torch", "transformers", "matplotlib", "symusic")]
+    key = digest([*sources, *program], name, *versions)
+    samples = keep(staging / "samples", key, lambda part: write_samples(folder, name, part))
+    program = [ROOT / "export_onnx.py", export_onnx.RUNTIME, Path(__file__)]
+    try:
+        versions = [version(package) for package in ("torch", "transformers", *export_onnx.NEEDED)]
+    except ImportError as error:
+        raise UserError(f'{first_line(error)} is needed for the ONNX graphs; run pip install -e ".[onnx]"') from error
+    onnx = keep(staging / "onnx", digest([*sources, *program], *versions), lambda part: write_onnx(model, part))
+
+    metrics = metric_files()
+    logs = {part: log for part, file in model_card.LOGS.items() if (log := read_log(folder / file))}
+    published = model_card.Published(
+        name=folder.resolve().name,
+        repo_id=repo_id,
+        config=config,
+        parameters=parameters,
+        logs=logs,
+        samples=sorted(file.stem for file in samples.glob("*.mid")),
+        has_onnx=True,
+        metrics=sorted({Path(path).parts[1] for path in metrics}),
+        revision=revision,
+        endpoint=endpoint,
+        dataset_id=dataset_id,
+        space_id=space_id,
+    )
+    card, evaluation, used = model_card.render(published, model_card.read_results(results))
+    (staging / "README.md").write_text(card, encoding="utf-8")
+    files = own | {"README.md": staging / "README.md", "LICENSE": ROOT / "LICENSE"}
+    files |= files_below(onnx, "onnx/") | files_below(samples, "samples/") | metrics
+    files |= {f"results/{file}": results / file for file in used}
+    if evaluation and dataset_id:
+        entries = staging / "eval_results.yaml"
+        entries.write_text(model_card.eval_results_yaml(evaluation, published), encoding="utf-8")
+        files[".eval_results/melody_lines.yaml"] = entries
+    return files
