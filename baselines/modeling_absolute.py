@@ -1,0 +1,130 @@
+"""Music Transformer with absolute positions: what relative attention is measured against.
+
+Dimension key: B batch, T tokens, C hidden size.
+"""
+
+import math
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from modeling.modeling_melody_vae import MelodyVAEModel, MelodyVAEOutput
+from modeling.relative_attention import MelodyVAELayer, RelativeAttention
+
+from .configuration_baselines import AbsoluteMusicTransformerConfig
+
+
+class AbsoluteAttention(RelativeAttention):
+    """Identical to [`RelativeAttention`] except that it knows no distances."""
+
+    def __init__(self, config: AbsoluteMusicTransformerConfig, layer_idx: int):
+        super().__init__(config, layer_idx, is_causal=True)
+        del self.distance_embedding
+
+    def init_weights(self, std: float) -> None:
+        """There are no weights of its own to draw."""
+
+    def position_bias(self, query: torch.Tensor, num_keys: int, past: int | torch.Tensor) -> torch.Tensor | None:  # pyright: ignore[reportIncompatibleMethodOverride] - attention functions take None
+        """Return no bias."""
+        return None
+
+    def is_blockwise(self, query: torch.Tensor, past_key_values) -> bool:
+        """Whether blocks are faster: not where nothing is added to the logits."""
+        return False
+
+
+class Sinusoids(nn.Module):
+    """Sines and cosines of the position (Vaswani et al. 2017, arXiv:1706.03762, section 3.5), for any length.
+
+    A deviation: they are scaled by a number that is learned (Li et al. 2018, arXiv:1809.08895) and starts as small as
+    the embeddings of tokens do here; of the paper's size they would drown them.
+    """
+
+    def __init__(self, config: AbsoluteMusicTransformerConfig):
+        super().__init__()
+        self.hidden_size = config.hidden_size
+        self.scale = nn.Parameter(torch.empty(1))
+
+    def forward(self, position_ids: torch.Tensor) -> torch.Tensor:
+        """Return `(B, T, C)` for `position_ids` `(B, T)`."""
+        index = torch.arange(0, self.hidden_size, 2, device=position_ids.device)
+        angles = position_ids[..., None] * torch.exp(-math.log(10_000) * index / self.hidden_size)  # (B, T, C / 2)
+        return self.scale * torch.cat([angles.sin(), angles.cos()], dim=-1)[..., : self.hidden_size]
+
+
+class PositionedLayer(MelodyVAELayer):
+    """The first layer: identical to the others except that it is told the positions."""
+
+    def __init__(self, config: AbsoluteMusicTransformerConfig):
+        super().__init__(config, 0, is_causal=True)
+        self.positions = Sinusoids(config)
+
+    def forward(
+        self, hidden_states: torch.Tensor, condition: None = None, *, position_ids: torch.Tensor, **kwargs
+    ) -> torch.Tensor:
+        """Transform `hidden_states` `(B, T, C)` at `position_ids` `(B, T)`; there is no latent to be a condition."""
+        return super().forward(hidden_states, self.positions(position_ids).to(hidden_states.dtype), **kwargs)
+
+
+class AbsoluteMusicTransformer(MelodyVAEModel):
+    """Identical to [`MelodyVAEModel`] with `latent_size=0` except for absolute instead of relative positions.
+
+    This is the "Transformer" of Music Transformer's comparisons (Huang et al. 2018, arXiv:1809.04281, table 3).
+
+    Args:
+        config: An [`AbsoluteMusicTransformerConfig`].
+
+    Raises:
+        ValueError: If the configuration has a latent.
+    """
+
+    config: AbsoluteMusicTransformerConfig
+    config_class = AbsoluteMusicTransformerConfig
+    _no_split_modules = ["MelodyVAELayer", "PositionedLayer"]  # noqa: RUF012 - the base class's own form
+
+    def __init__(self, config: AbsoluteMusicTransformerConfig):
+        if config.latent_size:
+            raise ValueError(f"latent_size={config.latent_size}: this baseline is a language model and has no latent")
+        super().__init__(config)
+        self.layers[0] = PositionedLayer(config)
+        for index, layer in enumerate(self.layers):
+            layer.attention = AbsoluteAttention(config, index)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        # Here, not at their attention: the library passes over modules without weights of their own.
+        if isinstance(module, nn.Linear) and any(module is layer.attention.o_proj for layer in self.layers):
+            std = self.config.initializer_range / (2 * self.config.num_hidden_layers) ** 0.5
+            init.normal_(module.weight, mean=0.0, std=std)
+        elif isinstance(module, Sinusoids):
+            init.constant_(module.scale, math.sqrt(2) * self.config.initializer_range)  # as long as a token's embedding
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values=None,
+        **kwargs,
+    ) -> MelodyVAEOutput:
+        """Predict each next token; see [`MelodyVAEModel.forward`].
+
+        Args:
+            input_ids: `(B, T)`.
+            attention_mask: `(B, T)`, or with a cache as long as everything so far; 0 at padding.
+            position_ids: `(B, T)`; by default tokens are counted, and padding is not.
+            past_key_values: Cache.
+            kwargs: As there.
+        """
+        length = input_ids.shape[1]
+        if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
+            position_ids = (attention_mask.cumsum(-1) - 1).clamp_min(0)[:, -length:]
+        elif position_ids is None:
+            past = 0 if past_key_values is None else past_key_values.get_seq_length()
+            position_ids = (torch.arange(length, device=input_ids.device) + past)[None]
+        return super().forward(
+            input_ids, attention_mask, position_ids=position_ids, past_key_values=past_key_values, **kwargs
+        )
