@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 RUN := $(VENV)/bin/
 
-.PHONY: help install demo test test-slow quality report dataset-results clean
+.PHONY: help install demo space test test-slow quality report figures dataset-results clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -37,6 +37,9 @@ demo: install  ## from nothing to outputs/demo/index.html: build data, train a f
 	  train.py --dataset $(DEMO)/data --output_dir $(DEMO)/model $(DEMO_TRAINING)
 	$(RUN)python generate.py tour --model $(DEMO)/model --dataset $(DEMO)/data --output $(DEMO)
 
+space: install  ## the Space, on this machine
+	$(RUN)python space/app.py
+
 test: install  ## the fast tests
 	OMP_NUM_THREADS=1 $(RUN)python -m pytest -n auto --dist loadfile
 
@@ -53,6 +56,9 @@ quality: install  ## lint, format, types, and whether documents say what results
 report: install  ## write the numbers and pictures of results/ into the documents
 	$(RUN)python -m evaluation.report
 	$(RUN)python -m dataset_script.card --report results/dataset.json --output dataset_script/README.md
+
+figures: install  ## draw what results/ holds into results/figures
+	$(RUN)python -m evaluation.figures results/*.json --output results/figures
 
 LAKH ?= ../shared/data/lmd_full_subset.tar.gz
 METADATA ?= ../shared/data/lmd_metadata.csv

@@ -123,6 +123,7 @@ class Studio:
                 f"--primer_bars {args.primer_bars}: nothing is left to write of --bars {args.bars}; lower it"
             )
         self.album = Album(Path(args.output))
+        self.originality = load_originality(index) if (index := vars(args).get("check_originality")) else None
 
     def lines(self, count: int) -> list[dict]:
         """Get the melodies to start from, with a `name` each: those of --midi, or `count` of --dataset."""
@@ -181,6 +182,19 @@ class Studio:
         program = line.get("program", 0) if self.args.program is None else self.args.program
         return self.processor.to_scores([ids.tolist()], tempo=tempo, program=program)[0]
 
+    def with_originality(self, items: Sequence[Item], batch) -> list[Item]:
+        """Say and print what melodies of the model have in common with training melodies, where --check_originality."""
+        if self.originality is None:
+            return list(items)
+        from evaluation.originality.originality_index import describe
+
+        told = []
+        for item, line in zip(items, self.processor.to_lines(batch), strict=True):
+            found = describe(self.originality.report(line))
+            print(f"{item.title}: {found}")
+            told.append(replace(item, text=f"{item.text}. {found}"))
+        return told
+
     @contextmanager
     def progress(self, title: str) -> Iterator[list[Callable]]:
         """Show how many bars are written; gives the `logits_processor` that counts them."""
@@ -191,6 +205,25 @@ class Studio:
                 return scores
 
             yield [count]
+
+
+def load_originality(path: str):
+    """Load an index of training melodies.
+
+    Raises:
+        UserError: If there is none.
+    """
+    from evaluation.originality.originality_index import OriginalityIndex
+
+    try:
+        return OriginalityIndex.load(path)
+    except OSError as error:
+        raise UserError(
+            f"--check_originality {path}: cannot be read ({error.strerror}); "
+            "make an index with python -m evaluation.originality build"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"--check_originality {error}") from error
 
 
 def first_line(error: Exception) -> str:
@@ -253,6 +286,7 @@ def sample(studio: Studio) -> Section:
         studio.album.melody(f"sample-seed{args.seed}-{number}", f"Sample {number}", studio.score(ids, {}), args.bars)
         for number, ids in enumerate(batch, start=1)
     ]
+    items = studio.with_originality(items, batch)
     return Section("Samples", "Melodies from nothing: the model drew a latent from its prior and wrote it out.", items)
 
 
@@ -324,6 +358,7 @@ def continue_melody(studio: Studio) -> Section:
             f"{name}-comparison", alt, write_piano_roll, both, titles, args.bars, compare=True
         )
         items.append(replace(melody, picture=picture))
+    items[1:] = studio.with_originality(items[1:], batch)
     text = f"The first {args.primer_bars} bars of {line['name']} are kept; the model wrote on, up to bar {args.bars}."
     return Section("Continuations", text, items)
 
@@ -470,6 +505,8 @@ def make_parser() -> argparse.ArgumentParser:
         if name in ("sample", "continue", "tour"):
             help_ = "below 1 tamer, above 1 bolder (%(default)s)"
             command.add_argument("--temperature", type=float, default=1.0, help=help_)
+            help_ = "say what each melody has in common with training melodies (evaluation.originality build makes it)"
+            command.add_argument("--check_originality", metavar="INDEX", help=help_)
         command.add_argument("--bars", type=int, help="length of the melodies (as many as the model holds, often 16)")
         command.add_argument("--tempo", type=float, help="quarter notes per minute (the original's, or 120)")
         command.add_argument(

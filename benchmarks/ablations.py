@@ -1,0 +1,199 @@
+"""What each practice of train.py is worth: `python -m benchmarks.ablations --dataset DIR --output FILE.json --steps N`.
+
+Every variant is the baseline's command with one option changed, at equal steps, seed and batch size, in a process
+of its own. Bits per note are those of the model that train.py keeps, on the same validation windows for all. A variant
+that is in the output file already is not run again, so the same command goes on where it was stopped.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dataset_script.build import machine
+from training.errors import UserError
+from training.record import LOG_NAME
+
+ROOT = Path(__file__).parents[1]
+OVERRIDES = "--config_overrides"
+BASELINE = "baseline"
+VARIANTS: dict[str, dict[str, str]] = {
+    "no transposition": {"--transpose": "0"},
+    "notes of at most 4 beats": {"--max_duration": "4"},
+    "dropout 0.1": {OVERRIDES: "dropout=0.1"},
+    "dropout 0.3": {OVERRIDES: "dropout=0.3"},
+    "token dropout 0.1": {OVERRIDES: "token_dropout=0.1"},
+    "token dropout 0.3": {OVERRIDES: "token_dropout=0.3"},
+    "label smoothing 0.1": {"--label_smoothing": "0.1"},
+    "curriculum": {"--curriculum": "complexity"},
+    "genre temperature 2": {"--genre_temperature": "2"},
+    "averaged weights 0.999": {"--ema_decay": "0.999"},
+    "linear": {"--lr_scheduler_type": "linear"},
+    "cosine to a tenth": {"--min_lr_ratio": "0.1"},
+    "inverse square root": {"--lr_scheduler_type": "inverse_sqrt"},
+    "warm-up, stable, decay": {"--lr_scheduler_type": "warmup_stable_decay"},
+    "learning rate 1e-4 (the guideline)": {"--learning_rate": "1e-4"},
+    "learning rate 2e-3": {"--learning_rate": "2e-3"},
+}
+"""Options that differ from the baseline's; overrides of the configuration come on top of the baseline's own."""
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", required=True, help="folder or Hub id of the melodies")
+    parser.add_argument("--output", required=True, type=Path, help="JSON file with the results")
+    parser.add_argument("--steps", type=int, required=True, help="of every variant")
+    parser.add_argument("--runs", type=Path, help="folder of the runs (default: outputs/ablations)")
+    parser.add_argument("--only", nargs="+", choices=(*VARIANTS, "transfer"), help="these variants and the baseline")
+    parser.add_argument(
+        "--pretrain_dataset", help="adds transfer: as many steps on these melodies first, then on --dataset"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="each variant is run with each of them")
+    parser.add_argument("--options", default="", help="further options of train.py for all variants, in quotes")
+    return parser.parse_args(argv)
+
+
+def command(options: dict[str, str]) -> list[str]:
+    """Write options as a command line."""
+    return [sys.executable, "train.py", *(word for pair in options.items() for word in pair if word)]
+
+
+def parse_options(text: str) -> dict[str, str]:
+    """Read options of train.py as a dict; flags without a value have an empty one.
+
+    Raises:
+        UserError: If a value stands alone.
+    """
+    options: dict[str, str] = {}
+    name = ""
+    for word in shlex.split(text):
+        if word.startswith("--"):
+            name = word
+            options[name] = ""
+        elif name and not options[name]:
+            options[name] = word
+        else:
+            raise UserError(f"--options {text}: {word} belongs to no option; write them as --name value")
+    return options
+
+
+def varied(base: dict[str, str], changes: dict[str, str]) -> dict[str, str]:
+    """Change options; overrides of the configuration add up."""
+    overrides = ",".join(each[OVERRIDES] for each in (base, changes) if each.get(OVERRIDES))
+    return base | changes | ({OVERRIDES: overrides} if overrides else {})
+
+
+def train(options: dict[str, str], output_dir: Path) -> dict:
+    """Run train.py, from its latest checkpoint if it has one, and return its log.
+
+    Raises:
+        UserError: If it fails; names its log file.
+    """
+    options = options | {"--output_dir": str(output_dir)}
+    if any(output_dir.glob("step_*")):
+        options["--resume_from_checkpoint"] = "latest"
+    output_dir.mkdir(parents=True, exist_ok=True)
+    log = output_dir / "train.log"
+    with log.open("a") as file:
+        done = subprocess.run(command(options), cwd=ROOT, stdout=file, stderr=file)
+    if done.returncode:
+        raise UserError(f"{log}: train.py ended with {done.returncode}; its last lines say why")
+    return json.loads((output_dir / LOG_NAME).read_text())
+
+
+def measure(log: dict) -> dict[str, float]:
+    """The best evaluation of a run, which is the model that it keeps."""
+    best = min(log["history"], key=lambda entry: entry["bits_per_note"])
+    names = ("step", "bits_per_note", "reconstruction_nats", "kl_nats", "active_units")
+    return {name: best[name] for name in names} | {
+        "last_bits_per_note": log["history"][-1]["bits_per_note"],
+        "melodies_seen": log["melodies_seen"],
+        "melodies_per_second": log["melodies_per_second"],
+    }
+
+
+def run_all(args: argparse.Namespace) -> None:
+    """Run what is not there yet, and write the results after each run."""
+    base = {
+        "--dataset": args.dataset,
+        "--max_train_steps": str(args.steps),
+        "--evaluation_steps": str(max(args.steps // 8, 1)),
+        "--checkpointing_steps": str(max(args.steps // 4, 1)),
+        "--kl_warmup_steps": str(max(args.steps // 8, 1)),
+        "--num_warmup_steps": str(max(args.steps // 25, 1)),
+        "--listening_samples": "0",
+        **parse_options(args.options),
+    }
+    runs: Path = args.runs or ROOT / "outputs" / "ablations"
+    wanted = {BASELINE: {}} | {name: VARIANTS[name] for name in VARIANTS if name in (args.only or VARIANTS)}
+    if args.pretrain_dataset:
+        wanted["transfer"] = {}
+    results = json.loads(args.output.read_text()) if args.output.is_file() else {"variants": {}}
+    if results.get("baseline_options", base) != base:
+        raise UserError(f"{args.output}: results of other options; give another --output, or remove it")
+    results |= {"baseline_options": base, "machine": machine()}
+    todo = [(name, seed) for name in wanted for seed in args.seeds]
+    for name, seed in tqdm(todo, desc="ablations", unit="run"):
+        of_variant = results["variants"].setdefault(name, {"options": wanted[name], "seeds": {}})
+        if str(seed) in of_variant["seeds"]:
+            continue
+        folder = runs / f"{name.replace(' ', '_')}-seed{seed}"
+        options = varied(base, wanted[name]) | {"--seed": str(seed)}
+        if name == "transfer":
+            before = folder.with_name(f"{folder.name}-before")
+            train(options | {"--dataset": args.pretrain_dataset}, before)
+            options |= {"--init_from": str(before)}
+            of_variant["options"] = {"--init_from": f"{args.steps} steps on {args.pretrain_dataset}"}
+        of_variant["seeds"][str(seed)] = measure(train(options, folder))
+        write(results, args.output)
+    write(results, args.output)
+    print(table(results))
+
+
+def write(results: dict, output: Path) -> None:
+    """Write the results at once, with each variant's mean and its difference from the baseline's."""
+    for of_variant in results["variants"].values():
+        of_variant["bits_per_note"] = mean_bits(of_variant)
+    baseline = results["variants"][BASELINE]["bits_per_note"]
+    for of_variant in results["variants"].values():
+        of_variant["difference"] = of_variant["bits_per_note"] - baseline
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_suffix(".partial")
+    partial.write_text(json.dumps(results, indent=1) + "\n")
+    partial.replace(output)
+
+
+def mean_bits(of_variant: dict) -> float:
+    """Mean over the seeds that have run."""
+    bits = [run["bits_per_note"] for run in of_variant["seeds"].values()]
+    return sum(bits) / len(bits)
+
+
+def table(results: dict) -> str:
+    """Tabulate the variants, the best first."""
+    rows = sorted(results["variants"].items(), key=lambda item: item[1]["bits_per_note"])
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {row['bits_per_note']:7.3f}  {row['difference']:+7.3f}" for name, row in rows]
+    return "\n".join([f"{'variant':<{width}}  bits per note, difference", *lines])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    try:
+        run_all(parse_args(argv))
+    except UserError as error:
+        print(f"ablations: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ablations: stopped; the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""Distributions of several sets over one another as a picture: small panels, a line for each set."""
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from rendering.palette import Theme, palette_of
+from rendering.piano_roll import write_figure
+
+WIDTH, PANEL_HEIGHT, HEAD, COLUMNS = 8.4, 1.75, 0.8, 3  # inches
+LEFT, RIGHT, TOP, BOTTOM = 0.4, 0.14, 0.3, 0.3  # inches around each panel
+STYLES = ("-", "--", ":", "-.")
+
+
+def draw_distributions(
+    panels: Mapping[str, tuple[Sequence[float], Mapping[str, Sequence[int]]]],
+    *,
+    title: str = "",
+    theme: Theme = "light",
+) -> Figure:
+    """Draw how values are distributed in several sets.
+
+    Args:
+        panels: By title the edges of the bins, and for each set the counts of its values in them. All panels have the
+            same sets.
+        title: Above all, literally.
+        theme: "light" or "dark".
+
+    Raises:
+        ValueError: If there are no panels, there is not one edge more than counts, or the theme is unknown.
+    """
+    if not panels:
+        raise ValueError("nothing to draw: got no panels")
+    palette = palette_of(theme)
+    rows = ceil(len(panels) / COLUMNS)
+    height = HEAD + rows * PANEL_HEIGHT
+    figure = Figure(figsize=(WIDTH, height), facecolor=palette.paper)
+    names: list[str] = []
+    for place, (name, (edges, sets)) in enumerate(panels.items()):
+        row, column = divmod(place, COLUMNS)
+        width = WIDTH / COLUMNS
+        bottom = height - HEAD - (row + 1) * PANEL_HEIGHT + BOTTOM
+        size = (width - LEFT - RIGHT) / WIDTH, (PANEL_HEIGHT - TOP - BOTTOM) / height
+        axes = figure.add_axes(((column * width + LEFT) / WIDTH, bottom / height, *size))
+        axes.set_facecolor(palette.paper)
+        for index, (label, counts) in enumerate(sets.items()):
+            if len(edges) != len(counts) + 1:
+                raise ValueError(f"{name!r} has {len(edges)} edges and {len(counts)} counts, not one edge more")
+            shares = np.asarray(counts, dtype=float) / max(sum(counts), 1)
+            style, colour = STYLES[index % len(STYLES)], palette.series[index % len(palette.series)]
+            axes.stairs(shares, edges, color=colour, linestyle=style, linewidth=1.6, baseline=None)
+            if label not in names:
+                names.append(label)
+        axes.set_ylim(bottom=0)
+        axes.grid(axis="y", color=palette.beat, linewidth=0.7)
+        axes.set_axisbelow(True)
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        axes.spines["bottom"].set_color(palette.bar)
+        axes.tick_params(length=0, labelsize=7.5, labelcolor=palette.faint_ink, pad=3)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:g}%"))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.set_title(name, loc="left", fontsize=9, fontweight="bold", color=palette.ink, pad=5, parse_math=False)
+    figure.text(
+        0.022, 1 - 0.12 / height, title, fontsize=11, fontweight="bold", color=palette.ink, va="top", parse_math=False
+    )
+    handles = [
+        Line2D(
+            [], [], color=palette.series[index % len(palette.series)], linestyle=STYLES[index % len(STYLES)], label=name
+        )
+        for index, name in enumerate(names)
+    ]
+    legend = figure.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=(0.01, 1 - 0.34 / height),
+        ncols=len(names),
+        frameon=False,
+        fontsize=8.5,
+        labelcolor=palette.ink,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return figure
+
+
+def write_distributions(
+    path: str | Path,
+    panels: Mapping[str, tuple[Sequence[float], Mapping[str, Sequence[int]]]],
+    *,
+    title: str = "",
+    theme: Theme = "light",
+) -> None:
+    """Write `draw_distributions` as PNG; the folder must exist."""
+    write_figure(path, draw_distributions(panels, title=title, theme=theme))

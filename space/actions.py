@@ -1,0 +1,485 @@
+"""Everything the Space can do, as plain functions: the page's buttons, the API's endpoints and the MCP tools are these.
+
+Arguments come from strangers. Each is checked here, before a worker sees it.
+"""
+
+import base64
+import json
+import random
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from engine import Engine
+from listening import Ballot, ListeningTest
+from melody import (
+    Melody,
+    RefusedError,
+    check_melody,
+    check_number,
+    clean_text,
+    cut_bars,
+    file_name,
+    to_midi,
+)
+from originality import judge, load_index
+from sound import to_wav
+
+ANY = "any"
+TONICS = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
+MODES = (
+    "major",
+    "minor",
+    "dorian",
+    "mixolydian",
+    "lydian",
+    "phrygian",
+    "harmonic minor",
+    "major pentatonic",
+    "minor pentatonic",
+    "blues",
+    "chromatic",
+)
+TEMPOS = {ANY: 112.0, "slow": 76.0, "medium": 112.0, "fast": 152.0}  # quarter notes per minute
+VOICES: dict[str, tuple[int, int] | None] = {  # lowest and highest MIDI pitch
+    ANY: None,
+    "soprano": (60, 81),
+    "alto": (53, 74),
+    "tenor": (48, 69),
+    "bass": (40, 64),
+    "violin": (55, 96),
+    "flute": (60, 96),
+    "trumpet": (54, 82),
+    "tin whistle": (74, 97),
+}
+MAX_COUNT = 8
+MAX_SEED = 2**31 - 1
+MAX_AMOUNT = 3.0  # standard deviations
+PATH_POINTS = 9
+GRID_SIDE = 7
+MAX_FILE_BYTES = 2 * 1024 * 1024
+ATTRIBUTE_NAMES = {
+    "note_density": "Notes per bar",
+    "rhythmic_complexity": "Rhythmic variety",
+    "pitch_range": "Range",
+    "mean_pitch": "Height",
+    "contour": "Rising or falling",
+    "repetition": "Repetition",
+    "syncopation": "Syncopation",
+}
+
+
+def load_tunes() -> list[Melody]:
+    """Read the public-domain tunes that come with the Space."""
+    return json.loads((Path(__file__).parent / "tunes.json").read_text(encoding="utf-8"))
+
+
+class Actions:
+    """The Space's actions.
+
+    Args:
+        engine: Does the model's work.
+        votes: Folder for the listening test's votes.
+    """
+
+    def __init__(self, engine: Engine, votes: Path):
+        self.engine = engine
+        self.facts: dict[str, Any] = engine("facts")
+        self.index = load_index(engine.model_id)
+        self.tunes = {tune["title"]: tune for tune in load_tunes()}
+        self.test = ListeningTest(
+            [tune for tune in self.tunes.values() if tune["time_signature"] in self.facts["meters"]],
+            self._compose_like,
+            Ballot(votes),
+            engine.model_id,
+        )
+        self._make = lru_cache(maxsize=64)(self._make_uncached)  # links, and the page's first melodies, come again
+
+    @property
+    def max_bars(self) -> int:
+        """Bars that one latent holds."""
+        return self.facts["max_bars"]
+
+    @property
+    def most_bars(self) -> int:
+        """Bars that a melody made here has at most."""
+        return 2 * self.max_bars
+
+    @property
+    def genres(self) -> list[str]:
+        """What the model can be asked for as a genre."""
+        return self.facts["conditions"].get("genre", [])
+
+    def make(
+        self,
+        count: int = 4,
+        bars: int = 8,
+        scale: str = ANY,
+        meter: str = ANY,
+        genre: str = ANY,
+        tempo: str = ANY,
+        voice: str = ANY,
+        temperature: float = 1.0,
+        seed: int = 0,
+    ) -> list[dict]:
+        """Sample new melodies. The same settings and seed give the same melodies again.
+
+        Args:
+            count: How many, 1 to 8.
+            bars: How long each is, in bars, from 1 to twice what the model holds at once.
+            scale: The only pitches, as tonic and mode, such as "D dorian" or "F# minor"; "any" leaves it open.
+            meter: Time signature, such as "6/8"; "any" leaves it open.
+            genre: One of the model's genres; "any" leaves it open.
+            tempo: "slow", "medium", "fast" or "any".
+            voice: Whose range, such as "alto" or "violin"; "any" leaves it open.
+            temperature: How daring, 0.1 to 2; 1 is as the model learned.
+            seed: 0 to 2147483647.
+
+        Returns:
+            Melodies: pitch (MIDI), start and duration (grid steps), time_signature, steps_per_beat, bars, tempo,
+            program, title and origin.
+        """
+        count = int(check_number("count", count, 1, MAX_COUNT, whole=True))
+        bars = int(check_number("bars", bars, 1, self.most_bars, whole=True))
+        seed = int(check_number("seed", seed, 0, MAX_SEED, whole=True))
+        temperature = check_number("temperature", temperature, 0.1, 2.0)
+        scale = self._check_scale(scale)
+        meter = self._check_choice("meter", meter, self.facts["meters"])
+        genre = self._check_choice("genre", genre, self.genres)
+        tempo = self._check_choice("tempo", tempo, list(TEMPOS))
+        voice = self._check_choice("voice", voice, list(VOICES))
+        made = self._make(count, bars, scale, meter, genre, tempo, voice, temperature, seed)
+        return [dict(melody) for melody in made]
+
+    def _make_uncached(
+        self,
+        count: int,
+        bars: int,
+        scale: str,
+        meter: str,
+        genre: str,
+        tempo: str,
+        voice: str,
+        temperature: float,
+        seed: int,
+    ) -> list[Melody]:
+        asked = {"key": scale, "time_signature": meter, "genre": genre, "tempo": tempo}
+        known = self.facts["conditions"]
+        constraints: dict[str, Any] = {}
+        if scale != ANY:
+            constraints["scale"] = scale
+        if meter != ANY:
+            constraints["time_signature"] = meter
+        if limits := VOICES[voice]:
+            constraints["lowest_pitch"], constraints["highest_pitch"] = limits
+        melodies = self.engine(
+            "make",
+            count=count,
+            bars=bars,
+            seed=seed,
+            temperature=temperature,
+            conditions={name: value for name, value in asked.items() if value in known.get(name, ())},
+            constraints=constraints,
+            tempo=TEMPOS[tempo],
+        )
+        origin = {
+            "tab": "make",
+            "count": count,
+            "bars": bars,
+            "scale": scale,
+            "meter": meter,
+            "genre": genre,
+            "tempo": tempo,
+            "voice": voice,
+            "temperature": temperature,
+            "seed": seed,
+        }
+        return [
+            {**self._judged(melody), "title": f"Melody {number}", "origin": {**origin, "pick": number}}
+            for number, melody in enumerate(melodies, start=1)
+        ]
+
+    def change(
+        self,
+        melody: dict,
+        amounts: dict[str, float] | None = None,
+        similarity: float = 1.0,
+        count: int = 1,
+        seed: int = 0,
+    ) -> list[dict]:
+        """Change a melody: more or less of an attribute, or variations that are alike.
+
+        Args:
+            melody: As the other endpoints return it; its first bars count, as many as the model holds.
+            amounts: For attributes such as "note_density" how much more (or less, if negative), -3 to 3 standard
+                deviations.
+            similarity: 1 keeps the melody as the model remembers it, 0 keeps nothing.
+            count: How many variations, 1 to 8, where similarity is below 1.
+            seed: 0 to 2147483647.
+
+        Returns:
+            Melodies.
+        """
+        source = self._window(melody)
+        if not isinstance(amounts or {}, dict):
+            raise RefusedError("amounts must name attributes and how much, such as {'note_density': 1}")
+        checked = {}
+        for attribute, amount in (amounts or {}).items():
+            if attribute not in self.facts["attributes"]:
+                known = ", ".join(self.facts["attributes"]) or "none"
+                raise RefusedError(f"unknown attribute {clean_text(attribute, 24)}; this model has {known}")
+            if checked_amount := check_number(attribute, amount, -MAX_AMOUNT, MAX_AMOUNT):
+                checked[attribute] = checked_amount
+        similarity = check_number("similarity", similarity, 0, 1)
+        count = int(check_number("count", count, 1, MAX_COUNT, whole=True))
+        seed = int(check_number("seed", seed, 0, MAX_SEED, whole=True))
+        made = self.engine("change", melody=source, amounts=checked, similarity=similarity, count=count, seed=seed)
+        return self._entitle(made, f"{source['title']}, changed", {"tab": "change", "seed": seed})
+
+    def blend(self, melodies: list[dict]) -> list[dict]:
+        """Find melodies between two or four: a path of 9, or a square of 7 by 7, row by row.
+
+        The first and the last of a path, and the corners of a square, are the melodies that were given.
+
+        Args:
+            melodies: Two (start and end), or four (top left, top right, bottom left, bottom right).
+
+        Returns:
+            9 or 49 melodies.
+        """
+        if not isinstance(melodies, list) or len(melodies) not in (2, 4):
+            raise RefusedError("Blend two melodies, or four")
+        ends = [self._window(melody, f"Melody {letter}") for letter, melody in zip("ABCD", melodies, strict=False)]
+        if len({end["time_signature"] for end in ends}) > 1:
+            meters = ", ".join(f"{letter} {end['time_signature']}" for letter, end in zip("ABCD", ends, strict=False))
+            raise RefusedError(f"These melodies differ in meter ({meters}). Choose melodies of one meter to blend.")
+        size = PATH_POINTS if len(ends) == 2 else GRID_SIDE
+        made = self.engine("blend", melodies=ends, size=size)
+        corners = (0, size - 1) if len(ends) == 2 else (0, size - 1, size * (size - 1), size * size - 1)
+        blends = self._entitle(made, "Blend", {"tab": "blend"})
+        for place, end in zip(corners, ends, strict=True):
+            blends[place] = {**end, "origin": {"tab": "blend"}}
+        return blends
+
+    def extend(
+        self, melody: dict, bars: int = 4, count: int = 2, seed: int = 0, temperature: float = 1.0
+    ) -> list[dict]:
+        """Continue a melody; what was there stays as it is.
+
+        Args:
+            melody: As the other endpoints return it.
+            bars: Bars to add, at most half of what the model holds.
+            count: How many continuations, 1 to 8.
+            seed: 0 to 2147483647.
+            temperature: 0.1 to 2.
+
+        Returns:
+            Melodies, the given one at the beginning of each.
+        """
+        source = self._on_grid(melody)
+        bars = int(check_number("bars", bars, 1, self.max_bars // 2, whole=True))
+        made = self.engine("extend", melody=source, bars=bars, **self._draws(count, seed, temperature))
+        return self._entitle(made, f"{source['title']}, continued", {"tab": "extend", "seed": seed})
+
+    def fill(
+        self, melody: dict, bars: list[int], count: int = 2, seed: int = 0, temperature: float = 1.0
+    ) -> list[dict]:
+        """Write chosen bars of a melody anew; all others stay as they are.
+
+        Args:
+            melody: As the other endpoints return it, not longer than the model holds.
+            bars: Which bars, counted from 1.
+            count: How many versions, 1 to 8.
+            seed: 0 to 2147483647.
+            temperature: 0.1 to 2.
+
+        Returns:
+            Melodies.
+        """
+        source = self._window(melody)
+        if not isinstance(bars, list) or not bars:
+            raise RefusedError("Choose at least one bar to write anew")
+        if len(bars) > self.max_bars:
+            raise RefusedError(f"{len(bars)} bars; {self.max_bars} is the most")
+        chosen = sorted({int(check_number("a bar", bar, 1, source["bars"], whole=True)) for bar in bars})
+        made = self.engine(
+            "fill", melody=source, bars=[bar - 1 for bar in chosen], **self._draws(count, seed, temperature)
+        )
+        return self._entitle(made, f"{source['title']}, filled", {"tab": "fill", "seed": seed})
+
+    def read_midi(self, midi_base64: str) -> dict:
+        """Read the tunes of a MIDI file.
+
+        Args:
+            midi_base64: The file, at most 2 MB, in base64.
+
+        Returns:
+            tracks, each with name and melody, and best, the index of the likeliest tune.
+        """
+        text = str(midi_base64)
+        if len(text) > MAX_FILE_BYTES * 4 // 3 + 4:
+            raise RefusedError(f"A MIDI file has at most {MAX_FILE_BYTES // 2**20} MB here")
+        try:
+            content = base64.b64decode(text, validate=True)
+        except ValueError as error:
+            raise RefusedError("midi_base64 is not base64") from error
+        return self.read_midi_bytes(content)
+
+    def read_midi_bytes(self, content: bytes) -> dict[str, Any]:
+        """Read the tunes of a MIDI file, see `read_midi`."""
+        if len(content) > MAX_FILE_BYTES:
+            raise RefusedError(f"A MIDI file has at most {MAX_FILE_BYTES // 2**20} MB here")
+        return self.engine("read_midi", content=content)
+
+    def tune(self, title: str = "Ode to Joy") -> dict:
+        """Give one of the public-domain tunes that come with the Space.
+
+        Args:
+            title: Such as "Greensleeves".
+
+        Returns:
+            A melody.
+        """
+        if title not in self.tunes:
+            raise RefusedError(f"no tune called {clean_text(title, 40)}; there are {', '.join(self.tunes)}")
+        return dict(self.tunes[title])
+
+    def midi(self, melody: dict) -> dict:
+        """Write a melody as a MIDI file.
+
+        Args:
+            melody: As the other endpoints return it.
+
+        Returns:
+            name, and base64, the file.
+        """
+        checked = check_melody(melody)
+        return {"name": file_name(checked, "mid"), "base64": base64.b64encode(to_midi(checked)).decode()}
+
+    def wav(self, melody: dict) -> dict:
+        """Play a melody into a WAV file.
+
+        Args:
+            melody: As the other endpoints return it; its program chooses the instrument.
+
+        Returns:
+            name, and base64, the file: 16 bits, mono.
+        """
+        checked = check_melody(melody)
+        return {"name": file_name(checked, "wav"), "base64": base64.b64encode(to_wav(checked)).decode()}
+
+    def about(self) -> dict:
+        """Say what the model is and what it can be asked for.
+
+        Returns:
+            Sizes, conditions, attributes and meters, and the words that the other endpoints take.
+        """
+        return {
+            **self.facts,
+            "model": self.engine.model_id,
+            "modes": list(MODES),
+            "voices": list(VOICES),
+            "tunes": list(self.tunes),
+        }
+
+    def listening_pair(self) -> dict:
+        """Take a pair of the blind listening test: one melody by a person, one by the model.
+
+        Returns:
+            pair, by which to vote, and the melodies a and b.
+        """
+        return self.test.pair()
+
+    def listening_vote(self, pair: str, choice: str) -> dict:
+        """Vote in the blind listening test.
+
+        Args:
+            pair: As the pair has it.
+            choice: "a" or "b": which melody a person wrote.
+
+        Returns:
+            is_right, person_is and tune, the title of the person's melody.
+        """
+        return self.test.vote(pair, choice)
+
+    def _compose_like(self, bars: int, meter: str, tempo: float, seed: int) -> Melody:
+        """Sample one melody for the listening test."""
+        known = self.facts["conditions"].get("time_signature", ())
+        made = self.engine(
+            "make",
+            count=1,
+            bars=bars,
+            seed=seed,
+            temperature=1.0,
+            conditions={"time_signature": meter} if meter in known else {},
+            constraints={"time_signature": meter},
+            tempo=tempo,
+        )
+        return made[0]
+
+    def _draws(self, count: Any, seed: Any, temperature: Any) -> dict[str, Any]:
+        """Check what actions that draw have in common."""
+        return {
+            "count": int(check_number("count", count, 1, MAX_COUNT, whole=True)),
+            "seed": int(check_number("seed", seed, 0, MAX_SEED, whole=True)),
+            "temperature": check_number("temperature", temperature, 0.1, 2.0),
+        }
+
+    def _on_grid(self, melody: Any, name: str = "The melody") -> Melody:
+        """Check a melody and whether the model can read it."""
+        checked = check_melody(melody, name)
+        if checked["time_signature"] not in self.facts["meters"]:
+            raise RefusedError(
+                f"{name} is in {checked['time_signature']}; this model reads {', '.join(self.facts['meters'])}"
+            )
+        if checked["steps_per_beat"] != self.facts["steps_per_beat"]:
+            raise RefusedError(f"{name} needs steps_per_beat={self.facts['steps_per_beat']}")
+        return checked
+
+    def _window(self, melody: Any, name: str = "The melody") -> Melody:
+        """Check a melody and keep as many of its first bars as one latent holds."""
+        checked = self._on_grid(melody, name)
+        window = cut_bars(checked, 0, self.max_bars)
+        if not window["pitch"]:
+            raise RefusedError(f"{name} is silent for its first {self.max_bars} bars")
+        return window
+
+    def _judged(self, melody: Melody) -> Melody:
+        """Say how original a melody is, where there is an index to ask."""
+        return melody if self.index is None else {**melody, "originality": judge(self.index, melody)}
+
+    def _entitle(self, melodies: Sequence[Melody], title: str, origin: dict[str, Any]) -> list[Melody]:
+        """Name what was made, and number it where there are several."""
+        title = clean_text(title)
+        return [
+            {**self._judged(melody), "title": f"{title} {number}" if len(melodies) > 1 else title, "origin": origin}
+            for number, melody in enumerate(melodies, start=1)
+        ]
+
+    def _check_choice(self, name: str, value: Any, known: Sequence[str]) -> str:
+        """Return a word that is known, or `any`."""
+        if value in (None, "", ANY):
+            return ANY
+        if not isinstance(value, str) or value not in known:
+            raise RefusedError(f"unknown {name} {clean_text(value, 24)}; there is {ANY}, {', '.join(known)}")
+        return value
+
+    def _check_scale(self, value: Any) -> str:
+        """Return a scale as the model's conditions write it (sharps), or `any`."""
+        if value in (None, "", ANY):
+            return ANY
+        match = re.fullmatch(r"([A-G])([#♯b♭]?) +([a-z ]+)", str(value)[:40].strip())
+        if match is None or match[3] not in MODES:
+            raise RefusedError(
+                f"unknown scale {clean_text(value, 24)}: give a tonic and a mode, as in 'D dorian'; "
+                f"modes: {', '.join(MODES)}"
+            )
+        place = TONICS.index(match[1]) + {"": 0, "#": 1, "♯": 1, "b": -1, "♭": -1}[match[2]]
+        return f"{TONICS[place % 12]} {match[3]}"
+
+
+def new_seed() -> int:
+    """Draw a seed that is short enough to be read aloud."""
+    return random.SystemRandom().randrange(100_000)

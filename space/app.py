@@ -1,0 +1,62 @@
+"""The Space: make, change, blend, continue and fill melodies, and listen.
+
+`python space/app.py` serves the page. The model is `MODEL_ID`, an id on the Hub or a folder; by default the release
+beside this folder, or else the one on the Hub. Nothing else is needed, and nothing is fetched but the model.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+RELEASE = HERE.parent / "release" / "melody-vae-16bar"
+HUB_ID = "melody-vae/melody-vae-16bar"
+
+
+def find_model() -> str:
+    """Say which model to use."""
+    return os.environ.get("MODEL_ID") or (str(RELEASE) if RELEASE.is_dir() else HUB_ID)
+
+
+def main() -> int:
+    """Serve the page; workers import this file again, so everything else is imported here."""
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    from engine import Engine
+    from melody import RefusedError
+
+    workers = os.environ.get("WORKERS")
+    engine = Engine(find_model(), int(workers) if workers else None)
+    # While the workers load the model, this process loads gradio.
+    from importlib.util import find_spec
+
+    from actions import MAX_FILE_BYTES, Actions
+    from components import STATIC, page_head
+    from interface import Interface
+    from look import theme
+
+    try:
+        engine.wait()
+        actions = Actions(engine, Path(os.environ.get("VOTES_FOLDER", HERE / "votes")))
+    except RefusedError as refusal:
+        print(refusal, file=sys.stderr)
+        engine.close()
+        return 2
+    demo = Interface(actions, engine.workers).build()
+    try:
+        demo.launch(
+            theme=theme(),
+            css_paths=STATIC / "space.css",
+            head=page_head(),
+            footer_links=["api"],
+            max_file_size=MAX_FILE_BYTES,
+            mcp_server=find_spec("mcp") is not None,
+            ssr_mode=False,
+            show_error=False,
+        )
+    finally:
+        engine.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""What the model does with melodies. Runs in the worker processes; knows the model by its id or folder alone.
+
+All of it goes through the model's own methods: `sample`, `encode`, `shift`, `vary`, `interpolate`, `interpolate_grid`,
+`infill` and `generate`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from melody import MAX_BARS, MAX_NOTES, Melody, RefusedError, append, check_melody, clean_text, cut_bars
+from symusic import Score
+from transformers import AutoModel, AutoProcessor
+
+METERS = (
+    "4/4",
+    "3/4",
+    "2/4",
+    "5/4",
+    "6/4",
+    "7/4",
+    "3/8",
+    "6/8",
+    "9/8",
+    "12/8",
+)  # offered where the vocabulary has them
+MAX_TRACKS = 32
+MAX_FILE_NOTES = 100_000
+ATTEMPTS = 3  # at a melody in the key that is asked for
+
+
+class Composer:
+    """A model and its processor.
+
+    Args:
+        model_id: A model id on the Hub, or a folder.
+        threads: Of torch.
+    """
+
+    def __init__(self, model_id: str, threads: int = 1):
+        torch.set_num_threads(threads)
+        self.model = AutoModel.from_pretrained(model_id, trust_remote_code=True).eval()
+        self.processor = AutoProcessor.from_pretrained(model_id, trust_remote_code=True)
+        if not self.model.config.grammar_columns:
+            self.model.set_grammar(self.processor.grammar_table())
+
+    def facts(self) -> dict[str, Any]:
+        """Say what the model is and what it can be asked for."""
+        config = self.model.config
+        grid = self.processor.steps_per_beat
+        return {
+            "max_bars": config.max_bars,
+            "latent_size": config.latent_size,
+            "conditions": dict(config.conditions or {}) if config.num_prior_layers else {},
+            "attributes": list(config.attributes or []),
+            "meters": [meter for meter in METERS if self.processor.can_read(meter, grid)],
+            "steps_per_beat": grid,
+            "parameters": self.model.num_parameters(),
+            "vocabulary": config.vocab_size,
+            "layers": [config.num_encoder_layers, config.num_hidden_layers, config.num_prior_layers],
+        }
+
+    def make(
+        self,
+        count: int,
+        bars: int,
+        seed: int,
+        temperature: float,
+        conditions: dict[str, str],
+        constraints: dict[str, Any],
+        tempo: float,
+    ) -> list[Melody]:
+        """Sample melodies from the prior; `constraints` as in the model's `generate`."""
+        try:
+            ids = self.model.sample(
+                count,
+                seed=seed,
+                temperature=temperature,
+                bars=bars,
+                conditions=conditions,
+                attempts=ATTEMPTS,
+                **constraints,
+            )
+        except ValueError as error:
+            raise RefusedError(str(error)) from error
+        return self._melodies(ids, tempo, 0)
+
+    def change(
+        self, melody: Melody, amounts: dict[str, float], similarity: float, count: int, seed: int
+    ) -> list[Melody]:
+        """Encode a melody, move its latent along attributes, and decode it or variations of it."""
+        latent = self._encode([melody])
+        for attribute, amount in amounts.items():
+            latent = self._shift(latent, attribute, amount, melody["bars"])
+        asked = {"bars": melody["bars"], "time_signature": melody["time_signature"]}
+        if similarity == 1:
+            ids = self.model.decode(latent, **asked)
+        else:
+            ids = self.model.vary(latent, n=count, similarity=similarity, seed=seed, **asked)
+        return self._melodies(ids, melody["tempo"], melody["program"])
+
+    def _shift(self, latent: torch.Tensor, attribute: str, amount: float, bars: int) -> torch.Tensor:
+        """Move a latent along an attribute: the one place that calls the model's `shift`, repeatably."""
+        with self.model.seeded(0):
+            return self.model.shift(latent, attribute, amount, bars=bars)
+
+    def blend(self, melodies: Sequence[Melody], size: int) -> list[Melody]:
+        """Decode points between two melodies (a path of `size`) or four (a square, row by row)."""
+        latents = self._encode(melodies)
+        bars = max(melody["bars"] for melody in melodies)
+        asked = {"bars": bars, "time_signature": melodies[0]["time_signature"]}
+        if len(melodies) == 2:
+            ids = self.model.interpolate(latents[0], latents[1], steps=size, **asked)
+        else:
+            ids = self.model.interpolate_grid(latents, size=size, **asked)
+        return self._melodies(ids, melodies[0]["tempo"], melodies[0]["program"])
+
+    def extend(self, melody: Melody, bars: int, count: int, seed: int, temperature: float) -> list[Melody]:
+        """Write `bars` bars after a melody, which comes back as it is in front of them."""
+        model = self.model
+        known = min(melody["bars"], model.config.max_bars - bars)
+        end = cut_bars(melody, melody["bars"] - known, known)
+        primer = self.processor(lines=[end] * count, primer=True, return_tensors="pt")
+        with model.seeded(seed):
+            ids = model.generate(
+                primer["input_ids"],
+                attention_mask=primer["attention_mask"],
+                bars=known + bars,
+                do_sample=True,
+                top_k=0,
+                temperature=temperature,
+                # A token that opens no bar could put more notes into the last bar that is kept.
+                begin_suppress_tokens=(~model.is_bar_token).nonzero().flatten().tolist(),
+            )
+        windows = self._melodies(ids, melody["tempo"], melody["program"])
+        return [append(melody, cut_bars(window, known, bars)) for window in windows]
+
+    def fill(self, melody: Melody, bars: Sequence[int], count: int, seed: int, temperature: float) -> list[Melody]:
+        """Write some bars of a melody anew; the others come back as they are."""
+        batch = self.processor(lines=[melody] * count, return_tensors="pt")
+        ids = self.model.infill(**batch, bars=list(bars), seed=seed, temperature=temperature)
+        return self._melodies(ids, melody["tempo"], melody["program"])
+
+    def read_midi(self, content: bytes) -> dict[str, Any]:
+        """Read every track of a MIDI file that could be a tune.
+
+        Returns:
+            `tracks`, each with `name` and `melody`, in the order of the file, and `best`, the index of the likeliest
+            tune among them; the model's own processor decides.
+
+        Raises:
+            RefusedError: If the file is none, or has no tune that the model can read.
+        """
+        if content[:4] != b"MThd":
+            raise RefusedError("This is not a MIDI file. Export the tune as standard MIDI (.mid) and bring that.")
+        try:
+            score = Score.from_midi(content)
+        except Exception as error:  # symusic raises plain RuntimeError, and others, on what it cannot parse
+            raise RefusedError("This MIDI file is damaged. Open it in a music program and export it again.") from error
+        if (notes := score.note_num()) > MAX_FILE_NOTES:
+            raise RefusedError(f"This file has {notes:,} notes; {MAX_FILE_NOTES:,} is the most. Export the tune alone.")
+        try:
+            lines = self.processor.tunes(score)  # best first; a track may have several
+        except ValueError as error:
+            problem = clean_text(str(error).split(": ", 1)[-1], 120)
+            raise RefusedError(f"No tune to be found in this file: {problem}") from error
+        of_track: dict[int, Melody] = {}
+        for line in lines:
+            if len(of_track) < MAX_TRACKS and len(line["pitch"]) <= MAX_NOTES and line["bars"] <= MAX_BARS:
+                of_track.setdefault(line["track"], line)
+        if not of_track:
+            raise RefusedError(f"The tunes of this file are longer than {MAX_BARS} bars. Export a part of one.")
+        order = sorted(of_track)
+        tracks = []
+        for number in order:
+            line = of_track[number]
+            name = clean_text(line["track_name"]) or f"Track {number + 1}"
+            tracks.append({"name": name, "melody": check_melody({**line, "title": name})})
+        return {"tracks": tracks, "best": order.index(next(iter(of_track)))}
+
+    @torch.no_grad()
+    def _encode(self, melodies: Sequence[Melody]) -> torch.Tensor:
+        """Return the posterior's means `(B, Z)`."""
+        batch = self.processor(lines=list(melodies), return_tensors="pt")
+        return self.model.encode(**batch).latent_mean
+
+    def _melodies(self, ids: torch.Tensor, tempo: float, program: int) -> list[Melody]:
+        """Read generated ids as melodies."""
+        return [{**line, "tempo": tempo, "program": program} for line in self.processor.to_lines(ids)]

@@ -1,0 +1,469 @@
+"""The page: tabs, controls, and what happens when they are used."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from about import about_text
+from actions import (
+    ANY,
+    ATTRIBUTE_NAMES,
+    GRID_SIDE,
+    MAX_AMOUNT,
+    MAX_COUNT,
+    MAX_FILE_BYTES,
+    MAX_SEED,
+    MODES,
+    PATH_POINTS,
+    TEMPOS,
+    TONICS,
+    VOICES,
+    Actions,
+    new_seed,
+)
+from components import BlendPad, Dock, Header, MelodyList, MelodySlot
+from gradio.events import api
+from melody import Melody, RefusedError, cut_bars
+
+TITLE = "Melody Space"
+FIRST_SEED = 8  # of the melodies that the page opens with
+FIRST_BLEND = ("Ode to Joy", "Korobeiniki", "Frère Jacques", "What Shall We Do with the Drunken Sailor")
+FIRST_TUNE = "Greensleeves"
+LINK_SETTINGS = ("count", "bars", "scale", "meter", "genre", "tempo", "voice", "temperature", "seed", "pick")
+TONIC_CHOICES = [("Any key", ANY), *((tonic.replace("#", "♯"), tonic) for tonic in TONICS)]
+QUEUE = {"concurrency_id": "model"}
+
+
+def friendly(function: Callable) -> Callable:
+    """Show a refusal as one line; it is no fault of the program, so no traceback."""
+
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except RefusedError as refusal:
+            raise gr.Error(str(refusal), duration=8, print_exception=False) from refusal
+
+    return wrapped
+
+
+def file_function(name: str, write: Callable[[dict], dict]) -> Callable:
+    """Make a function of the server that the page calls for a file; a refusal comes back as text."""
+
+    def answer(melody: dict) -> dict:
+        try:
+            return write(melody)
+        except RefusedError as refusal:
+            return {"error": str(refusal)}
+
+    answer.__name__ = name
+    return answer
+
+
+class Interface:
+    """Builds the page around the actions.
+
+    Args:
+        actions: What the Space can do.
+        workers: How many requests the model works on at once.
+    """
+
+    def __init__(self, actions: Actions, workers: int):
+        self.actions = actions
+        self.workers = workers
+
+    def build(self) -> gr.Blocks:
+        """Lay out the page."""
+        actions = self.actions
+        with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(300, 300), fill_width=True) as demo:
+            self._endpoints()  # before the page's own events, which would take their names
+            Header(elem_classes="mv-top")
+            with gr.Tabs(elem_id="tabs", overflow_behavior="wrap"):
+                with self._tab("Make", "make"):
+                    self._make_tab(demo)
+                with self._tab("Change", "change"):
+                    self._change_tab()
+                with self._tab("Blend", "blend"):
+                    self._blend_tab()
+                with self._tab("Continue & Fill", "rework"):
+                    self._rework_tab()
+                with self._tab("Listen", "listen"):
+                    self._listen_tab()
+                with self._tab("About", "about"):
+                    gr.Markdown(about_text(actions), elem_classes="mv-about")
+            Dock([file_function("midi_file", actions.midi), file_function("wav_file", actions.wav)])
+        demo.queue(default_concurrency_limit=self.workers, max_size=200)
+        return demo
+
+    def _tab(self, label: str, name: str) -> gr.Tab:
+        return gr.Tab(label, id=name, elem_id=f"tab-{name}")
+
+    def _endpoints(self) -> None:
+        """Name every action as an endpoint of the API, and so as an MCP tool."""
+        actions = self.actions
+        of_model = (
+            actions.make,
+            actions.change,
+            actions.blend,
+            actions.extend,
+            actions.fill,
+            actions.read_midi,
+            actions.listening_pair,
+        )
+        for action in of_model:
+            api(friendly(action), api_name=action.__name__, concurrency_limit=self.workers, **QUEUE)
+        for action in (actions.tune, actions.midi, actions.wav, actions.about, actions.listening_vote):
+            api(friendly(action), api_name=action.__name__, concurrency_limit=self.workers)
+
+    def _on(self, event: Callable, function: Callable, inputs: Any, outputs: Any, **kwargs: Any) -> Any:
+        """Connect a control to what the model does; the endpoints of the API are others."""
+        options = {"concurrency_limit": self.workers, "api_visibility": "private", **QUEUE, **kwargs}
+        return event(friendly(function), inputs, outputs, **options)
+
+    def _at_once(self, event: Callable, function: Callable, inputs: Any, outputs: Any, **kwargs: Any) -> Any:
+        """Connect a control to what needs no model, so no queue."""
+        options = {"queue": False, "show_progress": "hidden", "api_visibility": "private", **kwargs}
+        return event(friendly(function), inputs, outputs, **options)
+
+    # Make
+
+    def _make_tab(self, demo: gr.Blocks) -> None:
+        actions = self.actions
+        facts = actions.facts
+        gr.Markdown("New melodies out of nothing but a random point. Ask for a key, a meter or a voice if you like.")
+        with gr.Row(elem_classes="mv-split"):
+            with gr.Column(scale=1, min_width=260, elem_classes="mv-panel"):
+                with gr.Row():
+                    count = gr.Slider(1, MAX_COUNT, 3, step=1, label="How many")
+                    bars = gr.Slider(1, actions.most_bars, min(8, actions.most_bars), step=1, label="Bars")
+                button = gr.Button("Make melodies", variant="primary", size="lg")
+                with gr.Accordion("Ask for a key, a meter, a voice", open=True, elem_classes="mv-wishes"):
+                    with gr.Row():
+                        tonic = gr.Dropdown(TONIC_CHOICES, value=ANY, label="Key", min_width=90)
+                        mode = gr.Dropdown(list(MODES), value="major", label="Scale", min_width=110)
+                    with gr.Row():
+                        meters = [("Any meter", ANY), *((meter, meter) for meter in facts["meters"])]
+                        meter = gr.Dropdown(meters, value=ANY, label="Meter", min_width=90)
+                        tempos = [("Any tempo", ANY), *((tempo.capitalize(), tempo) for tempo in list(TEMPOS)[1:])]
+                        tempo = gr.Dropdown(tempos, value=ANY, label="Tempo", min_width=110)
+                    with gr.Row():
+                        genres = [("Any genre", ANY)]
+                        genres += [(genre.replace("|", " / ").replace("_", " & "), genre) for genre in actions.genres]
+                        genre = gr.Dropdown(genres, value=ANY, label="Genre", visible=len(genres) > 1, min_width=110)
+                        voices = [("Any range", ANY), *((voice.capitalize(), voice) for voice in list(VOICES)[1:])]
+                        voice = gr.Dropdown(voices, value=ANY, label="Singable by", min_width=110)
+                    temperature = gr.Slider(0.1, 2.0, 1.0, step=0.05, label="Daring", info="1 is as it learned")
+                    with gr.Row():
+                        seed = gr.Number(
+                            FIRST_SEED, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=90
+                        )
+                        is_new = gr.Checkbox(True, label="New seed each time", min_width=120, container=False)
+            with gr.Column(scale=2, min_width=320):
+                first = {"melodies": actions.make(**self._first())}
+                made = MelodyList(first, name="Make", elem_classes="mv-stage", min_height=320)
+
+        settings = [count, bars, tonic, mode, meter, genre, tempo, voice, temperature]
+
+        def make(is_new: bool, seed: int | None, *values: Any) -> tuple[int, dict]:
+            seed = new_seed() if is_new or seed is None else int(seed)
+            return seed, {"melodies": actions.make(**self._asked(*values), seed=seed)}
+
+        self._on(button.click, make, [is_new, seed, *settings], [seed, made], trigger_mode="once")
+
+        def open_page(request: gr.Request) -> Any:
+            return self._open_page(dict(request.query_params))
+
+        self._on(demo.load, open_page, None, [*settings, seed, is_new, made], show_progress="hidden")
+
+    def _first(self) -> dict[str, int]:
+        """Settings of the melodies that the page opens with."""
+        return {"count": 3, "bars": min(8, self.actions.max_bars), "seed": FIRST_SEED}
+
+    def _asked(
+        self,
+        count: int,
+        bars: int,
+        tonic: str,
+        mode: str,
+        meter: str,
+        genre: str,
+        tempo: str,
+        voice: str,
+        temperature: float,
+    ) -> dict[str, Any]:
+        """Read the controls of the tab as arguments of `make`."""
+        scale = ANY if tonic == ANY else f"{tonic} {mode}"
+        return {
+            "count": count,
+            "bars": bars,
+            "scale": scale,
+            "meter": meter,
+            "genre": genre,
+            "tempo": tempo,
+            "voice": voice,
+            "temperature": temperature,
+        }
+
+    def _open_page(self, query: dict[str, str]) -> Any:
+        """Set the controls as a link says, and make its melodies again; without a link, leave the page as it is."""
+        actions = self.actions
+        named = {name: query[name] for name in LINK_SETTINGS if name in query}
+        if not named:
+            return gr.skip()
+        asked: dict[str, Any] = self._first()
+        try:
+            for name, text in named.items():
+                if name in ("count", "bars", "seed", "pick"):
+                    asked[name] = int(text)
+                else:
+                    asked[name] = float(text) if name == "temperature" else text
+            pick = asked.pop("pick", 0)
+            melodies = actions.make(**asked)
+        except (ValueError, RefusedError) as error:
+            reason = str(error) if isinstance(error, RefusedError) else "its numbers are damaged"
+            gr.Warning(f"The link cannot be followed: {reason}")
+            return gr.skip()
+        settings = melodies[0]["origin"]
+        tonic, _, mode = settings["scale"].partition(" ")
+        return [
+            settings["count"],
+            settings["bars"],
+            tonic,
+            mode or "major",
+            settings["meter"],
+            settings["genre"],
+            settings["tempo"],
+            settings["voice"],
+            settings["temperature"],
+            settings["seed"],
+            False,
+            {"melodies": melodies, "pick": pick if 1 <= pick <= len(melodies) else None},
+        ]
+
+    # Change
+
+    def _change_tab(self) -> None:
+        actions = self.actions
+        gr.Markdown(
+            "Start from a tune. The model turns it into a point; the sliders move the point, and you hear what becomes "
+            "of the tune. At rest you hear how the model remembers it."
+        )
+        first = cut_bars(actions.tunes[FIRST_TUNE], 0, actions.max_bars)
+        with gr.Row(elem_classes="mv-split"):
+            with gr.Column(scale=1, min_width=260, elem_classes="mv-panel"):
+                sliders = [
+                    gr.Slider(-MAX_AMOUNT, MAX_AMOUNT, 0, step=0.25, label=ATTRIBUTE_NAMES.get(name, name))
+                    for name in actions.facts["attributes"]
+                ]
+                similarity = gr.Slider(0, 1, 1, step=0.05, label="Likeness", info="Below 1: variations")
+                with gr.Row():
+                    button = gr.Button("Change it", variant="primary")
+                    reset = gr.Button("At rest", variant="secondary")
+            with gr.Column(scale=2, min_width=320):
+                slot = MelodySlot(first, name="change", label="Your tune", elem_classes="mv-stage", min_height=190)
+                self._sources(slot, FIRST_TUNE)
+                changed = MelodyList(
+                    name="Change", empty="Move a slider, or press Change it.", elem_classes="mv-stage", min_height=190
+                )
+
+        def change(melody: Melody | None, similarity: float, *amounts: float) -> dict:
+            asked = dict(zip(actions.facts["attributes"], amounts, strict=True))
+            count = 1 if similarity == 1 else 3
+            return {"melodies": actions.change(melody, asked, similarity, count, new_seed())}
+
+        inputs = [slot, similarity, *sliders]
+        self._on(button.click, change, inputs, changed, trigger_mode="once")
+        for slider in (similarity, *sliders):
+            self._on(slider.release, change, inputs, changed, trigger_mode="always_last")
+        self._at_once(reset.click, lambda: [1, *[0] * len(sliders)], None, [similarity, *sliders])
+
+    def _sources(self, slot: MelodySlot, title: str | None = None) -> None:
+        """Offer ways to a melody: a tune that comes with the Space, or a track of a MIDI file."""
+        actions = self.actions
+        files = gr.State(None)
+        with gr.Row(elem_classes="mv-sources"):
+            tunes = gr.Dropdown(list(actions.tunes), value=title, label="A tune", min_width=160, scale=2)
+            upload = gr.UploadButton("Your MIDI file", file_types=[".mid", ".midi"], size="md", min_width=140, scale=1)
+        with gr.Row(visible=False) as choice:
+            track = gr.Dropdown([], label="Track", info="The likeliest tune is chosen", min_width=160)
+            first_bar = gr.Slider(1, 2, 1, step=1, label="From bar", min_width=160)
+
+        def take_tune(title: str | None) -> Any:
+            return cut_bars(actions.tune(title), 0, actions.max_bars) if title else None
+
+        def take_file(path: str) -> list[Any]:
+            file = Path(path)
+            try:
+                content = file.read_bytes() if file.stat().st_size <= MAX_FILE_BYTES else b"MThd" * MAX_FILE_BYTES
+            finally:
+                file.unlink(missing_ok=True)  # it is the visitor's own, and read only once
+            read = actions.read_midi_bytes(content)
+            names = [
+                (f"{index + 1}. {each['name']} ({len(each['melody']['pitch'])} notes)", index)
+                for index, each in enumerate(read["tracks"])
+            ]
+            melody = read["tracks"][read["best"]]["melody"]
+            starts = max(1, melody["bars"] - actions.max_bars + 1)
+            return [
+                read["tracks"],
+                gr.Row(visible=True),
+                gr.Dropdown(choices=names, value=read["best"]),
+                gr.Slider(1, max(starts, 2), 1, visible=starts > 1),
+                window(melody, 1),
+            ]
+
+        def window(melody: Melody, first_bar: float) -> Melody:
+            return {**cut_bars(melody, int(first_bar) - 1, actions.max_bars), "chosen": []}
+
+        def take_track(tracks: list[dict], index: int) -> list[Any]:
+            melody = tracks[index]["melody"]
+            starts = max(1, melody["bars"] - actions.max_bars + 1)
+            return [gr.Slider(1, max(starts, 2), 1, visible=starts > 1), window(melody, 1)]
+
+        def take_bar(tracks: list[dict], index: int, first_bar: float) -> Melody:
+            return window(tracks[index]["melody"], first_bar)
+
+        self._at_once(tunes.input, take_tune, tunes, slot)
+        self._on(upload.upload, take_file, upload, [files, choice, track, first_bar, slot])
+        self._at_once(track.input, take_track, [files, track], [first_bar, slot])
+        self._at_once(first_bar.release, take_bar, [files, track, first_bar], slot)
+
+    # Blend
+
+    def _blend_tab(self) -> None:
+        actions = self.actions
+        gr.Markdown(
+            "A map with your melodies at its corners. Touch it anywhere, or drag: each place is a melody of its own, "
+            "and it plays. This is what a latent space is."
+        )
+        bars = min(8, actions.max_bars)
+        ends = [cut_bars(actions.tunes[title], 0, bars) for title in FIRST_BLEND]
+        first = {"melodies": actions.blend(ends), "side": GRID_SIDE}
+        with gr.Row(elem_classes="mv-split mv-blend"):
+            with gr.Column(scale=3, min_width=320):
+                pad = BlendPad(first, elem_classes="mv-stage", min_height=420)
+            with gr.Column(scale=2, min_width=280, elem_classes="mv-panel"):
+                slots, tunes = [], []
+                for letter, end, title in zip("ABCD", ends, FIRST_BLEND, strict=True):
+                    with gr.Group(elem_classes=f"mv-end mv-end-{letter.lower()}"):
+                        slots.append(
+                            MelodySlot(
+                                end,
+                                name=f"blend-{letter.lower()}",
+                                label=letter,
+                                is_small=True,
+                                elem_classes="mv-stage mv-small",
+                            )
+                        )
+                        tunes.append(
+                            gr.Dropdown(
+                                list(actions.tunes),
+                                value=title,
+                                label=f"Tune at {letter}",
+                                show_label=False,
+                                container=False,
+                            )
+                        )
+                ways = gr.Radio(
+                    [("Two: a path from A to B", 2), ("Four: a map", 4)], value=4, label="Blend", show_label=False
+                )
+                button = gr.Button("Blend", variant="primary")
+
+        def blend(ways: int, *melodies: Melody | None) -> dict:
+            blends = actions.blend(list(melodies[:ways]))
+            return {"melodies": blends, "side": PATH_POINTS if ways == 2 else GRID_SIDE}
+
+        def take(title: str) -> Melody:
+            return cut_bars(actions.tune(title), 0, bars)
+
+        for slot, tune in zip(slots, tunes, strict=True):
+            self._at_once(tune.input, take, tune, slot)
+        self._on(button.click, blend, [ways, *slots], pad, trigger_mode="once")
+        self._on(ways.input, blend, [ways, *slots], pad, trigger_mode="always_last")
+
+    # Continue and fill
+
+    def _rework_tab(self) -> None:
+        actions = self.actions
+        gr.Markdown(
+            "Keep what you like. Choose bars under the roll to have them written anew, or let the melody go on after "
+            "its end; everything else stays note for note."
+        )
+        first = cut_bars(actions.tunes[FIRST_BLEND[0]], 0, min(8, actions.max_bars))
+        slot = MelodySlot(
+            {**first, "chosen": [3, 4] if first["bars"] >= 4 else [1]},
+            name="rework",
+            label="Your melody",
+            picks_bars=True,
+            elem_classes="mv-stage",
+            min_height=230,
+        )
+        self._sources(slot)
+        with gr.Row(elem_classes="mv-split"):
+            with gr.Column(scale=1, min_width=260, elem_classes="mv-panel"):
+                count = gr.Slider(1, MAX_COUNT, 2, step=1, label="Versions")
+                temperature = gr.Slider(0.1, 2.0, 1.0, step=0.05, label="Daring")
+                longest = actions.max_bars // 2
+                more = gr.Slider(1, max(longest, 2), min(4, longest), step=1, label="Bars to add")
+                with gr.Row():
+                    fill = gr.Button("Fill bars", variant="primary", min_width=120)
+                    extend = gr.Button("Continue", variant="primary", min_width=120)
+            with gr.Column(scale=2, min_width=320):
+                reworked = MelodyList(
+                    name="Continue & Fill", empty="New versions appear here.", elem_classes="mv-stage", min_height=240
+                )
+
+        def run_fill(melody: Melody | None, count: int, temperature: float) -> dict:
+            bars = (melody or {}).get("chosen") or []
+            return {"melodies": actions.fill(melody, bars, count, new_seed(), temperature)}
+
+        def run_extend(melody: Melody | None, more: int, count: int, temperature: float) -> dict:
+            return {"melodies": actions.extend(melody, more, count, new_seed(), temperature)}
+
+        self._on(fill.click, run_fill, [slot, count, temperature], reworked, trigger_mode="once")
+        self._on(extend.click, run_extend, [slot, more, count, temperature], reworked, trigger_mode="once")
+
+    # Listen
+
+    def _listen_tab(self) -> None:
+        actions = self.actions
+        gr.Markdown(
+            "One of two melodies was written by a person, long ago; the other by the model just now, in the same meter "
+            "and tempo. Which is which? Votes are kept without anything about you: they measure the model."
+        )
+        pair = gr.State(None)
+        score = gr.State((0, 0))
+        with gr.Column(elem_classes="mv-listen"):
+            begin = gr.Button("Play me a pair", variant="primary", size="lg")
+            duo = MelodyList(name="Listen", empty="A pair appears here.", elem_classes="mv-stage", min_height=340)
+            with gr.Row():
+                vote_a = gr.Button("A person wrote A", interactive=False)
+                vote_b = gr.Button("A person wrote B", interactive=False)
+            verdict = gr.Markdown("", elem_classes="mv-verdict", min_height=56)
+
+        def next_pair() -> list[Any]:
+            taken = actions.listening_pair()
+            return [
+                taken["pair"],
+                {"melodies": [taken["a"], taken["b"]], "isBare": True},
+                gr.Button(interactive=True),
+                gr.Button(interactive=True),
+                "Listen to both, then vote.",
+            ]
+
+        def vote(choice: str, pair: str | None, score: tuple[int, int]) -> list[Any]:
+            judged = actions.listening_vote(pair or "", choice)
+            right, votes = score[0] + judged["is_right"], score[1] + 1
+            person = judged["person_is"].upper()
+            said = "Right" if judged["is_right"] else "Not this time"
+            text = f"**{said}.** {person} is *{judged['tune']}*, by a person. You have {right} of {votes} right."
+            return [None, (right, votes), gr.Button(interactive=False), gr.Button(interactive=False), text]
+
+        outputs = [pair, duo, vote_a, vote_b, verdict]
+        self._on(begin.click, next_pair, None, outputs, trigger_mode="once")
+        for button, choice in ((vote_a, "a"), (vote_b, "b")):
+            self._at_once(
+                button.click, functools.partial(vote, choice), [pair, score], [pair, score, vote_a, vote_b, verdict]
+            )

@@ -1,0 +1,193 @@
+// Melodies in the page: links, files, history, undo, and sending them from tab to tab.
+(() => {
+  const Space = window.MelodySpace;
+  const HISTORY = "melody-space-history";
+  const MAX_HISTORY = 120;
+  const MAX_UNDO = 60;
+
+  Space.el = (tag, attributes = {}, ...children) => {
+    const element = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) {
+      if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+      else if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
+    }
+    element.append(...children.filter((child) => child !== null && child !== undefined));
+    return element;
+  };
+
+  Space.toast = (text, isError = false) => {
+    let shelf = document.querySelector(".mv-toasts");
+    if (!shelf) {
+      shelf = Space.el("div", { class: "mv-toasts", role: "status", "aria-live": "polite" });
+      document.body.append(shelf);
+    }
+    const toast = Space.el("div", { class: isError ? "mv-toast mv-toast-error" : "mv-toast" }, text);
+    shelf.append(toast);
+    setTimeout(() => toast.remove(), isError ? 7000 : 3000);
+  };
+
+  // A melody as text for a link: numbers of 7 bits per byte, the high bit says that more follow.
+  const VERSION = 1;
+  const write = (bytes, number) => {
+    for (; number > 127; number >>>= 7) bytes.push((number & 127) | 128);
+    bytes.push(number);
+  };
+  Space.toCode = (melody) => {
+    const [numerator, denominator] = melody.time_signature.split("/").map(Number);
+    const bytes = [];
+    const head = [VERSION, numerator, denominator, melody.steps_per_beat, melody.bars, Math.round(melody.tempo), melody.program];
+    head.forEach((number) => write(bytes, number));
+    let now = 0;
+    melody.start.forEach((start, index) => {
+      [start - now, melody.duration[index], melody.pitch[index]].forEach((number) => write(bytes, number));
+      now = start;
+    });
+    return btoa(String.fromCharCode(...bytes)).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+  };
+  Space.fromCode = (code) => {
+    const bytes = [...atob(code.replaceAll("-", "+").replaceAll("_", "/"))].map((each) => each.charCodeAt(0));
+    const numbers = [];
+    let [number, shift] = [0, 0];
+    for (const byte of bytes) {
+      number += (byte & 127) * 2 ** shift;
+      shift += 7;
+      if (byte < 128) {
+        numbers.push(number);
+        [number, shift] = [0, 0];
+      }
+    }
+    const [version, numerator, denominator, stepsPerBeat, bars, tempo, program] = numbers;
+    const notes = numbers.slice(7);
+    const isMelody = version === VERSION && numerator >= 1 && numerator <= 32 && [1, 2, 4, 8, 16].includes(denominator) &&
+      stepsPerBeat >= 1 && stepsPerBeat <= 48 && bars >= 1 && bars <= 256 && tempo >= 30 && tempo <= 300 &&
+      program <= 127 && notes.length % 3 === 0 && notes.length && notes.length <= 3 * 4096;
+    if (!isMelody) throw new Error("no melody");
+    const melody = { title: "Shared melody", pitch: [], start: [], duration: [], bars, tempo, program,
+      time_signature: `${numerator}/${denominator}`, steps_per_beat: stepsPerBeat, origin: null };
+    let now = 0;
+    for (let i = 0; i < notes.length; i += 3) {
+      now += notes[i];
+      melody.start.push(now);
+      melody.duration.push(notes[i + 1]);
+      melody.pitch.push(notes[i + 2]);
+    }
+    const end = numerator * stepsPerBeat * bars;
+    const fits = melody.start.every((start, i) => start + melody.duration[i] <= end && melody.duration[i] > 0 && melody.pitch[i] <= 127);
+    if (!fits) throw new Error("no melody");
+    return melody;
+  };
+
+  // A sampled melody is its settings and its seed; any other is its notes.
+  Space.linkTo = (melody) => {
+    const page = location.origin + location.pathname;
+    if (melody.origin?.tab !== "make") return `${page}#m=${Space.toCode(melody)}`;
+    const settings = Object.entries(melody.origin).filter(([name, value]) => name !== "tab" && value !== "any");
+    return `${page}?${new URLSearchParams(settings)}`;
+  };
+  Space.copyLink = async (melody) => {
+    const link = Space.linkTo(melody);
+    try {
+      await navigator.clipboard.writeText(link);
+      Space.toast("Link copied: it brings this melody back");
+    } catch {
+      window.prompt("Copy this link:", link);
+    }
+    return link;
+  };
+
+  const save = (blob, name) => {
+    const link = Space.el("a", { href: URL.createObjectURL(blob), download: name });
+    document.body.append(link);
+    link.click();
+    link.remove();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  };
+  const plain = (melody) => {
+    const { title, pitch, start, duration, bars, tempo, program } = melody;
+    return { title, pitch, start, duration, bars, tempo, program, time_signature: melody.time_signature,
+      steps_per_beat: melody.steps_per_beat };
+  };
+  Space.download = async (melody, kind) => {
+    if (kind === "png") {
+      const stem = melody.title.toLowerCase().replaceAll(/[^a-z0-9]+/g, "-").replaceAll(/^-|-$/g, "");
+      return save(await Space.toPng(melody), `${stem || "melody"}.png`);
+    }
+    const server = await Space.server;
+    const file = await server[kind === "midi" ? "midi_file" : "wav_file"](plain(melody)).catch(() => ({}));
+    if (!file.base64) return Space.toast(file.error || "The server does not answer: try again", true);
+    const bytes = Uint8Array.from(atob(file.base64), (each) => each.charCodeAt(0));
+    save(new Blob([bytes], { type: kind === "midi" ? "audio/midi" : "audio/wav" }), file.name);
+  };
+
+  // The dock hands over the functions of the server when it is there.
+  Space.server = new Promise((ready) => (Space.giveServer = ready));
+
+  // Gradio builds a tab when it is first opened: what is sent to it before waits.
+  const slots = new Map();
+  const waiting = new Map();
+  Space.addSlot = (name, slot) => {
+    slots.set(name, slot);
+    if (!waiting.has(name)) return;
+    setTimeout((melody) => slot.take(melody), 60, waiting.get(name)); // when gradio has set the first value
+    waiting.delete(name);
+  };
+  Space.TARGETS = [
+    ["change", "Change", "change"],
+    ["rework", "Continue & Fill", "rework"],
+    ["blend-a", "Blend, corner A", "blend"],
+    ["blend-b", "Blend, corner B", "blend"],
+    ["blend-c", "Blend, corner C", "blend"],
+    ["blend-d", "Blend, corner D", "blend"],
+  ];
+  Space.openTab = (name) => document.getElementById(`tab-${name}-button`)?.click();
+  Space.send = (melody, name) => {
+    const [, label, tab] = Space.TARGETS.find(([target]) => target === name);
+    const sent = structuredClone({ ...plain(melody), origin: melody.origin || null });
+    if (slots.has(name)) slots.get(name).take(sent);
+    else waiting.set(name, sent);
+    Space.openTab(tab);
+    Space.toast(`${melody.title} is in ${label}`);
+  };
+
+  const undos = [];
+  Space.remember = (undo) => {
+    undos.push(undo);
+    if (undos.length > MAX_UNDO) undos.shift();
+    document.dispatchEvent(new Event("mv-undo"));
+  };
+  Space.canUndo = () => undos.length > 0;
+  Space.undo = () => {
+    const undo = undos.pop();
+    document.dispatchEvent(new Event("mv-undo"));
+    if (undo) Space.toast(`Undone: ${undo()}`);
+  };
+  document.addEventListener("keydown", (event) => {
+    const isTyping = /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName) && event.target.type !== "range";
+    if ((event.ctrlKey || event.metaKey) && event.key === "z" && !event.shiftKey && !isTyping && Space.canUndo()) {
+      event.preventDefault();
+      Space.undo();
+    }
+  });
+
+  const load = () => {
+    try {
+      return JSON.parse(sessionStorage.getItem(HISTORY)) || [];
+    } catch {
+      return [];
+    }
+  };
+  Space.history = load();
+  Space.record = (melodies) => {
+    const known = new Set(Space.history.map((each) => Space.toCode(each)));
+    const fresh = melodies.filter((melody) => melody.pitch.length && !known.has(Space.toCode(melody)));
+    if (!fresh.length) return;
+    const stamped = fresh.map((melody) => ({ ...plain(melody), origin: melody.origin || null }));
+    Space.history = [...stamped, ...Space.history].slice(0, MAX_HISTORY);
+    try {
+      sessionStorage.setItem(HISTORY, JSON.stringify(Space.history));
+    } catch {
+      // A full or forbidden storage: the history then lasts as long as the page.
+    }
+    document.dispatchEvent(new Event("mv-history"));
+  };
+})();

@@ -1,0 +1,122 @@
+"""The Space in a process of its own, with a tiny model of random weights, as tests and the load test run it."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel
+from modeling.processing_melody_vae import line_to_words
+
+ROOT = Path(__file__).parents[1]
+BARS = 16
+CONDITIONS = {
+    "key": ["C major", "D minor", "A minor"],
+    "tempo": ["slow", "medium", "fast"],
+    "time_signature": ["4/4", "3/4"],
+    "genre": ["Pop_Rock", "Folk"],
+}
+ATTRIBUTES = ["note_density", "pitch_range", "contour"]
+
+
+def save_model(folder: Path) -> Path:
+    """Save a tiny model that has everything that the Space asks for."""
+    generator = random.Random(0)
+    bars = 4
+    lines = []
+    for _ in range(60):
+        starts = sorted(generator.sample(range(0, 16 * bars, 2), 17))
+        ends = [*starts[1:], 16 * bars]
+        lines.append(
+            {
+                "pitch": [generator.choice([60, 62, 64, 65, 67, 69, 71, 72]) for _ in starts],
+                "start": starts,
+                "duration": [min(end - start, 8) for start, end in zip(starts, ends, strict=True)],
+                "time_signature": "4/4",
+                "steps_per_beat": 4,
+                "bars": bars,
+            }
+        )
+    processor = MelodyProcessor.train([line_to_words(line) for line in lines], vocab_size=331, max_bars=BARS)
+    torch.manual_seed(0)
+    config = MelodyVAEConfig(
+        vocab_size=len(processor.tokenizer),
+        bar_token_ids=processor.bar_token_ids,
+        hidden_size=12,
+        intermediate_size=13,
+        num_encoder_layers=1,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        latent_size=3 * BARS,
+        max_bars=BARS,
+        max_relative_distance=11,
+        dropout=0.0,
+        initializer_range=0.3,
+        num_prior_layers=1,
+        conditions=CONDITIONS,
+        attributes=ATTRIBUTES,
+    )
+    model = MelodyVAEModel(config).eval()
+    model.set_grammar(processor.grammar_table())
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def free_port() -> int:
+    """Find a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def running_space(model: Path | str, folder: Path, workers: int = 2) -> Iterator[str]:
+    """Run `space/app.py` from another folder and give its address; its temporary files and votes lie in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    environment = {
+        **{name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_TOKEN")},
+        "MODEL_ID": str(model),
+        "WORKERS": str(workers),
+        "GRADIO_SERVER_PORT": str(port),
+        "GRADIO_TEMP_DIR": str(folder / "gradio"),
+        "VOTES_FOLDER": str(folder / "votes"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    with (folder / "log.txt").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "space/app.py")],
+            cwd=folder,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            if process.poll() is not None:
+                raise RuntimeError(f"the Space did not start:\n{(folder / 'log.txt').read_text()}")
+            try:
+                urllib.request.urlopen(f"{url}/gradio_api/startup-events", timeout=1).close()
+                break
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.25)
+        else:
+            raise RuntimeError(f"the Space does not answer:\n{(folder / 'log.txt').read_text()}")
+        yield url
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)  # with its workers
+        process.wait(20)

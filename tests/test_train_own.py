@@ -1,0 +1,242 @@
+"""What one does with train.py: own MIDI files, adapters, other model types, a run to watch, several processes."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoProcessor
+
+import train
+from modeling.processing_melody_vae import line_to_score
+from tests.test_train import TINY, arguments, dataset, melody, run, trained  # noqa: F401 - two of them are fixtures
+from training import own_midi, record, report
+from training.watching import Means, Rates, Stopwatch, trackers_of
+
+ROOT = Path(__file__).parents[1]
+
+
+def write_songs(folder: Path, count: int) -> Path:
+    """Write so many MIDI files, each a different tune."""
+    generator = random.Random(count)
+    folder.mkdir()
+    for number in range(count):
+        score = line_to_score(melody(generator, 8) | {"program": 0})
+        score.dump_midi(str(folder / f"song {number}.mid"))
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def test_midi_files_are_told_from_data_sets(dataset, tmp_path):  # noqa: F811
+    songs = write_songs(tmp_path / "songs", 1)
+    assert own_midi.is_midi(str(songs))
+    assert own_midi.is_midi(str(songs / "song 0.mid"))
+    assert not own_midi.is_midi(str(dataset))
+    assert not own_midi.is_midi(str(tmp_path / "missing"))
+    assert not own_midi.is_midi("owner/name")
+
+
+def test_own_files_are_built_once_for_their_content(cache, tmp_path, monkeypatch):
+    songs = write_songs(tmp_path / "songs", 5)
+    built = own_midi.build_own(str(songs), 4, 1)
+    assert "validation" in built.summary
+    copied = Path(shutil.copytree(songs, tmp_path / "elsewhere"))
+    with monkeypatch.context() as patch:
+        patch.setattr(own_midi, "build_dataset", lambda *_, **__: pytest.fail("built again"))
+        assert own_midi.build_own(str(copied), 4, 1).folder == built.folder
+    (copied / "song 0.mid").write_bytes((songs / "song 1.mid").read_bytes())
+    assert own_midi.build_own(str(copied), 4, 1).folder != built.folder
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(11, marks=pytest.mark.slow)])
+def test_something_is_always_held_out(cache, tmp_path, count):
+    built = own_midi.build_own(str(write_songs(tmp_path / "songs", count)), 4, 1)
+    groups = {
+        split: set(train.load_lines(str(built.folder), split, "lead")["group"][:]) for split in ("train", "validation")
+    }
+    assert groups["train"]
+    assert groups["validation"]
+    assert not groups["train"] & groups["validation"]
+    if built.folder.name == "held_out":
+        assert len(groups["train"] | groups["validation"]) == count
+        assert "held out" in built.summary
+
+
+def test_one_song_is_not_enough(cache, tmp_path):
+    with pytest.raises(train.UserError, match="melodies of one song only; give two or more"):
+        own_midi.build_own(str(write_songs(tmp_path / "songs", 1)), 4, 1)
+
+
+def test_own_files_with_adapters_in_one_command(trained, cache, tmp_path, capsys):  # noqa: F811
+    """The model is saved with its adapters merged: it loads as any other, and only linear layers have changed."""
+    songs = write_songs(tmp_path / "songs", 7)
+    output = tmp_path / "mine"
+    argv = ["--dataset", str(songs), "--init_from", str(trained), "--output_dir", str(output), "--lora_rank", "3"]
+    argv += ["--max_train_steps", "4", "--evaluation_steps", "2", "--checkpointing_steps", "2", "--cpu_threads", "1"]
+    run([*argv, "--num_proc", "1", "--listening_samples", "0", "--learning_rate", "0.01", "--keep", "last"])
+    assert "songs" in capsys.readouterr().out
+    before, after = load_file(trained / "model.safetensors"), load_file(output / "model.safetensors")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any("layers.0" in name for name in changed)
+    assert not {name for name in changed if before[name].ndim != 2 or "embed" in name}
+    model = AutoModel.from_pretrained(output, trust_remote_code=True)
+    assert model.sample(1, seed=0, bars=2).shape[0] == 1
+    assert (output / "tokenizer.json").read_bytes() == (trained / "tokenizer.json").read_bytes()
+    run([*argv, "--num_proc", "1", "--listening_samples", "0", "--resume_from_checkpoint", "latest"])
+
+
+def test_a_model_and_its_tokenizer_must_be_of_one_another(dataset, trained, tmp_path):  # noqa: F811
+    mixed = Path(shutil.copytree(trained, tmp_path / "mixed", ignore=shutil.ignore_patterns("step_*")))
+    run(arguments(dataset, tmp_path / "other", "--vocab_size", "280", "--max_train_steps", "1"))
+    shutil.copy(tmp_path / "other" / "tokenizer.json", mixed)
+    with pytest.raises(train.UserError, match="its files are of different models"):
+        run(arguments(dataset, tmp_path / "new", "--init_from", str(mixed)))
+    deeper = TINY.replace("num_hidden_layers=1", "num_hidden_layers=2")
+    with pytest.raises(train.UserError, match="has no weights of this shape for"):
+        run(arguments(dataset, tmp_path / "new", "--init_from", str(trained), "--config_overrides", deeper))
+
+
+@pytest.mark.parametrize("model_type", ["music_vae", pytest.param("rnn", marks=pytest.mark.slow)])
+def test_baselines_take_the_same_way(dataset, tmp_path, model_type):  # noqa: F811
+    options = ["--model_type", model_type, "--max_train_steps", "2", "--checkpointing_steps", "1"]
+    overrides = {"music_vae": "encoder_size=11,decoder_size=7,latent_size=13", "rnn": "hidden_size=12"}[model_type]
+    run(arguments(dataset, tmp_path, *options, "--config_overrides", overrides))
+    run(arguments(dataset, tmp_path, *options, "--config_overrides", overrides, "--resume_from_checkpoint", "latest"))
+    model = AutoModel.from_pretrained(tmp_path, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(tmp_path, trust_remote_code=True)
+    assert len(processor.to_scores(model.sample(2, seed=0, bars=3))) == 2
+    log = json.loads((tmp_path / train.LOG_NAME).read_text())
+    assert log["history"][-1]["bits_per_note"] > 0
+
+
+def test_a_run_leaves_a_report_with_sounds(dataset, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(report, "CURVES", report.CURVES[:1])
+    more = [
+        "--listening_samples",
+        "1",
+        "--max_train_steps",
+        "2",
+        "--evaluation_steps",
+        "1",
+        "--checkpointing_steps",
+        "9",
+    ]
+    run(arguments(dataset, tmp_path, *more), report=True)
+    page = (tmp_path / "report.html").read_text()
+    for text in ("bits per note", "Reconstruction 1", "Original", "--learning_rate", "listening/step_2/sample-1.wav"):
+        assert text in page, text
+    for step in (1, 2):
+        for ending in ("mid", "wav", "png"):
+            assert (tmp_path / "listening" / f"step_{step}" / f"reconstruction-1.{ending}").stat().st_size
+    assert (tmp_path / "report" / "bits_per_note-dark.png").is_file()
+
+
+@pytest.mark.slow
+def test_trackers_get_curves_sounds_and_pictures(dataset, tmp_path):  # noqa: F811
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = [
+        "--report_to",
+        "tensorboard",
+        "--logging_steps",
+        "2",
+        "--max_train_steps",
+        "4",
+        "--evaluation_steps",
+        "2",
+    ]
+    run(arguments(dataset, tmp_path, *options, "--listening_samples", "1"))
+    events = EventAccumulator(str(tmp_path / "logs" / "melody-vae"), size_guidance={"audio": 0, "images": 0})
+    events.Reload()
+    tags = events.Tags()
+    names = {"loss", "reconstruction_nats", "kl_nats", "kl_weight", "learning_rate", "grad_norm"}
+    names |= {"melodies_per_second", "waiting_for_data"}
+    assert {f"train/{name}" for name in names} <= set(tags["scalars"])
+    assert {f"validation/{name}" for name in ("bits_per_note", "active_units", "kl_nats")} <= set(tags["scalars"])
+    assert [event.step for event in events.Scalars("train/loss")] == [2, 4]
+    assert {"sample-1", "reconstruction-1"} <= set(tags["audio"])
+    assert {"sample-1", "reconstruction-1"} <= set(tags["images"])
+
+
+def test_a_tracker_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert trackers_of("none") == trackers_of("all") == []
+    with pytest.raises(train.UserError, match="pip install trackio"):
+        trackers_of("trackio")
+
+
+def test_the_stopwatch_leaves_out_pauses_and_knows_waiting(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def batches():
+        for number in range(3):
+            now[0] += 2  # to make the batch
+            yield number
+
+    stopwatch = Stopwatch(1000.0)
+    rates = Rates(stopwatch, 100)
+    for number, _ in zip(range(3), stopwatch.watch(batches()), strict=True):
+        now[0] += 6  # the step
+        if number == 1:
+            with stopwatch.paused():
+                now[0] += 50
+    assert stopwatch.training == 1000 + 3 * 8
+    assert rates.take(148) == {"melodies_per_second": 2.0, "waiting_for_data": 0.25}
+
+
+def test_means_of_steps():
+    means = Means()
+    means.add(a=torch.tensor(1.0), b=None)
+    means.add(a=torch.tensor(2.0), b=None)
+    assert means.take() == {"a": 1.5}
+    means.add(a=torch.tensor(5.0))
+    assert means.take() == {"a": 5.0}
+
+
+def test_a_run_that_diverges_ends_with_a_line(dataset, tmp_path, monkeypatch):  # noqa: F811
+    evaluate = record.evaluate
+    monkeypatch.setattr(record, "evaluate", lambda *args: evaluate(*args) | {"bits_per_note": float("nan")})
+    with pytest.raises(train.UserError, match="step 4: training has diverged"):
+        run(arguments(dataset, tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launch",
+    [
+        ["--config_file", "configs/cpu.yaml", "--num_processes", "3"],
+        ["--multi_gpu", "--num_processes", "2"],
+    ],
+)
+def test_documented_commands_start_as_many_processes(dataset, tmp_path, launch):  # noqa: F811
+    command = [sys.executable, "-m", "accelerate.commands.launch", *launch, "--main_process_port", "0", "train.py"]
+    done = subprocess.run(
+        [*command, *arguments(dataset, tmp_path, "--max_train_steps", "3")], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"{launch[-1]} process(es) on cpu" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch 2.13's own compiler
+def test_a_compiled_model_learns_the_same(dataset, tmp_path):  # noqa: F811
+    histories = []
+    for options in ([], ["--torch_compile"]):
+        folder = tmp_path / str(len(options))
+        run(arguments(dataset, folder, "--max_train_steps", "3", "--config_overrides", TINY + ",dropout=0.0", *options))
+        histories.append(json.loads((folder / train.LOG_NAME).read_text())["history"][-1])
+    assert histories[0]["bits_per_note"] == pytest.approx(histories[1]["bits_per_note"], rel=1e-3)

@@ -1,0 +1,138 @@
+"""The model to train: new, of any type, or one that is trained already."""
+
+import argparse
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+import baselines
+from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel
+from training.data import Collator
+from training.errors import UserError
+from training.options import MELODY_VAE, MUSIC_VAE
+
+TOKENIZER = "tokenizer_of_windows"  # folder in the run's, where its model reads no tokens
+
+
+def load_pretrained(auto_class, source: str, **options):
+    """Load a model or a processor that train.py has written.
+
+    Raises:
+        UserError: If there is none.
+    """
+    try:
+        return auto_class.from_pretrained(source, trust_remote_code=True, **options)
+    except Exception as error:  # no folder, no such id, missing or broken files: each has its own class
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{source}: no trained model ({reason}); give a folder that train.py wrote") from error
+
+
+def load_tokenizing_processor(source: str) -> MelodyProcessor:
+    """Load the processor by whose tokens a run's windows are cut, from the run's folder.
+
+    Raises:
+        UserError: If there is none.
+    """
+    folder = Path(source) / TOKENIZER
+    return load_pretrained(MelodyProcessor, str(folder) if folder.is_dir() else source)
+
+
+def save_processors(model_type: str, processor: MelodyProcessor, output_dir: str) -> None:
+    """Save what a model's users need, and where that is something else, what the run itself needs to be resumed."""
+    baselines.processor_for(model_type, processor).save_pretrained(output_dir)
+    if model_type == MUSIC_VAE:
+        processor.save_pretrained(Path(output_dir) / TOKENIZER)
+
+
+def collator_for(model_type: str, processor: MelodyProcessor):
+    """What makes a batch of windows' texts."""
+    return baselines.StepCollator(processor.max_bars) if model_type == MUSIC_VAE else Collator(processor.tokenizer)
+
+
+def build_model(args: argparse.Namespace, processor: MelodyProcessor) -> PreTrainedModel:
+    """Make a new model for a processor's vocabulary, or load the one to go on from.
+
+    Raises:
+        UserError: If the configuration makes no sense, or the model to go on from does not fit it or its tokenizer.
+    """
+    if args.init_from:
+        return load_model(args.init_from, args.config_overrides, processor)
+    if args.model_type != MELODY_VAE:
+        return build_baseline(args.model_type, args.config_overrides, processor)
+    tokenizer = processor.tokenizer
+    config = MelodyVAEConfig(
+        vocab_size=len(tokenizer),
+        bar_token_ids=processor.bar_token_ids,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        mask_token_id=tokenizer.mask_token_id,
+        max_bars=processor.max_bars,
+    )
+    model = MelodyVAEModel(overridden(config, args.config_overrides))
+    model.set_grammar(processor.grammar_table())
+    return model
+
+
+def overridden(config: PreTrainedConfig, config_overrides: str) -> PreTrainedConfig:
+    """Set the fields that `--config_overrides` names, and check them against each other.
+
+    Raises:
+        UserError: If there is no such field, or a value does not fit.
+    """
+    if not config_overrides:
+        return config
+    try:
+        config.update_from_string(config_overrides)
+        return type(config)(**config.to_dict())
+    except ValueError as error:
+        raise UserError(f"--config_overrides {config_overrides}: {error}") from error
+
+
+def build_baseline(model_type: str, config_overrides: str, processor: MelodyProcessor) -> PreTrainedModel:
+    """Make one of the systems to beat."""
+    config = overridden(baselines.build(model_type, processor).config, config_overrides)
+    names = [pair.split("=")[0] for pair in config_overrides.split(",") if pair]
+    try:
+        return baselines.build(model_type, processor, **{name: getattr(config, name) for name in names})
+    except ValueError as error:
+        raise UserError(f"--config_overrides {config_overrides}: {error}") from error
+
+
+def load_model(source: str, config_overrides: str, processor: MelodyProcessor) -> PreTrainedModel:
+    """Load the model to go on from; without its prior and directions, which were fitted to latents that change now.
+
+    Raises:
+        UserError: If it is no melody VAE, its files are of different models, or the overrides ask for other weights.
+    """
+    if (kind := load_pretrained(AutoConfig, source).model_type) != MELODY_VAE:
+        raise UserError(f"{source}: a model of type {kind}; --init_from goes on from type {MELODY_VAE} only")
+    config = load_pretrained(MelodyVAEConfig, source, num_prior_layers=0, conditions=None, attributes=None)
+    tokens = len(processor.tokenizer)
+    if config.vocab_size != tokens or config.bar_token_ids != processor.bar_token_ids:
+        raise UserError(
+            f"{source}: a model of {config.vocab_size} tokens beside a tokenizer of {tokens}: its files are of "
+            "different models; take the folder as train.py wrote it"
+        )
+    config = overridden(config, config_overrides)
+    options = {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, found = load_pretrained(MelodyVAEModel, source, **options)  # pyright: ignore[reportGeneralTypeIssues]
+    if wrong := sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}):
+        raise UserError(
+            f"--config_overrides {config_overrides}: {source} has no weights of this shape for {wrong[0]}; leave out "
+            "what changes the model's size"
+        )
+    model.set_grammar(processor.grammar_table())
+    return model
+
+
+def build_optimizer(model: torch.nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only; frozen weights are left out."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.ndim >= 2]
+    vectors = [parameter for parameter in trained if parameter.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=learning_rate, betas=(0.9, 0.98), fused=True
+    )
