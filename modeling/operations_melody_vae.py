@@ -39,8 +39,12 @@ def slerp(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor) -> torch.Tenso
     return arc * ((1 - weight) * length_a + weight * length_b)
 
 
-# Ways that `shift` tries: how much of the amount to ask for, how far back to go, and the guidance.
-SHIFTS = tuple((factor, begin, 1.0) for begin in (0.0, 0.3, 0.6) for factor in (1.0, 1.5, 2.5))
+# Ways that `shift` tries. Transported: how much of the amount to ask for, and the guidance. Drawn: where on the way
+# from noise to the latent to begin.
+TRANSPORTS = ((1.0, 2.0), (1.0, 4.0), (1.0, 8.0), (2.0, 4.0))
+DRAWS = (0.3, 0.3, 0.3, 0.3, 0.5, 0.5, 0.5, 0.5, 0.7, 0.7, 0.7, 0.7)
+DRAWS_GUIDANCE = 3.0
+OWN_WEIGHT = 8.0  # of the attribute that is asked for, against each other one, in the choice among the ways
 
 
 class MelodyOperations:
@@ -409,8 +413,9 @@ class MelodyOperations:
     ) -> torch.Tensor:
         """Move latents so that their melodies have more or less of an attribute, and as much of the others.
 
-        The learned prior takes a latent back to noise under the attributes that its melody has, and forth again
-        under those that are wanted, in several ways; the way whose melody measures nearest to the wish is kept.
+        The learned prior takes a latent back to noise under the attributes that its melody has and forth again under
+        those that are wanted, or draws near it under these, in several ways; the way whose melody measures nearest to
+        the wish is kept. The same latent is always moved in the same way.
 
         Args:
             latent: `(B, Z)` or `(Z,)`.
@@ -435,12 +440,19 @@ class MelodyOperations:
         step[:, known.index(attribute)] = amount
         labels = self.condition_labels(self.known_conditions(lines), len(start)) | {"attributes": has}
         ways = [start]
-        for factor, begin, guidance in SHIFTS:
+        for factor, guidance in TRANSPORTS:
             asked = labels | {"attributes": has + factor * step}
-            ways.append(self.prior.transport(start, labels, asked, begin=begin, guidance=guidance))
+            ways.append(self.prior.transport(start, labels, asked, guidance=guidance))
+        is_known = torch.zeros(len(start), self.config.max_bars, dtype=torch.bool, device=self.device)
+        asked = labels | {"attributes": has + step}
+        with self.seeded(0):
+            for begin in DRAWS:
+                ways.append(self.prior.complete(start, is_known, asked, begin=begin, guidance=DRAWS_GUIDANCE))
         melodies = self.decode(torch.cat(ways), bars=bars.repeat(len(ways)))
-        measured = self.attributes_of(self.read_lines(melodies))
-        error = (measured.unflatten(0, (len(ways), -1)) - has - step).square().sum(-1)  # (ways, B)
+        measured = self.attributes_of(self.read_lines(melodies)).unflatten(0, (len(ways), -1))
+        weight = torch.ones_like(step[0])
+        weight[known.index(attribute)] = OWN_WEIGHT
+        error = (weight * (measured - has - step).square()).sum(-1)  # (ways, B)
         best = torch.stack(ways)[error.argmin(0), torch.arange(len(start))]
         return best.view_as(latent)
 
