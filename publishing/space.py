@@ -69,9 +69,14 @@ def stage(folder: Path, model_id: str, datasets: Sequence[str], staging: Path) -
             raise UserError(f"{folder}: {name} is missing; give the folder of a Gradio Space")
     check_requirements(folder / "requirements.txt")
     card = load_card(folder / "README.md")
-    card.data["models"] = [model_id]
+    card.data["models"] = card.data["preload_from_hub"] = [model_id]
     if datasets:
         card.data["datasets"] = list(datasets)
     staging.mkdir(parents=True, exist_ok=True)
     card.save(staging / "README.md")
-    return files_below(folder) | {"README.md": staging / "README.md"}
+    files = {
+        name: file  # without what a Space that has run here leaves: gradio's stubs, votes
+        for name, file in files_below(folder).items()
+        if not name.endswith(".pyi") and not name.startswith("votes/")
+    }
+    return files | {"README.md": staging / "README.md"}

@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, distribution, requires
+from importlib.metadata import PackageNotFoundError, distribution, requires, version
 from pathlib import Path
 from typing import Any
 
@@ -670,3 +670,16 @@ def test_another_project_needs_what_it_says_and_nothing_of_ours(published, tmp_p
     assert "5 melodies in blended" in run_alone(isolated, project)
     assert len(list((project / "blended").glob("*.mid"))) == 5
     assert (project / "blended" / "3.mid").read_bytes().startswith(b"MThd")
+
+
+def test_our_own_space_can_be_published_and_needs_what_was_tested(tmp_path):
+    files = space.stage(ROOT / "space", "owner/model", [], tmp_path)
+    assert {"app.py", "static/player.js"} <= set(files)
+    assert not [name for name in files if name.endswith((".pyi", ".pyc"))]
+    assert RepoCard.load(files["README.md"]).data["preload_from_hub"] == ["owner/model"]
+    for line in (ROOT / "space" / "requirements.txt").read_text().splitlines():
+        name, _, pinned = line.partition("==")
+        if not line.startswith("#") and name != "pyfluidsynth":  # that one needs a library of the system's
+            assert version(name).split("+")[0] == pinned, line
+    card = (ROOT / "space" / "README.md").read_text()
+    assert f"sdk_version: {version('gradio')}" in card
