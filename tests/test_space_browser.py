@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
+from playwright.sync_api import expect, sync_playwright
 from space_server import BARS, ROOT, running_space, save_model
 from symusic import Note, Score, Tempo, TimeSignature, Track
 
@@ -34,8 +35,6 @@ def url(tmp_path_factory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
@@ -122,21 +121,21 @@ def test_make_play_and_take_home(open_page):
     page = open_page()
     tab = page.locator("#tab-make")
     make_melodies(page, tab)
-    assert tab.locator(".mv-card").count() == 3
-    card = tab.locator(".mv-card").nth(1)
+    expect(tab.locator(".mv-card")).to_have_count(3)
+    cards = tab.locator(".mv-card").all()
+    # Untrained weights may leave bars empty: the melody that has the most to play, and sound is waited for.
+    place = max(range(len(cards)), key=lambda index: len(drawn(cards[index])))
+    card = cards[place]
 
     card.locator(".mv-play").click()
-    page.wait_for_function("MelodySpace.player.isPlaying && MelodySpace.player.position > 1")
-    first = player_time(page)
-    page.wait_for_timeout(300)
-    assert player_time(page) > first
+    page.wait_for_function("MelodySpace.player.isPlaying && MelodySpace.player.position > 0")
     sound = page.evaluate("""async () => {
       const {player} = MelodySpace;
       const meter = new AnalyserNode(player.context);
       player.master.connect(meter);
       const data = new Float32Array(meter.fftSize);
       let loudest = 0;
-      for (let i = 0; i < 40; i++) {
+      for (let i = 0; i < 400 && player.isPlaying && loudest < 0.02; i++) {  // it may rest at first
         await new Promise(done => setTimeout(done, 25));
         meter.getFloatTimeDomainData(data);
         loudest = Math.max(loudest, ...data.map(Math.abs));
@@ -144,7 +143,10 @@ def test_make_play_and_take_home(open_page):
       return loudest;
     }""")
     assert sound > 0.01
-    assert card.locator(".mv-play").get_attribute("aria-label") == "Stop Melody 2"
+    first = player_time(page)
+    page.wait_for_timeout(300)
+    assert player_time(page) > first
+    expect(card.locator(".mv-play")).to_have_attribute("aria-label", f"Stop Melody {place + 1}")
     card.locator(".mv-play").click()
     assert not page.evaluate("MelodySpace.player.isPlaying")
 
@@ -152,11 +154,12 @@ def test_make_play_and_take_home(open_page):
     page.locator("#mv-tempo").press("Enter")
     page.locator("#mv-instrument").select_option("40")
     midi = download(page, card, "MIDI file")
-    assert notes_of(midi) == drawn(card)
+    numerator, denominator = map(int, card.evaluate(PAGE_MELODY)["time_signature"].split("/"))
+    assert notes_of(midi, steps_per_quarter=denominator) == drawn(card)  # four steps for each beat of the signature
     score = Score.from_midi(midi.read_bytes())
     assert round(score.tempos[0].qpm) == 90
     assert score.tracks[0].program == 40
-    assert (score.time_signatures[0].numerator, score.time_signatures[0].denominator) == (4, 4)
+    assert (score.time_signatures[0].numerator, score.time_signatures[0].denominator) == (numerator, denominator)
     assert download(page, card, "WAV sound").read_bytes()[:4] == b"RIFF"
     picture = download(page, card, "PNG picture").read_bytes()
     assert picture[:8] == b"\x89PNG\r\n\x1a\n"
@@ -216,13 +219,13 @@ def test_a_damaged_link_says_so(open_page):
     page.get_by_text("The link cannot be followed: seed must be").wait_for()
     page = open_page("/#m=AAAA")
     page.get_by_text("The link is damaged").wait_for()
-    assert page.locator("#tab-make .mv-card").count() == 3
+    expect(page.locator("#tab-make .mv-card")).to_have_count(3)
 
 
 def test_change(open_page):
     page = open_page()
     tab = choose_tab(page, "change")
-    assert tab.locator(".mv-slot .mv-title").inner_text() == "Greensleeves"
+    expect(tab.locator(".mv-slot .mv-title")).to_have_text("Greensleeves")
     tab.get_by_role("button", name="Change it").click()
     card = tab.locator(".mv-list .mv-card").first
     card.wait_for(timeout=30000)
@@ -262,8 +265,8 @@ def test_bring_a_midi_file(open_page, tmp_path):
     tab.locator("input[type=file]").first.set_input_files(two_tracks(tmp_path / "two.mid"))
     title = tab.locator(".mv-slot .mv-title")
     page.wait_for_function("document.querySelector('#tab-change .mv-slot .mv-title').textContent.includes('Melody')")
-    assert title.inner_text() == "<img src=x onerror=alert(1)> Melody"  # the tune of the two, and its name as text
-    assert page.locator("img[src='x']").count() == 0
+    expect(title).to_have_text("<img src=x onerror=alert(1)> Melody")  # the tune of the two, and its name as text
+    expect(page.locator("img[src='x']")).to_have_count(0)
     track = tab.locator("input[aria-label='Track']")
     track.click()
     page.get_by_role("option", name="1. Chords").click()
@@ -278,14 +281,14 @@ def test_a_file_that_is_no_midi_gets_one_line(open_page, tmp_path):
     tab = choose_tab(page, "change")
     tab.locator("input[type=file]").first.set_input_files(bomb)
     page.get_by_text("This is not a MIDI file.").wait_for()
-    assert tab.locator(".mv-slot .mv-title").inner_text() == "Greensleeves"
+    expect(tab.locator(".mv-slot .mv-title")).to_have_text("Greensleeves")
 
 
 def test_blend_answers_a_touch_at_once(open_page):
     page = open_page()
     tab = choose_tab(page, "blend")
     pad = tab.locator(".mv-pad-map canvas")
-    assert pad.get_attribute("aria-valuemax") == "49"
+    expect(pad).to_have_attribute("aria-valuemax", "49")
     frame = pad.bounding_box()
     for x, y in ((0.07, 0.07), (0.93, 0.07), (0.07, 0.93), (0.93, 0.93)):
         pad.click(position={"x": x * frame["width"], "y": y * frame["height"]})
@@ -366,17 +369,17 @@ def test_send_and_history(open_page):
     card.get_by_role("button", name="Continue & Fill").click()
     tab = page.locator("#tab-rework")
     tab.wait_for(state="visible")
-    assert tab.locator(".mv-slot .mv-title").inner_text() == "Melody 2"
+    expect(tab.locator(".mv-slot .mv-title")).to_have_text("Melody 2")
     tab.get_by_role("button", name="Continue", exact=True).click()
     page.wait_for_function("document.querySelector('#tab-rework .mv-list .mv-card')", timeout=30000)
     assert drawn(tab.locator(".mv-list .mv-card").first)[: len(notes)] == notes
     page.get_by_role("button", name="History").click()
     history = page.locator("dialog.mv-history")
-    assert history.locator(".mv-card").count() == 5  # three at first, two continuations
+    expect(history.locator(".mv-card")).to_have_count(5)  # three at first, two continuations
     history.locator("summary[aria-label^='Send Melody 1']").click()
     history.get_by_role("button", name="Blend, corner B").click()
     page.locator("#tab-blend").wait_for(state="visible")
-    assert page.locator("#tab-blend .mv-slot .mv-title").nth(1).inner_text() == "Melody 1"
+    expect(page.locator("#tab-blend .mv-slot .mv-title").nth(1)).to_have_text("Melody 1")
     page.keyboard.press("Control+z")
     page.wait_for_function(
         "document.querySelectorAll('#tab-blend .mv-slot .mv-title')[1].textContent === 'Korobeiniki'"
@@ -390,7 +393,7 @@ def test_listen(open_page):
     tab.get_by_role("button", name="Play me a pair").click()
     tab.locator(".mv-card").nth(1).wait_for(timeout=30000)
     assert [each.inner_text() for each in tab.locator(".mv-title").all()] == ["Melody A", "Melody B"]
-    assert tab.locator(".mv-tools *").count() == 0  # nothing that tells them apart
+    expect(tab.locator(".mv-tools *")).to_have_count(0)  # nothing that tells them apart
     tab.locator(".mv-play").first.click()
     page.wait_for_function("MelodySpace.player.position > 1")
     tab.get_by_role("button", name="A person wrote B").click()
