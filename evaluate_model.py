@@ -405,9 +405,11 @@ class Floors:
         """Return -log p of melodies under one of the models."""
         return [self.models[name].nats(sequence) for sequence in self.tokenise(lines)]
 
-    def price(self, lines: Sequence[Line]) -> float:
-        """Return the 4-gram model's bits per note of melodies that have notes in all."""
+    def price(self, lines: Sequence[Line]) -> float | None:
+        """Return the 4-gram model's bits per note of melodies; None if they have no note in all."""
         notes = [len(line["pitch"]) for line in lines]
+        if not sum(notes):
+            return None
         return bits_per_note(self.nats("4-gram", lines), [0.0] * len(notes), notes)["bits_per_note"]
 
     def likelihood(self, evaluation: Evaluation) -> dict[str, Any]:

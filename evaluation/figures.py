@@ -95,6 +95,8 @@ def interpolation_price(results: Results) -> Draw | None:
     if not found:
         return None
     places = list(range(1, found["points"] + 1))
+    if any(price is None for way in ("latent", "mix") for price in found[way]["bits_per_note"]):
+        return None  # a point without a note has no price
     series = {
         title: (places, found[way]["bits_per_note"]) for way, title in (("latent", "latent"), ("mix", "mixed steps"))
     }

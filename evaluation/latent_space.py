@@ -115,13 +115,13 @@ class LatentSpace:
             lines += [{**line, **fit_to_grid(line, self.num_steps)} for line in decoded]
         return lines
 
-    def interpolation(self, pairs: int, steps: int, price: Callable[[Sequence[Line]], float]) -> dict[str, Any]:
+    def interpolation(self, pairs: int, steps: int, price: Callable[[Sequence[Line]], float | None]) -> dict[str, Any]:
         """Walk between melodies on the great circle, and compare with a way through the data.
 
         Args:
             pairs: Of melodies: the first and the second, the third and the fourth, and so on.
             steps: Points on each way, ends included.
-            price: Bits per note of melodies under a model that knows nothing of this one.
+            price: Bits per note of melodies under a model that knows nothing of this one; None without notes.
 
         Returns:
             `latent`, `mix`: averages of `describe_path`, and `bits_per_note` at each point (the curve of MusicVAE's
