@@ -95,11 +95,7 @@ class AbsoluteMusicTransformer(MelodyVAEModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        # Here, not at their attention: the library passes over modules without weights of their own.
-        if isinstance(module, nn.Linear) and any(module is layer.attention.o_proj for layer in self.layers):
-            std = self.config.initializer_range / (2 * self.config.num_hidden_layers) ** 0.5
-            init.normal_(module.weight, mean=0.0, std=std)
-        elif isinstance(module, Sinusoids):
+        if isinstance(module, Sinusoids):
             init.constant_(module.scale, math.sqrt(2) * self.config.initializer_range)  # as long as a token's embedding
 
     def forward(

@@ -26,7 +26,7 @@ from .constraints_melody_vae import MAX_TOKENS_PER_BAR, MelodyLogitsProcessor, s
 from .operations_melody_vae import MelodyOperations
 from .pipeline_melody_vae import custom_pipelines
 from .prior_melody_vae import LatentPrior
-from .relative_attention import MelodyVAELayer, RelativeAttention
+from .relative_attention import MelodyVAELayer, RelativeAttention, ResidualLinear
 
 NATS_PER_BIT = 0.6931471805599453  # ln 2
 
@@ -206,9 +206,8 @@ class MelodyVAEPreTrainedModel(PreTrainedModel):
         depth = self.config.num_encoder_layers + self.config.num_bar_layers + self.config.num_hidden_layers
         if isinstance(module, RelativeAttention):
             module.init_weights(std)
-            init.normal_(module.o_proj.weight, mean=0.0, std=std / (2 * depth) ** 0.5)
-        elif isinstance(module, MelodyVAELayer):
-            init.normal_(module.down_proj.weight, mean=0.0, std=std / (2 * depth) ** 0.5)
+        elif isinstance(module, ResidualLinear):
+            init.normal_(module.weight, mean=0.0, std=std / (2 * depth) ** 0.5)
         elif isinstance(module, MelodyEncoder):
             init.normal_(module.absent_bar, mean=0.0, std=std)
             init.constant_(module.log_variance_proj.bias, self.config.latent_log_variance_init)

@@ -182,6 +182,10 @@ class BlockwiseRelativeAttention(torch.autograd.Function):
         return (*by_melody, embedding_grad, None, None, None)
 
 
+class ResidualLinear(nn.Linear):
+    """Linear layer whose output is added to a residual stream; starts smaller the more of them there are (GPT-2)."""
+
+
 class RelativeAttention(nn.Module):
     r"""Multi-head attention with a learned vector for each distance between query and key.
 
@@ -207,7 +211,7 @@ class RelativeAttention(nn.Module):
         self.min_distance = -config.max_relative_distance
         self.max_distance = 0 if is_causal else config.max_relative_distance
         self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.o_proj = ResidualLinear(config.hidden_size, config.hidden_size)
         num_distances = self.max_distance - self.min_distance + 1
         self.distance_embedding = nn.Parameter(torch.empty(self.num_heads, num_distances, self.head_dim))
 
@@ -304,7 +308,7 @@ class MelodyVAELayer(GradientCheckpointingLayer):
         self.attention = RelativeAttention(config, layer_idx, is_causal)
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.down_proj = ResidualLinear(config.intermediate_size, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, hidden_states: torch.Tensor, condition: torch.Tensor | None = None, **kwargs) -> torch.Tensor:

@@ -897,3 +897,19 @@ def test_no_bar_goes_on_for_ever():
         ids = torch.cat([ids, count(ids, insistent.clone()).argmax(-1, keepdim=True)], dim=1)
     assert model.is_bar_token[ids].sum() == 3
     assert ids.shape[1] == 1 + 3 * MAX_TOKENS_PER_BAR + 1
+
+
+def test_what_is_added_to_the_residual_stream_starts_small():
+    """By the depth of all stacks together, in every layer; the library draws all other matrices alike."""
+    model = make_model(hidden_size=32, intermediate_size=64, initializer_range=0.02)
+    depth = model.config.num_encoder_layers + model.config.num_bar_layers + model.config.num_hidden_layers
+    weights = {name: each for name, each in model.named_parameters() if name.endswith("proj.weight")}
+    added = {
+        name: each for name, each in weights.items() if name.endswith(("attention.o_proj.weight", "down_proj.weight"))
+    }
+    assert len(added) == 2 * depth
+    for name, weight in added.items():
+        assert weight.std().item() == pytest.approx(0.02 / (2 * depth) ** 0.5, rel=0.15), name
+    for name, weight in weights.items():
+        if name.endswith(("qkv_proj.weight", "up_proj.weight")):
+            assert weight.std().item() == pytest.approx(0.02, rel=0.15), name
