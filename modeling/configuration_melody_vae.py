@@ -35,6 +35,8 @@ class MelodyVAEConfig(PreTrainedConfig):
             read its latent (Bowman et al. 2016, arXiv:1511.06349).
         kl_weight: Weight (beta) of the KL term when `forward` is not given one.
         free_bits: Bits of KL per melody that cost nothing (MusicVAE, arXiv:1803.05428, has 256 at 16 bars).
+        latent_noise: Share of the melodies whose latent is mixed with noise in training, by an amount that the melody
+            decoder is told, so that it can write with a latent that is known in part or not at all.
         latent_log_variance_init: Log-variance of the posterior before training; a low one keeps the first
             samples readable.
         initializer_range: Standard deviation of the initial weights.
@@ -67,6 +69,7 @@ class MelodyVAEConfig(PreTrainedConfig):
     token_dropout: float = 0.0
     kl_weight: float = 0.2
     free_bits: float = 256.0
+    latent_noise: float = 0.0
     latent_log_variance_init: float = -3.0
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-5
@@ -97,6 +100,8 @@ class MelodyVAEConfig(PreTrainedConfig):
                 f"latent_size={self.latent_size} is not a multiple of max_bars={self.max_bars}: "
                 "each bar has an equal share of the latent"
             )
+        if not 0 <= self.latent_noise <= 1 or (self.latent_noise and not self.latent_size):
+            raise ValueError(f"latent_noise={self.latent_noise} must be from 0 to 1, and 0 without a latent")
         if self.num_prior_layers and not self.latent_size:
             raise ValueError(f"num_prior_layers={self.num_prior_layers} without a latent: set latent_size")
         self.bar_token_ids = self.bar_token_ids or []

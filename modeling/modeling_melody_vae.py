@@ -10,6 +10,7 @@
 Dimension key: B batch, T tokens, N bars, C hidden size, Z latent size, V vocabulary, K decoder layers.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ from .prior_melody_vae import LatentPrior
 from .relative_attention import MelodyVAELayer, RelativeAttention, ResidualLinear
 
 NATS_PER_BIT = 0.6931471805599453  # ln 2
+NOISE_HARMONICS = 8  # by which a bar is told how noisy its latent is
 
 
 @dataclass
@@ -160,11 +162,17 @@ class BarConditioner(nn.Module):
 
     At a bar's last token the melody decoder predicts the first token of the next bar, so every token hears of its own
     bar and of the next one.
+
+    With `config.latent_noise` it can be told that a latent is (1 - a) z + a e with noise e and an a for each bar, as
+    [`LatentPrior`] has it on its way: with a = 1 everywhere the melody decoder is a language model, with a = 0 it
+    reconstructs, and between them the latent is a sketch.
     """
 
     def __init__(self, config: MelodyVAEConfig):
         super().__init__()
         self.config = config
+        if config.latent_noise:
+            self.noise_proj = nn.Linear(NOISE_HARMONICS, config.hidden_size, bias=False)
         self.latent_proj = nn.Linear(config.latent_size // config.max_bars, config.hidden_size)
         self.bar_embedding = nn.Parameter(torch.empty(config.max_bars, config.hidden_size))
         self.edge_embedding = nn.Parameter(torch.empty(2, config.hidden_size))  # before the first bar, after the last
@@ -174,10 +182,43 @@ class BarConditioner(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.condition_proj = nn.Linear(2 * config.hidden_size, config.num_hidden_layers * config.hidden_size)
 
-    def forward(self, latent: torch.Tensor) -> torch.Tensor:
-        """Expand `latent` `(B, Z)` into `(B, N + 1, K, C)`; row 0 serves the tokens before the first bar."""
+    def draw_noise(self, n: int) -> torch.Tensor:
+        """Draw how noisy the bars of `n` latents shall be in training, `(n, N)` from 0 to 1.
+
+        Of the noisy ones a third have no latent at all, a third are as noisy in all bars, and of the others some bars
+        are known and some are not.
+        """
+        device, bars = self.bar_embedding.device, self.config.max_bars
+        is_noisy, kind, amount = torch.rand(3, n, 1, device=device)
+        hidden = (torch.rand(n, bars, device=device) < amount).to(amount)
+        noise = torch.where(kind < 1 / 3, 1.0, torch.where(kind < 2 / 3, amount, hidden))
+        return torch.where(is_noisy < self.config.latent_noise, noise, 0.0)
+
+    def add_noise(self, latent: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Mix `latent` `(B, Z)` with as much noise as `noise` `(B, N)` says."""
+        amount = noise.repeat_interleave(latent.shape[-1] // self.config.max_bars, dim=-1).to(latent)
+        return (1 - amount) * latent + amount * torch.randn_like(latent)
+
+    def forward(self, latent: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """Expand latents into what the melody decoder is told.
+
+        Args:
+            latent: `(B, Z)`.
+            noise: `(B, N)`, how much of each bar's share of `latent` is noise, from 0 to 1; nothing by default.
+
+        Returns:
+            `(B, N + 1, K, C)`; row 0 serves the tokens before the first bar.
+        """
         shares = latent.unflatten(-1, (self.config.max_bars, -1))  # (B, N, Z / N)
-        bars = self.latent_proj(shares) + self.bar_embedding
+        if noise is None:
+            bars = self.latent_proj(shares) + self.bar_embedding
+        else:
+            noise = noise.to(shares)[..., None]  # (B, N, 1)
+            # What is left of unit noise in a unit latent's expectation: nothing of it at a = 1.
+            shares = shares * ((1 - noise) / ((1 - noise).square() + noise.square()))
+            harmonics = torch.arange(1, NOISE_HARMONICS + 1, device=noise.device).to(noise)
+            told = self.noise_proj((noise * harmonics * (math.pi / 2)).sin())  # nothing at a = 0
+            bars = self.latent_proj(shares) + self.bar_embedding + told
         for layer in self.layers:
             bars = layer(bars)
         before, after = self.edge_embedding.to(bars.dtype).expand(len(bars), 2, -1).split(1, dim=1)
@@ -215,6 +256,8 @@ class MelodyVAEPreTrainedModel(PreTrainedModel):
             # The latent starts as a whisper: at full strength its noise would drown the melody decoder.
             init.normal_(module.bar_embedding, mean=0.0, std=std)
             init.normal_(module.edge_embedding, mean=0.0, std=std)
+            if self.config.latent_noise:  # so that it can be added to a trained model
+                init.zeros_(module.noise_proj.weight)
         elif isinstance(module, LatentPrior):
             init.normal_(module.bar_embedding, mean=0.0, std=std)
             init.zeros_(module.direction_proj.weight)
@@ -324,6 +367,7 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         latent: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         kl_weight: float | None = None,
         tokens_per_melody: float | torch.Tensor | None = None,
@@ -345,6 +389,8 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
             attention_mask: `(B, T)`, 0 at padding.
             latent: `(B, Z)`. Without one the melody encoder reads `input_ids`; its sample is used in training, its
                 mean otherwise.
+            noise: `(B, N)`, how much of each bar's share of `latent` is noise, from 0 to 1. In training it is drawn
+                and added, see `config.latent_noise`; else there is none by default.
             labels: `(B, T)`, aligned with `input_ids`; -100 is not counted.
             kl_weight: Beta; `config.kl_weight` by default.
             tokens_per_melody: What the loss is divided by; the batch's own mean by default. A constant gives every
@@ -364,7 +410,10 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
             if latent is None:
                 posterior = self.encode(input_ids, attention_mask)
                 latent = posterior.sample() if self.training else posterior.latent_mean
-            bar_conditions = self.bar_conditioner(latent)
+                if self.training and self.config.latent_noise:
+                    noise = self.bar_conditioner.draw_noise(len(latent))
+                    latent = self.bar_conditioner.add_noise(latent, noise)
+            bar_conditions = self.bar_conditioner(latent, noise)
         if bar_ids is None:
             bar_ids = self.bar_ids(input_ids)
         if self.training and self.config.token_dropout:
@@ -412,6 +461,7 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
         self,
         inputs: torch.Tensor | None = None,
         latent: torch.Tensor | None = None,
+        noise: float | torch.Tensor | None = None,
         bars: int | torch.Tensor | None = None,
         scale: str | None = None,
         time_signature: str | Sequence[str] | None = None,
@@ -427,6 +477,8 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
         Args:
             inputs: `(B, T)`, the beginning of the melodies (also as `input_ids`); the start token by default.
             latent: `(B, Z)`. By default the prior, and for bars that `input_ids` has, the posterior's mean.
+            noise: How much of the latent is noise, from 0 (nothing) to 1 (all: the melody decoder writes alone); a
+                number, or `(B, N)` for each bar. For models with `config.latent_noise`.
             bars: Bars that each melody shall have, a number or `(B,)`; the model decides by default.
             scale: Such as `D dorian`: the only pitches, see `constraints_melody_vae.scale_mask`.
             time_signature: Such as `6/8`, one for all or one for each; the model's choice by default.
@@ -471,5 +523,9 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
         if self.config.latent_size:
             if latent is None:
                 latent = self.prior_sample(len(inputs) if inputs is not None else 1, inputs)
-            kwargs["bar_conditions"] = self.bar_conditioner(latent.to(self.device, self.dtype))
+            if noise is not None:
+                if not self.config.latent_noise:
+                    raise ValueError(f"noise={noise}: this model was trained without (latent_noise=0)")
+                noise = torch.as_tensor(noise, device=self.device).expand(len(latent), self.config.max_bars)
+            kwargs["bar_conditions"] = self.bar_conditioner(latent.to(self.device, self.dtype), noise)
         return super().generate(inputs, logits_processor=processors + (logits_processor or []), **kwargs)

@@ -913,3 +913,64 @@ def test_what_is_added_to_the_residual_stream_starts_small():
     for name, weight in weights.items():
         if name.endswith(("qkv_proj.weight", "up_proj.weight")):
             assert weight.std().item() == pytest.approx(0.02, rel=0.15), name
+
+
+def test_noise_of_none_and_of_all(model):
+    """Without noise the latent is read as it is; with nothing but noise it does not matter, nor does the noise."""
+    noisy = make_model(latent_noise=0.5)
+    noisy.load_state_dict(model.state_dict(), strict=False)  # all that a model trained without noise has
+    latent, nothing = make_latent(), torch.zeros(B, N)
+    torch.testing.assert_close(noisy.bar_conditioner(latent, nothing), model.bar_conditioner(latent), rtol=0, atol=1e-6)
+    with torch.no_grad():
+        noisy.bar_conditioner.noise_proj.weight.normal_()
+    torch.testing.assert_close(noisy.bar_conditioner(latent, nothing), model.bar_conditioner(latent), rtol=0, atol=1e-6)
+    everything = torch.ones(B, N)
+    alone = noisy.bar_conditioner(latent, everything)
+    assert torch.equal(alone, noisy.bar_conditioner(make_latent(seed=7), everything))
+    assert not torch.allclose(alone, noisy.bar_conditioner(torch.zeros_like(latent), nothing))
+
+
+def test_a_bar_without_latent_is_not_read():
+    noisy = make_model(latent_noise=0.5)
+    latent, noise = make_latent().requires_grad_(), torch.zeros(B, N)
+    noise[:, 2] = 1
+    noisy.bar_conditioner(latent, noise).square().sum().backward()
+    read = latent.grad.view(B, N, -1).abs().sum(-1) > 0
+    assert torch.equal(read, noise == 0)
+
+
+def test_noise_in_training():
+    """As often as asked for, of each kind, and in units of the latent: variance (1 - a)^2 + a^2 of a unit latent."""
+    conditioner = make_model(latent_noise=0.6).bar_conditioner
+    torch.manual_seed(0)
+    noise = conditioner.draw_noise(20_000)
+    assert noise.shape == (20_000, N)
+    assert noise.min() == 0
+    assert noise.max() == 1
+    alike = (noise == noise[:, :1]).all(1)
+    kinds = {
+        "none": alike & (noise[:, 0] == 0),
+        "all": alike & (noise[:, 0] == 1),
+        "some of each bar": alike & (noise[:, 0] > 0) & (noise[:, 0] < 1),
+    }
+    # Bars hidden by a uniform chance are all hidden, or none, with 1 / (N + 1) each.
+    expected = {"none": 0.4 + 0.2 / (N + 1), "all": 0.2 + 0.2 / (N + 1), "some of each bar": 0.2}
+    for name, share in expected.items():
+        assert kinds[name].float().mean().item() == pytest.approx(share, abs=0.02), name
+    amounts = torch.full((20_000, N), 0.25)
+    mixed = conditioner.add_noise(torch.randn(20_000, Z), amounts)
+    assert mixed.var().item() == pytest.approx(0.75**2 + 0.25**2, rel=0.02)
+    assert torch.equal(conditioner.add_noise(make_latent(), torch.zeros(B, N)), make_latent())
+
+
+def test_generate_with_noise(model):
+    noisy = make_model(latent_noise=0.5)
+    latent = make_latent()
+    same = {"do_sample": False, "bars": 2, "max_length": 40}
+    assert torch.equal(noisy.generate(latent=latent, noise=0.0, **same), noisy.generate(latent=latent, **same))
+    alone = noisy.generate(latent=latent, noise=1.0, **same)
+    assert torch.equal(alone, noisy.generate(latent=make_latent(seed=9), noise=torch.ones(B, N), **same))
+    with pytest.raises(ValueError, match="trained without"):
+        model.generate(latent=latent, noise=0.5, **same)
+    with pytest.raises(ValueError, match="latent_noise=2"):
+        make_config(latent_noise=2)

@@ -20,12 +20,13 @@ def evaluate(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoade
 
     Returns:
         Means over melodies of `reconstruction_nats` and `kl_nats`, `bits_per_note`, `active_units`, and the number of
-        melodies, `validation_melodies`.
+        melodies, `validation_melodies`; where the melody decoder has learned to do without a latent, the bits per
+        note that it then needs, `bits_per_note_without_latent`.
     """
     was_training = model.training
     model.eval()
     generator = torch.Generator(accelerator.device).manual_seed(seed)
-    rows, means = [], []
+    rows, means, alone = [], [], []
     whole = accelerator.unwrap_model(model)
     for batch in loader:
         num_notes, labels = batch.pop("num_notes"), batch.pop("labels")
@@ -35,18 +36,26 @@ def evaluate(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoade
             kl_nats, latent = posterior.kl_nats(), posterior.sample(generator)
             means.append(accelerator.gather_for_metrics(posterior.latent_mean))
         nats = reconstruction_nats(model(**batch, latent=latent, use_cache=False).logits, labels)
+        if getattr(whole.config, "latent_noise", 0):
+            noise = torch.ones(len(labels), whole.config.max_bars, device=labels.device)
+            logits = model(**batch, latent=torch.zeros_like(latent), noise=noise, use_cache=False).logits
+            alone.append(accelerator.gather_for_metrics(reconstruction_nats(logits, labels)))
         rows.append(accelerator.gather_for_metrics(torch.stack([nats, kl_nats, num_notes.to(nats)], dim=1)))
     nats, kl_nats, notes = torch.cat(rows).double().unbind(1)
     active = 0
     if means and len(nats) > 1:
         active = (torch.cat(means).var(0) > ACTIVE_UNIT_VARIANCE).sum().item()
     model.train(was_training)
+    told = {}
+    if alone:
+        told["bits_per_note_without_latent"] = (torch.cat(alone).double().sum() / notes.sum() / NATS_PER_BIT).item()
     return {
         "reconstruction_nats": nats.mean().item(),
         "kl_nats": kl_nats.mean().item(),
         "bits_per_note": ((nats + kl_nats).sum() / notes.sum() / NATS_PER_BIT).item(),
         "active_units": active,
         "validation_melodies": len(nats),
+        **told,
     }
 
 
