@@ -18,6 +18,7 @@ KINDS = {
     "space": "the folder of the app, with its card",
     "all": "data set, model and Space, in this order, each linking to the others",
 }
+RESULTS = Path(__file__).parent / "results"
 ENDINGS = {"dataset": "data", "space": "space"}  # of names that are made from the model's
 
 
@@ -37,6 +38,8 @@ def make_parser() -> argparse.ArgumentParser:
         if kind in ("model", "all"):
             default = "release/melody-vae-16bar"
             command.add_argument("--model", type=Path, default=default, metavar="DIR", help="trained (%(default)s)")
+            help_ = "of measured numbers, for the card (this repository's results)"
+            command.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help=help_)
         if kind in ("dataset", "all"):
             help_ = "as dataset_script.build wrote it"
             command.add_argument("--dataset", type=Path, required=True, metavar="DIR", help=help_)
@@ -97,6 +100,8 @@ def stage(args: argparse.Namespace, ids: Mapping[str, str | None], endpoint: str
     from publishing.hub import Target
 
     kinds = ("dataset", "model", "space") if args.kind == "all" else (args.kind,)
+    if "model" in kinds:
+        model.check_folder(args.model)  # before minutes of work on the data
     staged = []
     for kind in kinds:
         repo_id = ids[kind]
@@ -111,13 +116,15 @@ def stage(args: argparse.Namespace, ids: Mapping[str, str | None], endpoint: str
                 args.model,
                 repo_id,
                 folder,
+                args.results,
                 revision=args.revision,
                 endpoint=endpoint,
                 dataset_id=ids["dataset"],
                 space_id=ids["space"],
             )
         else:
-            files = space.stage(args.space, ids["model"] or "", [ids["dataset"]] if ids["dataset"] else [], folder)
+            datasets = [ids["dataset"]] if ids["dataset"] else []
+            files = space.stage(args.space, repo_id, ids["model"] or "", datasets, folder)
             variables = {"MODEL_ID": ids["model"] or ""}
         staged.append((Target(kind, repo_id, args.revision, args.private, variables), files))
     return staged
@@ -160,6 +167,8 @@ def publish(args: argparse.Namespace) -> None:
         for target, files in staged:
             print(hub.list_files(target, files))
         print("dry run: nothing was sent, and nobody was asked what is there already")
+        if "/" not in args.repo_id:
+            print("the account's name, which only the Hub tells, will be put before the names and into the cards")
         return
     for target, files in staged:
         change = hub.push(api, target, files, f"Publish {hub.NAMES[target.kind]}")

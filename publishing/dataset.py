@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow
 import pyarrow.parquet as pq
+import yaml
 from huggingface_hub import DatasetCard
 from tqdm.auto import tqdm
 
@@ -22,6 +23,17 @@ from publishing.staging import files_below, keep
 BARS = 16
 CONFIG = f"{BARS}bar"
 LINES_AT_A_TIME = 1000
+TASKS = (
+    "bits_per_note",
+    "bits_per_note_importance_weighted",
+    "step_accuracy_free_running",
+    "step_accuracy_true_bars_before",
+    "note_f1_free_running",
+    "exact_melodies",
+    "two_sample_auc",
+)
+"""What models are measured by on the test split; `.eval_results/` of a model refers to these ids in eval.yaml."""
+
 PARQUET = "*.parquet"
 
 
@@ -69,6 +81,11 @@ def config_of(name: str, path: str, folder: Path, version: str, is_default: bool
     return {"config_name": name, "version": version, "data_files": splits} | ({"default": True} if is_default else {})
 
 
+def count_rows(folder: Path, pattern: str) -> int:
+    """Count the rows of the Parquet files of a pattern."""
+    return sum(pq.read_metadata(file).num_rows for file in folder.glob(pattern))
+
+
 def describe_configs(repo_id: str, configs: list[dict[str, Any]], folders: Mapping[str, Path], trained: str) -> str:
     """Write the card's section on the configurations that it has."""
     meanings = {
@@ -78,14 +95,15 @@ def describe_configs(repo_id: str, configs: list[dict[str, Any]], folders: Mappi
     rows, examples = [], []
     for config in configs:
         name, split = config["config_name"], config["data_files"][0]["split"]
-        count = sum(pq.read_metadata(file).num_rows for file in folders[name].glob(PARQUET))
-        rows.append(f"| `{name}` | {meanings[name]} | {number(count)} |")
+        counts = [count_rows(folders[name], f"{each}-{PARQUET}") for each in SPLITS]
+        rows.append(f"| `{name}` | {meanings[name]} | {' | '.join(map(number, [*counts, sum(counts)]))} |")
         streaming = "" if name == "lines" else ", streaming=True"
         variable = "lines" if name == "lines" else "windows"
         examples.append(f'{variable} = load_dataset("{repo_id}", "{name}", split="{split}"{streaming})')
+    columns = ["name", "a row is", *SPLITS, "rows"]
     return "\n".join(
         [
-            "## Configurations\n\n| name | a row is | rows |\n| --- | --- | ---: |",
+            f"## Configurations\n\n| {' | '.join(columns)} |\n| --- | --- |{' ---: |' * len(columns[2:])}",
             *rows,
             "\n```python\nfrom datasets import load_dataset\n",
             *examples,
@@ -104,11 +122,27 @@ def render_card(folder: Path, repo_id: str, cut: Path, model_id: str | None, end
     if any(cut.iterdir()):
         configs.append(config_of(CONFIG, CONFIG, cut, content_version(cut), is_default=False))
     card.data["configs"] = configs
+    card.data["task_categories"] = ["other"]  # the Hub has no task for notes
     trained = f"A model that was trained on it: [{model_id}]({endpoint}/{model_id}).\n\n" if model_id else ""
     section = describe_configs(repo_id, configs, {"lines": folder / "data", CONFIG: cut}, trained)
     body = card.text.replace('load_dataset("melodies", ', f'load_dataset("{repo_id}", "lines", ')
     body = re.sub(r"^## ", lambda _: f"{section}## ", body, count=1, flags=re.MULTILINE)
     return f"---\n{card.data.to_yaml()}\n---\n{body}"
+
+
+def describe_benchmark(card: str) -> str:
+    """Write eval.yaml, by which the Hub knows the tasks that models' `.eval_results/` refer to.
+
+    Format: https://huggingface.co/docs/hub/eval-results. `evaluation_framework` is left out: it must be one of the
+    Hub's list, and evaluate_model.py is not on it.
+    """
+    about = {
+        "name": DatasetCard(card).data["pretty_name"],
+        "description": f"Windows of {BARS} bars in 4/4 from lead lines: to compress, to bring back from a latent, and "
+        "to write new ones like them. evaluate_model.py measures it; the model's card defines every number.",
+        "tasks": [{"id": task, "config": "lines", "split": "test"} for task in TASKS],
+    }
+    return yaml.safe_dump(about, sort_keys=False, allow_unicode=True, width=120)
 
 
 def stage(
@@ -140,7 +174,11 @@ def stage(
         cut = keep(staging / CONFIG, key, lambda part: write_windows(folder / "data", part))
     except (pyarrow.ArrowInvalid, OSError, KeyError) as error:
         raise UserError(f"{folder}/data: cannot be read as melody lines ({error}); build the data set again") from error
-    (staging / "README.md").write_text(render_card(folder, repo_id, cut, model_id, endpoint), encoding="utf-8")
+    card = render_card(folder, repo_id, cut, model_id, endpoint)
+    (staging / "README.md").write_text(card, encoding="utf-8")
     files = {"README.md": staging / "README.md", "build.json": folder / "build.json"}
+    if any(file.name.startswith("test-") for file in sources):
+        files["eval.yaml"] = staging / "eval.yaml"
+        files["eval.yaml"].write_text(describe_benchmark(card), encoding="utf-8")
     files |= {f"data/{file.name}": file for file in sources}
     return files | files_below(cut, f"{CONFIG}/") | files_below(folder / "card", "card/")

@@ -7,6 +7,8 @@ it stopped, and a commit whose answer was lost on the way is not made twice.
 """
 
 import json
+import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +44,12 @@ TIMEOUT_SECONDS = 60.0  # of silence, after which a try counts as failed; huggin
 TRIES = 4
 FIRST_WAIT_SECONDS = 2.0  # doubled after each try
 TRANSIENT_STATUS = {408, 409, 412, 425, 429, 500, 502, 503, 504}
+XET_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})")  # in the text of hf_xet's errors
+XET_LIMITS = {
+    "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "2",  # by default five minutes of them, in silence
+    "HF_XET_CLIENT_READ_TIMEOUT": f"{TIMEOUT_SECONDS:.0f}s",
+}
+XET_ERRORS = (ConnectionError, TimeoutError, RuntimeError)  # hf_xet raises Python's own
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,12 @@ class Change:
 
 
 def limit_waiting() -> None:
-    """Let every request to the Hub fail after [`TIMEOUT_SECONDS`] of silence, those too that ask for no limit."""
+    """Let every request to the Hub fail after [`TIMEOUT_SECONDS`] of silence, those too that ask for no limit.
+
+    To be called before the first upload: hf_xet reads its limits once.
+    """
+    for name, value in XET_LIMITS.items():
+        os.environ.setdefault(name, value)
     hooks = get_session().event_hooks
 
     def limit(request: httpx2.Request) -> None:
@@ -264,8 +277,12 @@ def chain(error: BaseException | None) -> list[BaseException]:
 
 def status_of(error: BaseException) -> int | None:
     """Return the status of the answer that an error is about, if it is about one."""
-    found = [each for each in chain(error) if isinstance(each, HfHubHTTPError)]
-    return found[0].response.status_code if found else None
+    for each in chain(error):
+        if isinstance(each, HfHubHTTPError):
+            return each.response.status_code
+        if isinstance(each, XET_ERRORS) and (found := XET_STATUS.search(str(each))):
+            return int(found[1])
+    return None
 
 
 def is_transient(error: BaseException) -> bool:
@@ -273,7 +290,7 @@ def is_transient(error: BaseException) -> bool:
     status = status_of(error)
     if status is not None:
         return status in TRANSIENT_STATUS
-    kinds = (httpx2.TransportError, json.JSONDecodeError)
+    kinds = (httpx2.TransportError, json.JSONDecodeError, ConnectionError, TimeoutError)
     return any(isinstance(each, kinds) for each in chain(error)) or type(error) is RuntimeError
 
 
@@ -310,7 +327,7 @@ def explain(error: BaseException, name: str) -> str | None:
         return f"{name}: the Hub did not answer within {TIMEOUT_SECONDS:.0f} s; the same command goes on"
     if is_any(httpx2.ConnectError):
         return f"{name}: the Hub cannot be reached; check the network (and HF_ENDPOINT, if it is set)"
-    if is_any(httpx2.TransportError) or type(error) is RuntimeError:  # hf_xet raises plain RuntimeErrors
+    if is_any(httpx2.TransportError, ConnectionError, TimeoutError) or type(error) is RuntimeError:
         return f"{name}: the connection to the Hub broke off ({first_line(errors[-1])}); the same command goes on"
     if is_any(json.JSONDecodeError):
         return f"{name}: the Hub's answer cannot be read; check HF_ENDPOINT, and try again later"

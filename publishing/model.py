@@ -19,6 +19,17 @@ PARTS = ("*.json", "*.py", "*.safetensors")  # of the model's folder; checkpoint
 NUM_SAMPLES, SEED = 4, 0
 
 
+def check_folder(folder: Path) -> None:
+    """Check that a folder holds a whole model.
+
+    Raises:
+        UserError: If it does not.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; name with --model one that train.py or train_prior.py wrote")
+    generate.check(Namespace(model=str(folder)))
+
+
 def check_code(folder: Path) -> None:
     """Check that a model carries the code of this repository.
 
@@ -115,9 +126,7 @@ def stage(
     Raises:
         UserError: If the folder is no whole model of ours, or a result is broken.
     """
-    generate.check(Namespace(model=str(folder)))
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give one that train.py wrote")
+    check_folder(folder)
     check_code(folder)
     name = repo_id.split("/")[-1]
     own = {file.name: file for pattern in PARTS for file in sorted(folder.glob(pattern))}

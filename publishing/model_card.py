@@ -2,10 +2,11 @@
 
 A result belongs to the model that is published where its `model` has the folder's name and its `parameters` the
 model's number; whatever else was measured is shown under the name of the model that it was measured on. A section whose
-result is not there is left out.
+result is not there says so.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,14 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_res
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 
 from generate import UserError
+from publishing.dataset import TASKS
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE = "model_card.md"
 LOGS = {"training": "training_log.json", "prior": "prior_log.json"}  # what the commands leave beside the weights
 
-WATTS_PER_CPU_THREAD = (
-    10.0  # a server's processor, memory and cooling, by thread in use: rather too much than too little
-)
+# A server's processor, memory and cooling, by thread in use: rather too much than too little.
+WATTS_PER_CPU_THREAD = 10.0
 WATTS_PER_GPU = 700.0  # the largest draw of an H100 SXM by its data sheet
 GRAMS_CO2_PER_KWH = 475.0  # the world's average, IEA, Global Energy & CO2 Status Report 2019
 
@@ -85,8 +86,10 @@ def read_results(folder: Path) -> dict[str, Any]:
     """Read every JSON file of a folder by its name without ending.
 
     Raises:
-        UserError: If one is broken.
+        UserError: If one is broken, or there is no such folder.
     """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; name with --results one that holds what evaluate_model.py wrote")
     results = {}
     for file in sorted(folder.glob("*.json")):
         try:
@@ -121,8 +124,8 @@ def table_of_metrics(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     """List the numbers of an evaluation that are there.
 
     Returns:
-        For each its `name`, `type` (the Hub's word), `value`, `interval` (95%) and `floor`, None where there is none,
-        and `definition`.
+        For each its `name`, `task` (its id in .eval_results/), `type` (the Hub's word), `value`, `interval` (95%) and
+        `floor`, None where there is none, and `definition`.
     """
     rows: list[dict[str, Any]] = []
 
@@ -130,7 +133,8 @@ def table_of_metrics(values: Mapping[str, Any]) -> list[dict[str, Any]]:
         name: str, kind: str, value: float | None, definition: str, interval: Any = None, floor: Any = None
     ) -> None:
         if value is not None:
-            about = {"name": name, "type": kind, "value": value, "definition": definition}
+            task = re.sub(r"\W+", "_", name.lower()).strip("_")
+            about = {"name": name, "task": task, "type": kind, "value": value, "definition": definition}
             rows.append({**about, "interval": interval, "floor": floor})
 
     likelihood, free, forced = (values.get(part) for part in ("likelihood", "free_running", "teacher_forced_by_bar"))
@@ -182,12 +186,13 @@ def table_of_metrics(values: Mapping[str, Any]) -> list[dict[str, Any]]:
 def eval_results(own: Evaluation, dataset_id: str | None) -> list[EvalResult]:
     """Write the model's numbers as the Hub's `model-index` has them, each with its definition."""
     values = own.values
+    data = dataset_id or Path(values.get("dataset", "melodies")).name
     return [
         EvalResult(
             task_type="other",
-            task_name="Reconstruction of melodies",
-            dataset_type=dataset_id or "melody-lines",
-            dataset_name=f"Melody lines of the Lakh MIDI Dataset, {values['bars']} bars of 4/4 from leads",
+            task_name="Melody modelling",
+            dataset_type=data,
+            dataset_name=f"{data.split('/')[-1]}, {values['bars']} bars of 4/4 from leads",
             dataset_config="lines",
             dataset_split=values["split"],
             metric_type=row["type"],
@@ -201,13 +206,16 @@ def eval_results(own: Evaluation, dataset_id: str | None) -> list[EvalResult]:
 
 
 def eval_results_yaml(own: Evaluation, published: Published) -> str:
-    """Write the model's numbers as a file for `.eval_results/`; needs a published data set to refer to."""
+    """Write the model's numbers as a file for `.eval_results/`, each under a task of the data set's eval.yaml.
+
+    Format: https://huggingface.co/docs/hub/eval-results. It needs a published data set to refer to.
+    """
     assert published.dataset_id is not None
     source = f"{published.endpoint}/{published.repo_id}/blob/{published.revision}/results/{own.file}"
     entries = [
         EvalResultEntry(
             dataset_id=published.dataset_id,
-            task_id=row["name"].lower().replace(",", "").replace("(", "").replace(")", "").replace(" ", "_"),
+            task_id=row["task"],
             value=row["value"],
             source_url=source,
             source_name="evaluate_model.py",
@@ -215,25 +223,64 @@ def eval_results_yaml(own: Evaluation, published: Published) -> str:
             f"seed {own.values['seed']}" + ("" if row["floor"] is None else f", floor {row['floor']:.4f}"),
         )
         for row in table_of_metrics(own.values)
+        if row["task"] in TASKS
     ]
     return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True, width=120)
 
 
-def energy(log: Mapping[str, Any]) -> dict[str, float | str]:
-    """Estimate what a training took from its log: `hours`, `watts`, `kwh`, `grams_co2`, and what was assumed.
+def energy(log: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Estimate what a training took from its log.
 
     The log says how long it ran and on what; the power is an assumption, and named as one.
+
+    Returns:
+        `hours`, `hardware`, `assumed` (the power), `kwh` and `grams_co2`; None if the log does not say enough.
     """
     threads = log.get("cpu_threads") or log.get("arguments", {}).get("cpu_threads")
-    processes = log.get("num_processes", 1)
-    if log.get("device", "cpu").startswith("cuda"):
-        watts, assumed = processes * WATTS_PER_GPU, f"{processes} GPU at {WATTS_PER_GPU:.0f} W"
-    else:
-        threads = (threads or 1) * processes
-        watts, assumed = threads * WATTS_PER_CPU_THREAD, f"{threads} CPU threads at {WATTS_PER_CPU_THREAD:.0f} W each"
+    count, unit, watts = log.get("num_processes", 1), "GPU", WATTS_PER_GPU
+    if not log.get("device", "cpu").startswith("cuda"):
+        count, unit, watts = count * (threads or 0), "CPU thread", WATTS_PER_CPU_THREAD
+    if not count or "seconds" not in log:
+        return None
     hours = log["seconds"] / 3600
-    kwh = hours * watts / 1000
-    return {"hours": hours, "watts": watts, "assumed": assumed, "kwh": kwh, "grams_co2": kwh * GRAMS_CO2_PER_KWH}
+    kwh = hours * count * watts / 1000
+    hardware = f"{count} {unit}{'' if count == 1 else 's'}"
+    about = {"hours": hours, "hardware": hardware, "assumed": f"{hardware} at {watts:.0f} W" + " each" * (count > 1)}
+    return {**about, "kwh": kwh, "grams_co2": kwh * GRAMS_CO2_PER_KWH}
+
+
+def costs_of(published: Published, logs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any] | None]:
+    """Estimate what each part of a model took to train; None where that is not known."""
+    parts = ["training", *(["prior"] if published.config.get("num_prior_layers") else [])]
+    return {part: energy(logs.get(part, {})) for part in parts}
+
+
+def emissions(costs: Mapping[str, dict[str, Any] | None]) -> dict[str, Any] | None:
+    """Write the field `co2_eq_emissions` of a card's head; None where a part's share is not known."""
+    known = [cost for cost in costs.values() if cost]
+    if len(known) < len(costs):
+        return None
+    return {
+        "emissions": round(sum(cost["grams_co2"] for cost in known), 1),
+        "source": "training log's hours, with the power and the carbon intensity that the card assumes",
+        "training_type": "pre-training",
+        "hardware_used": ", ".join(dict.fromkeys(cost["hardware"] for cost in known)),
+    }
+
+
+def report_on_data(logs: Mapping[str, Mapping[str, Any]], results: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Find the report on the data that a model was trained on.
+
+    Returns:
+        That of results/, unless the folder that the log names lies here and was built from another input.
+    """
+    measured = results.get("dataset")
+    for log in logs.values():
+        report = Path(log.get("arguments", {}).get("dataset") or "") / "build.json"
+        if report.is_file():
+            built = json.loads(report.read_text(encoding="utf-8"))
+            return measured if measured and measured["input"] == built["input"] else built
+    return measured
 
 
 def figure(value: Any) -> str:
@@ -264,9 +311,8 @@ def bibtex() -> str:
     return "\n\n".join(entries)
 
 
-def head(published: Published, own: Evaluation | None) -> ModelCardData:
+def head(published: Published, own: Evaluation | None, costs: Mapping[str, dict[str, Any] | None]) -> ModelCardData:
     """Describe the model for the Hub's search and lists."""
-    cost = sum(float(energy(log)["grams_co2"]) for log in published.logs.values() if "seconds" in log)
     return ModelCardData(
         license="apache-2.0",
         library_name="transformers",
@@ -279,13 +325,7 @@ def head(published: Published, own: Evaluation | None) -> ModelCardData:
         metrics=list(dict.fromkeys(row["type"] for row in table_of_metrics(own.values))) if own else None,
         model_name=published.repo_id.split("/")[-1],
         eval_results=eval_results(own, published.dataset_id) if own else None,
-        co2_eq_emissions={
-            "emissions": round(cost, 1),
-            "source": "training log's hours, with the power and the carbon intensity that the card assumes",
-            "training_type": "pre-training",
-        }
-        if cost
-        else None,
+        co2_eq_emissions=emissions(costs),
     )
 
 
@@ -307,6 +347,8 @@ def render(published: Published, results: Mapping[str, Any]) -> tuple[str, Evalu
     logs = dict(published.logs)
     if own and "training" not in logs and own.values.get("training"):
         logs["training"] = own.values["training"]
+    costs = costs_of(published, logs)
+    data = report_on_data(logs, results)
     shown = {"likelihood", "likelihood_floors", "free_running", "teacher_forced_by_bar", "samples"}
     shown |= {"training", "data", "machine", "not_measured"}
     about = {
@@ -324,10 +366,11 @@ def render(published: Published, results: Mapping[str, Any]) -> tuple[str, Evalu
         "metrics_of": table_of_metrics,
         "training": logs.get("training"),
         "prior": logs.get("prior"),
-        "costs": {name: energy(log) for name, log in logs.items() if "seconds" in log},
+        "costs": costs,
         "grams_co2_per_kwh": GRAMS_CO2_PER_KWH,
-        "data": results.get("dataset"),
-        "leaks": results.get("near_duplicates"),
+        "data": data,
+        "is_lakh": data is not None and data["input"].startswith("lmd_"),
+        "is_measured_data": data is not None and data is results.get("dataset"),
         "abilities": results.get("model"),
         "attention": results.get("attention"),
         "bibtex": bibtex(),
@@ -345,7 +388,7 @@ def render(published: Published, results: Mapping[str, Any]) -> tuple[str, Evalu
         body = environment.get_template(TEMPLATE).render(about)
     except (UndefinedError, KeyError) as error:
         raise UserError(f"results/ lacks a figure that {TEMPLATE} needs ({error}); measure it again") from error
-    pieces = {"dataset": "data", "near_duplicates": "leaks", "model": "abilities", "attention": "attention"}
+    pieces = {"dataset": "is_measured_data", "model": "abilities", "attention": "attention"}
     used = {each.file for each in evaluations} | {f"{name}.json" for name, of in pieces.items() if about[of]}
-    yaml_head = head(Published(**{**vars(published), "logs": logs}), own).to_yaml()
+    yaml_head = head(published, own, costs).to_yaml()
     return f"---\n{yaml_head}\n---\n{body}", own, sorted(used)

@@ -49,11 +49,12 @@ def load_card(file: Path) -> RepoCard:
     return card
 
 
-def stage(folder: Path, model_id: str, datasets: Sequence[str], staging: Path) -> dict[str, Path]:
+def stage(folder: Path, repo_id: str, model_id: str, datasets: Sequence[str], staging: Path) -> dict[str, Path]:
     """Gather what the Space's repository is to hold.
 
     Args:
         folder: With app.py, requirements.txt and README.md, the card.
+        repo_id: Of the Space; the card's example for `gradio_client` gets it.
         model_id: Of the model that the app loads.
         datasets: Ids of data sets that the card links to.
         staging: Folder for the card.
@@ -69,9 +70,10 @@ def stage(folder: Path, model_id: str, datasets: Sequence[str], staging: Path) -
             raise UserError(f"{folder}: {name} is missing; give the folder of a Gradio Space")
     check_requirements(folder / "requirements.txt")
     card = load_card(folder / "README.md")
-    card.data["models"] = card.data["preload_from_hub"] = [model_id]
+    card.data["models"], card.data["preload_from_hub"] = [model_id], [model_id]
     if datasets:
         card.data["datasets"] = list(datasets)
+    card.text = re.sub(r'Client\("[^"]*"\)', f'Client("{repo_id}")', card.text)
     staging.mkdir(parents=True, exist_ok=True)
     card.save(staging / "README.md")
     files = {

@@ -1,7 +1,8 @@
 """A Hub on the loopback: models, data sets and Spaces in memory, as much of the protocol as this project needs.
 
-Files go up inside their commit ("regular"), or as Git LFS does it where a `Hub` is made with `large` endings. Xet is
-not spoken: whoever uploads large files to it sets HF_HUB_DISABLE_XET=1. A `Fault` makes the server fail as servers do.
+Files go up inside their commit ("regular"), or, where a `Hub` is made with `large` endings, before it: by Xet as
+`huggingface_hub` prefers (see fake_xet.py), or as Git LFS does it where HF_HUB_DISABLE_XET=1. They come down by plain
+HTTP. A `Fault` makes the server fail as servers do.
 """
 
 import base64
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from fake_xet import Storage
 
 DATE = "2026-01-01T00:00:00.000Z"
 ID = r"([^/]+/[^/]+)"
@@ -56,15 +59,16 @@ class Fault:
     Args:
         method: Of the requests.
         path: Regular expression that is found in their path.
-        what: A status to answer; or `drop`, to hang up without reading; `lose`, to do as asked and hang up without an
-            answer; `half`, to hang up in the middle of the answer; `wait`, to be slow.
+        what: A status to answer; or `drop`, to hang up without reading; `cut`, to hang up in the middle of reading;
+            `lose`, to do as asked and hang up without an answer; `half`, to hang up in the middle of the answer;
+            `wait`, to be slow.
         times: How many requests it is for.
         seconds: How slow.
     """
 
     method: str
     path: str
-    what: int | Literal["drop", "lose", "half", "wait"]
+    what: int | Literal["drop", "cut", "lose", "half", "wait"]
     times: int = 1
     seconds: float = 0.0
 
@@ -132,6 +136,7 @@ class Hub(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.repositories: dict[str, Repository] = {}
         self.stored: dict[str, bytes] = {}  # large files by their SHA-256, committed or not
+        self.storage = Storage()
         self.faults: list[Fault] = []
         self.log: list[tuple[str, str, int]] = []
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
@@ -210,7 +215,9 @@ class Handler(BaseHTTPRequestHandler):
         """Fail as planned, or do what is asked."""
         address = urlsplit(self.path)
         self.fault = self.server.next_fault(self.command, unquote(address.path))
-        if self.fault and self.fault.what == "drop":
+        if self.fault and self.fault.what in ("drop", "cut"):
+            if self.fault.what == "cut":
+                self.rfile.read(int(self.headers.get("Content-Length") or 0) // 2)
             self.server.log.append((self.command, self.path, 0))
             return self.hang_up()
         body = self.read_body()
@@ -231,6 +238,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(200, {"errors": [], "warnings": []})
         if match := re.fullmatch(r"/lfs/([0-9a-f]{64})", path):
             return self.store(match[1], body)
+        if match := re.fullmatch(r"/v1/(xorbs|shards)(?:/default/([0-9a-f]{64}))?", path):
+            return self.store_by_xet(match[2], body)
         if match := re.fullmatch(rf"/(datasets/|spaces/)?{ID}\.git/info/lfs/objects/batch", path):
             return self.batch(json.loads(body))
         if match := re.fullmatch(rf"/api/(models|datasets|spaces)/{ID}(?:/([\w-]+)(?:/([^/]+)(?:/(.*))?)?)?", path):
@@ -280,6 +289,15 @@ class Handler(BaseHTTPRequestHandler):
         self.server.stored[oid] = content
         return self.reply(200, {}, ETag=f'"{oid}"')
 
+    def store_by_xet(self, xorb: str | None, content: bytes) -> None:
+        """Take a xorb of this name, or a shard."""
+        if self.headers.get("Authorization") != "Bearer xet":
+            return self.refuse(401, "Unauthorized")
+        if xorb:
+            return self.reply(200, {"was_inserted": self.server.storage.add_xorb(xorb, content)})
+        self.server.stored.update(self.server.storage.files_of(content))
+        return self.reply(200, {"result": 1})
+
     def batch(self, wish: dict[str, Any]) -> None:
         """Say where large files are to go that are not there yet."""
         objects = []
@@ -302,7 +320,7 @@ class Handler(BaseHTTPRequestHandler):
     def api(self, name: str, verb: str, revision: str, rest: str, query: Mapping[str, list[str]], body: bytes) -> None:
         """Answer what `HfApi` asks about a repository, or do what it says."""
         writing = verb in ("preupload", "commit", "branch", "variables") and self.command == "POST"
-        if writing and not self.may_write(name):
+        if (writing or verb == "xet-write-token") and not self.may_write(name):
             return None
         found = self.find(name, "main" if verb in ("branch", "variables") else revision)
         if found is None:
@@ -316,6 +334,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(404, "EntryNotFound") if rest and not tree else self.reply(200, tree)
         if verb == "paths-info":
             return self.reply(200, self.describe_paths(repository, commit, body))
+        if verb == "xet-write-token":
+            return self.reply(200, {"casUrl": self.server.url, "exp": int(time.time()) + 3600, "accessToken": "xet"})
         if verb == "variables":
             return self.set_variables(repository, body)
         if verb == "branch":

@@ -10,6 +10,7 @@ import huggingface_hub
 import pytest
 from fake_hub import Fault, Hub, running_hub
 from huggingface_hub import HfApi
+from huggingface_hub.utils._xet import abort_xet_session
 
 from generate import UserError
 from publishing import hub as publishing_hub
@@ -27,6 +28,8 @@ def online(monkeypatch):
     """Let huggingface_hub speak to the loopback, by Git LFS, and keep each wait to nothing."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    for name, value in publishing_hub.XET_LIMITS.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     monkeypatch.setattr(publishing_hub, "TRIES", 3)
 
@@ -241,7 +244,7 @@ REQUESTS = {
 }
 
 
-@pytest.mark.parametrize("what", [500, "drop", "lose"])
+@pytest.mark.parametrize("what", [500, "drop", "cut", "lose"])
 @pytest.mark.parametrize("request_", REQUESTS)
 def test_a_fault_is_survived(server, api, files, request_, what):
     server.faults.append(Fault(*REQUESTS[request_], what, times=2))
@@ -308,6 +311,91 @@ def test_an_interrupted_push_goes_on(server, api, files):
     push(api, TARGET, files, "Publish")
     assert requests(server, "PUT", "/lfs/") == 1
     assert server.files("tester/melody") == content(files)
+
+
+# --- By Xet, as huggingface_hub sends large files by default ---------------------------------------------------------
+
+
+@pytest.fixture
+def xet(monkeypatch):
+    """Let hf_xet send, its chunks as they are and its waits short; it reads its environment once a session."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", False)
+    for name, value in {"XORB_COMPRESSION_POLICY": "none", "CLIENT_RETRY_BASE_DELAY": "10ms"}.items():
+        monkeypatch.setenv(f"HF_XET_{name}", value)
+    abort_xet_session()
+    yield
+    abort_xet_session()
+
+
+@pytest.mark.usefixtures("xet")
+def test_xet_brings_the_same_in_one_commit_and_nothing_twice(server, api, files):
+    push(api, TARGET, files, "Publish")
+    assert server.files("tester/melody") == content(files)
+    assert commits(server) == 1
+    assert requests(server, "POST", "/v1/xorbs/")
+    assert not requests(server, "PUT", "/lfs/")
+    del server.log[:]
+    assert push(api, TARGET, files, "Publish").url is None
+    assert {method for method, _, _ in server.log} == {"GET"}
+
+
+@pytest.mark.usefixtures("xet")
+@pytest.mark.parametrize("what", [500, "drop", "cut", "lose"])
+@pytest.mark.parametrize("path", ["/xet-write-token/", "/v1/xorbs/", "/v1/shards"])
+def test_a_fault_of_the_storage_is_survived(server, api, files, path, what):
+    server.faults.append(Fault("GET" if "token" in path else "POST", path, what, times=2))
+    push(api, TARGET, files, "Publish")
+    assert server.faults[0].times == 0
+    assert server.files("tester/melody") == content(files)
+    assert len(server.repositories["tester/melody"].commits) == 2
+
+
+@pytest.mark.usefixtures("xet")
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (500, r"the Hub answers 500"),
+        (401, "does not accept the token"),
+        (403, r"no right to write there \(403\)"),
+        ("drop", "the connection to the Hub broke off"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/xet-write-token/", "/v1/xorbs/"])
+def test_a_storage_that_stays_away_is_one_line_and_leaves_the_old_state(server, api, files, path, what, message):
+    push(api, TARGET, {**files, "model.safetensors": files["config.json"]}, "Publish")
+    before = server.files("tester/melody")
+    files["model.safetensors"].write_bytes(os.urandom(997))  # chunks that no session has sent
+    server.faults.append(Fault("GET" if "token" in path else "POST", path, what, times=999))
+    with pytest.raises(UserError, match=f"model tester/melody: .*{message}") as error:
+        push(api, TARGET, files, "Publish")
+    assert "\n" not in str(error.value)
+    assert server.files("tester/melody") == before
+
+
+@pytest.mark.usefixtures("xet")
+def test_an_interrupted_push_by_xet_goes_on(server, api, files):
+    """What the storage has is not sent again, though no commit names it."""
+    files["model.safetensors"].write_bytes(os.urandom(99_991))
+    server.faults.append(Fault(*REQUESTS["commit"], 403, times=1))
+    with pytest.raises(UserError, match="403"):
+        push(api, TARGET, files, "Publish")
+    assert server.files("tester/melody") == {}
+    assert requests(server, "POST", "/v1/xorbs/")
+    del server.log[:]
+    push(api, TARGET, files, "Publish")
+    assert not requests(server, "POST", "/v1/xorbs/")
+    assert server.files("tester/melody") == content(files)
+
+
+def test_xet_waits_no_longer_than_the_rest(monkeypatch):
+    for name in publishing_hub.XET_LIMITS:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_XET_CLIENT_READ_TIMEOUT", "7s")
+    factory = huggingface_hub.utils._http._GLOBAL_CLIENT_FACTORY
+    limit_waiting()
+    huggingface_hub.set_client_factory(factory)
+    assert os.environ["HF_XET_CLIENT_READ_TIMEOUT"] == "7s"
+    assert os.environ["HF_XET_CLIENT_RETRY_MAX_ATTEMPTS"] == "2"
 
 
 # --- Small things ---------------------------------------------------------------------------------------------------
