@@ -41,7 +41,7 @@ space: install  ## the Space, on this machine
 	$(RUN)python space/app.py
 
 test: install  ## the fast tests
-	OMP_NUM_THREADS=1 $(RUN)python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN)python -m pytest -n logical --dist loadfile
 
 test-slow: install  ## the slow tests: real data where it is there, long training
 	$(RUN)python -m pytest -m slow

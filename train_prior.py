@@ -8,7 +8,6 @@ melodies repeat a section is counted. The model's other weights stay as they are
 import argparse
 import copy
 import json
-import math
 import sys
 import time
 from collections import Counter
@@ -20,8 +19,9 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from dataset_script.windows import section_notes
 from modeling import MelodyProcessor, MelodyVAEModel
-from modeling.attributes_melody_vae import ATTRIBUTES, KEY_NAMES, key_of, measure, steps_per_bar
+from modeling.attributes_melody_vae import ATTRIBUTES, KEY_NAMES, TEMPO_CLASSES, key_of, measure, tempo_class
 from modeling.prior_melody_vae import LatentPrior
 from train import (
     Collator,
@@ -34,7 +34,6 @@ from train import (
     write_words,
 )
 
-TEMPOS = {"slow": (0, 90), "medium": (90, 130), "fast": (130, math.inf)}  # quarter notes per minute
 RAREST = 200  # windows that a value needs to become one that can be asked for
 ENCODED_AT_ONCE = 64
 EMA_DECAY = 0.999
@@ -66,21 +65,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cpu_threads", type=int, help="threads of a CPU run")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
     return parser.parse_args(argv)
-
-
-def tempo_class(quarters_per_minute: float) -> str:
-    """Return the name of a tempo's class."""
-    return next(name for name, (low, high) in TEMPOS.items() if low <= quarters_per_minute < high)
-
-
-def section_notes(line: dict, bars: int) -> list[set[tuple[int, int]]]:
-    """Return (onset within it, pitch) of the notes of each whole section of so many bars."""
-    steps = bars * steps_per_bar(line)
-    sections: list[set[tuple[int, int]]] = [set() for _ in range(line["bars"] // bars)]
-    for start, pitch in zip(line["start"], line["pitch"], strict=True):
-        if start // steps < len(sections):
-            sections[start // steps].add((start % steps, pitch))
-    return sections
 
 
 def count_returns(lines: Iterable[dict], bars: int) -> list[float]:
@@ -149,7 +133,7 @@ def encode_windows(
 
 def choose_conditions(values: dict[str, list[str]]) -> dict[str, list[str]]:
     """Return the values of each condition that can be asked for; of meters and genres the frequent ones."""
-    chosen = {"key": list(KEY_NAMES), "tempo": list(TEMPOS)}
+    chosen = {"key": list(KEY_NAMES), "tempo": list(TEMPO_CLASSES)}
     for name in ("time_signature", "genre"):
         counts = Counter(value for value in values[name] if value)
         chosen[name] = [value for value, count in counts.most_common() if count >= RAREST]
@@ -253,8 +237,9 @@ def training_function(args: argparse.Namespace) -> None:
     kept = {name: value for name, value in old.state_dict().items() if not name.startswith("prior.")}
     model.load_state_dict(model.state_dict() | kept)
     model.to(old.device)
-    prior.mean.copy_(train[0].mean(0))
-    prior.scale.copy_((train[0].var(0) + train[1].exp().mean(0)).sqrt())
+    if not config.latent_noise:  # else the melody decoder reads latents on their way, mixed with noise as they are
+        prior.mean.copy_(train[0].mean(0))
+        prior.scale.copy_((train[0].var(0) + train[1].exp().mean(0)).sqrt())
     prior.attribute_mean.copy_(attribute_mean)
     prior.attribute_scale.copy_(attribute_scale)
     history = fit(prior, train, validation, args)

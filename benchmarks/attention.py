@@ -12,14 +12,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -30,9 +27,8 @@ from tqdm import tqdm
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from benchmarks.dataset import check_report, rounded
+from benchmarks.reports import MeasurementError, report_to, rounded, versions
 from dataset_script.build import machine
-from dataset_script.midi_sources import InputError
 from modeling import MelodyVAEConfig, MelodyVAEModel
 from modeling.relative_attention import QUERIES_PER_BLOCK, RelativeAttention
 
@@ -68,10 +64,6 @@ NOTES = {
     "inference; one_tensor_ are the sizes of tensors",
     "exactness": "largest absolute difference; with_cache reads the sequence in pieces into a cache",
 }
-
-
-class MeasurementError(Exception):
-    """A measurement could not be made."""
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -315,7 +307,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "targets": {"worst_ratio": TARGET_RATIO, "largest_difference": TARGET_DIFFERENCE},
         "notes": NOTES,
         "machine": machine(),
-        "versions": {name: version(name) for name in ("torch", "transformers")} | {"python": platform.python_version()},
+        "versions": versions(("torch", "transformers")),
     }
 
 
@@ -343,18 +335,7 @@ def main(arguments: list[str] | None = None) -> int:
         form, kind, length = options.memory_of
         print(peak_mib_of(form, kind == "causal", int(length)))
         return 0
-    try:
-        check_report(options.output)  # better now than after all the runs
-        report = rounded(measure(options))
-    except (InputError, MeasurementError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was measured", file=sys.stderr)
-        return 130
-    options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(f"{summary(report)}\n\nwritten to {options.output}")
-    return 0
+    return report_to(options.output, lambda: rounded(measure(options)), summary)
 
 
 if __name__ == "__main__":

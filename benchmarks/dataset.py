@@ -34,7 +34,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -43,6 +42,7 @@ import psutil
 from symusic.core import ScoreTick
 from tqdm import tqdm
 
+from benchmarks.reports import report_to, rounded, versions
 from dataset_script.build import LIBRARIES, machine
 from dataset_script.midi_sources import InputError, in_folder
 
@@ -104,20 +104,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     if options.repeats < 1:
         parser.error(f"--repeats must be at least 1, not {options.repeats}")
     return options
-
-
-def check_report(output: Path) -> None:
-    """Make the folder that the report goes to.
-
-    Raises:
-        InputError: if that cannot be done, or the report is a folder.
-    """
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{output.parent} cannot be made ({error.strerror}); give another --output") from error
-    if output.is_dir():
-        raise InputError(f"{output} is a folder; give --output the name of a file")
 
 
 def unpacked(given: Path, work: Path) -> Path:
@@ -354,15 +340,6 @@ def lakh_minutes(total: float, command: float, files: int) -> float:
     return (command - total + total * LAKH_FILES / files) / 60
 
 
-def rounded(value: Any) -> Any:
-    """Round all floats in nested dicts and lists to four digits that count."""
-    if isinstance(value, float):
-        return float(f"{value:.4g}")
-    if isinstance(value, dict):
-        return {key: rounded(entry) for key, entry in value.items()}
-    return [rounded(entry) for entry in value] if isinstance(value, list) else value
-
-
 def memory_report(source: Path, half: Path, files: int, work: Path, progress: tqdm) -> dict[str, Any]:
     """Measure the memory of builds of all files and of half of them, and carry the parent's over to all of Lakh.
 
@@ -449,7 +426,6 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         memory = memory_report(folder, work / "half", len(paths), work, progress)
 
     measured = {"files": len(paths), "sample_files": sample_size, "seconds": seconds}
-    names = sorted({"symusic", *LIBRARIES})
     return {
         "input": options.input.name,
         "bytes": sum(path.stat().st_size for path in paths),
@@ -463,7 +439,7 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         "notes": NOTES,
         "load_average_before_and_after": load,
         "machine": machine(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
+        "versions": versions(sorted({"symusic", *LIBRARIES})),
     }
 
 
@@ -484,19 +460,12 @@ def summary(report: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0, or 2 after one line about bad input."""
     options = parse_arguments(arguments)
-    try:
-        check_report(options.output)  # better now than after all the runs
+
+    def measured() -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="melody-vae-benchmark-") as work:
-            report = rounded(measure(options, Path(work)))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was measured", file=sys.stderr)
-        return 130
-    options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(f"{summary(report)}\n\nwritten to {options.output}")
-    return 0
+            return rounded(measure(options, Path(work)))
+
+    return report_to(options.output, measured, summary)
 
 
 if __name__ == "__main__":

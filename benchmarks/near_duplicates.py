@@ -15,15 +15,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-import platform
 import resource
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,6 +32,7 @@ from symusic import Note
 from symusic.core import ScoreTick
 from tqdm import tqdm
 
+from benchmarks.reports import report_to, versions
 from dataset_script.build import machine
 from dataset_script.extraction import extract_lines
 from dataset_script.midi_notes import UnreadableMidiError, read_notes
@@ -511,30 +509,33 @@ def measure(given: str, planted: int, seed: int, dataset: Path | None) -> dict[s
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     report["peak_memory_mebibytes"] = peak // (1024 * 1024 if sys.platform == "darwin" else 1024)
     report["machine"] = machine()
-    report["versions"] = {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+    report["versions"] = versions(LIBRARIES)
     return report
+
+
+def summary(report: dict[str, Any]) -> str:
+    """Put the main figures into lines."""
+    ours = report["ours"]
+    lines = [
+        f"{kind:<17} {counts['found']:>5} of {counts['copies']:>5} found {counts['recall']:>8.1%}"
+        for kind, counts in ours["recall"].items()
+    ]
+    lines.append(
+        f"mirror images linked: {ours['mirror_images']['links']}; largest group: {ours['largest_groups'][0]} files"
+    )
+    for split, counts in report.get("leak", {}).items():
+        lines.append(f"{split}: {counts['all_lines']['leak']:.2%} of the lines have a near-duplicate in train")
+    return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0, or 2 after one line about bad input."""
     options = parse_arguments(arguments)
-    try:
-        report = measure(options.input, options.planted, options.seed, options.dataset)
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {options.output} cannot be written ({error}); give --output another file", file=sys.stderr)
-        return 2
-    ours = report["ours"]
-    for kind, counts in ours["recall"].items():
-        print(f"{kind:<17} {counts['found']:>5} of {counts['copies']:>5} found {counts['recall']:>8.1%}")
-    print(f"mirror images linked: {ours['mirror_images']['links']}; largest group: {ours['largest_groups'][0]} files")
-    for split, counts in report.get("leak", {}).items():
-        print(f"{split}: {counts['all_lines']['leak']:.2%} of the lines have a near-duplicate in train")
-    return 0
+    return report_to(
+        options.output,
+        lambda: measure(options.input, options.planted, options.seed, options.dataset),
+        summary,
+    )
 
 
 if __name__ == "__main__":

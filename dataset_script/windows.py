@@ -1,4 +1,4 @@
-"""Windows of a fixed number of bars, cut out of melody lines."""
+"""Windows and sections of a fixed number of bars, cut out of melody lines."""
 
 from __future__ import annotations
 
@@ -59,6 +59,24 @@ def windows(line: Mapping[str, Any], bars: int = 16, stride: int = 1) -> Iterato
             "key_confidence": float(key_confidence[0]),
             "complexity": float(complexity[0]),
         }
+
+
+def section_notes(line: Mapping[str, Any], bars: int = 1) -> list[set[tuple[int, int]]]:
+    """Return the notes of each whole section of a line, so that equal sections are equal sets.
+
+    Args:
+        line: one row of the data set, or a line as the model's processor has it.
+        bars: length of a section; they follow one another from the line's first bar, and a rest is left out.
+
+    Returns:
+        For each section the (onset in grid steps from its first bar line, MIDI pitch) of the notes that begin in it.
+    """
+    section_steps = bars * int(line["time_signature"].split("/")[0]) * line["steps_per_beat"]
+    sections: list[set[tuple[int, int]]] = [set() for _ in range(line["bars"] // bars)]
+    for start, pitch in zip(line["start"], line["pitch"], strict=True):
+        if start // section_steps < len(sections):
+            sections[start // section_steps].add((start % section_steps, pitch))
+    return sections
 
 
 def window_rows(rows: Mapping[str, list], bars: int = 16, stride: int = 1) -> dict[str, list]:

@@ -8,25 +8,32 @@ import argparse
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoProcessor
 
 from dataset_script.build import machine
+from dataset_script.windows import section_notes
 from evaluate_model import BARS, choose_windows
 from evaluation.attributes import control, encode_lines
-from modeling.attributes_melody_vae import key_of, steps_per_bar
+from modeling.attributes_melody_vae import key_of, measure, steps_per_bar, tempo_class
 from modeling.processing_melody_vae import FIRST_CHARACTER, WORD_PREFIX
 from train import LOG_NAME, UserError, load_lines, load_pretrained
 
 AT_ONCE = 64
 SIMILARITIES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 LONG_BARS = 64
+FEWEST_OF_GENRE = 15  # test melodies
 DISTANCES = (1, 2, 4, 8, 16, 32)  # bars between two bars that are compared
 
 
@@ -62,12 +69,7 @@ def note_distance(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
 
 def bar_similarity(line: Mapping[str, Any]) -> dict[int, float]:
     """Return, for each of `DISTANCES`, the mean share of onsets with equal pitch in two bars so far apart (Jaccard)."""
-    steps = steps_per_bar(line)
-    bars: list[set[tuple[int, int]]] = [set() for _ in range(line["bars"])]
-    for start, _, pitch in notes_of(line):
-        if start // steps < len(bars):
-            bars[start // steps].add((start % steps, pitch))
-    found = {}
+    bars, found = section_notes(line), {}
     for distance in DISTANCES:
         pairs = [(one, other) for one, other in zip(bars, bars[distance:], strict=False) if one or other]
         if pairs:
@@ -138,6 +140,14 @@ class Operations:
                     lines = self.processor.to_lines(ids)
                     obeyed += [measured(line) == value for line, value in zip(lines, values, strict=True)]
                 found[name][label] = round(float(np.mean(obeyed)), 4)
+        tempos = [known["tempo"][index % len(known["tempo"])] for index in range(AT_ONCE)] if "tempo" in known else []
+        if tempos:  # melodies have no tempo of their own: it is written into the score
+            ids = self.model.sample(len(tempos), seed=0, conditions={"tempo": tempos}, guidance=guidance)
+            scores = [
+                self.processor.to_scores(row[None], tempo=tempo)[0] for row, tempo in zip(ids, tempos, strict=True)
+            ]
+            obeyed = [tempo_class(score.tempos[0].qpm) == tempo for score, tempo in zip(scores, tempos, strict=True)]
+            found["tempo"] = {"values": len(known["tempo"]), "samples": len(tempos), "obeyed": float(np.mean(obeyed))}
         exact = [
             self.processor.to_lines(self.model.sample(4, seed=bars, bars=bars)) for bars in (1, 2, 5, 8, 16, 24, 32)
         ]
@@ -145,6 +155,45 @@ class Operations:
         wanted = [bars for bars in (1, 2, 5, 8, 16, 24, 32) for _ in range(4)]
         found["bars"] = {"samples": len(counts), "obeyed": float(np.mean(np.equal(counts, wanted)))}
         return found
+
+    def genres(self, chosen: Mapping[str, Sequence[dict]], guidance: float) -> dict[str, Any] | None:
+        """Ask for genres, and let a classifier that knows the training melodies' attributes guess them.
+
+        Genre is not in the notes as a key is: what the classifier makes of real test melodies is the ceiling.
+
+        Args:
+            chosen: Windows of `train` and `test`; those whose genre can be asked for and that the test split has
+                `FEWEST_OF_GENRE` of count.
+            guidance: By how much the genre is exaggerated.
+
+        Returns:
+            Shares of melodies whose genre is guessed, as means over the genres; None where there are no two genres.
+        """
+        counts = Counter(line["genre"] for line in chosen["test"])
+        names = [name for name in self.model.config.conditions.get("genre", []) if counts[name] >= FEWEST_OF_GENRE]
+        if len(names) < 2:
+            return None
+        data = {split: [line for line in lines if line["genre"] in names] for split, lines in chosen.items()}
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
+        classifier.fit(measure(data["train"]).numpy(), [line["genre"] for line in data["train"]])
+
+        def recall(lines: Sequence[Mapping[str, Any]], genres: Sequence[str]) -> float:
+            return round(float(balanced_accuracy_score(genres, classifier.predict(measure(lines).numpy()))), 4)
+
+        asked = [names[index % len(names)] for index in range(AT_ONCE * len(names))]
+        lines = []
+        for at in tqdm(range(0, len(asked), AT_ONCE), desc="genre", unit=" batches", leave=False):
+            values = asked[at : at + AT_ONCE]
+            ids = self.model.sample(len(values), seed=at, conditions={"genre": values}, guidance=guidance)
+            lines += self.processor.to_lines(ids)
+        return {
+            "genres": names,
+            "samples": len(asked),
+            "guessed": recall(lines, asked),
+            "guessed_of_test_melodies": recall(data["test"], [line["genre"] for line in data["test"]]),
+            "test_melodies": len(data["test"]),
+            "by_chance": round(1 / len(names), 4),
+        }
 
     def variations(self, melodies: Sequence[dict], each: int) -> dict[str, float]:
         """Return the mean distance of variations from the reconstruction, by similarity."""
@@ -244,7 +293,8 @@ def main(arguments: list[str] | None = None) -> int:
             "attention": read_attention(options.attention),
             "variations": operations.variations(melodies[:16], 4),
             "infill": operations.infills(melodies, (4, 5, 10)),
-            "conditions": operations.conditions(3 * options.melodies, options.guidance),
+            "conditions": operations.conditions(3 * options.melodies, options.guidance)
+            | {"genre": operations.genres(chosen, options.guidance)},
             "long": operations.long_pieces(16, options.dataset),
             "validity": operations.validity(options.samples, options.bars),
             "attributes": control(model, operations.processor, chosen, options.melodies),

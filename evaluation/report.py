@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from evaluation import report_blocks
 from rendering.curves import write_curves
 
 ROOT = Path(__file__).parents[1]
@@ -167,6 +168,14 @@ def operations() -> str:
         for name, of in asked.items()
         if isinstance(of, dict) and "obeyed_at_once" in of
     ]
+    rows.append(["tempo class as asked for, in the score", f"{asked['tempo']['obeyed']:.1%}"])
+    if genre := asked["genre"]:
+        rows.append(
+            [
+                f"genre guessed by a classifier ({len(genre['genres'])} genres; real test melodies; by chance)",
+                f"{genre['guessed']:.1%} ({genre['guessed_of_test_melodies']:.1%}; {genre['by_chance']:.1%})",
+            ]
+        )
     rows.append(["bars as asked for, 1 to 32", f"{asked['bars']['obeyed']:.1%}"])
     lags = list(long["bar_pair_similarity"])
     rows.append(
@@ -199,18 +208,26 @@ def operations() -> str:
     )
 
 
+def histories(results: dict) -> dict[str, list[dict]]:
+    """Return the evaluations on the way of every training that a file of `results/` tells of, by the model's name."""
+    runs = {report_blocks.NAMES.get(kind, kind): found for kind, found in results.get("models", {}).items()}
+    found = {name: (run.get("training") or {}).get("history", []) for name, run in (runs or {"": results}).items()}
+    return {name: history for name, history in found.items() if history}
+
+
 def draw_pictures() -> None:
     """Draw the curves of every run in `results/` that has a training history."""
     for path in sorted(RESULTS.glob("*.json")):
-        history = (json.loads(path.read_text()).get("training") or {}).get("history", [])
-        if history:
-            curve = ([entry["step"] for entry in history], [entry["bits_per_note"] for entry in history])
+        curves = {
+            name or "bits per note": (
+                [entry["melodies"] for entry in history],
+                [entry["bits_per_note"] for entry in history],
+            )
+            for name, history in histories(json.loads(path.read_text())).items()
+        }
+        if curves:
             write_curves(
-                path.with_suffix(".png"),
-                {"bits per note": curve},
-                title="Validation split",
-                x_label="step",
-                y_label="bits per note",
+                path.with_suffix(".png"), curves, title="Validation", x_label="melodies seen", y_label="bits per note"
             )
 
 
@@ -224,9 +241,12 @@ def tree() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
+    "baselines": lambda: report_blocks.baselines(RESULTS),
     "dataset": dataset,
     "first_run": first_run,
+    "melody_vae": lambda: report_blocks.melody_vae(RESULTS),
     "operations": operations,
+    "originality": lambda: report_blocks.originality_index(RESULTS),
     "tree": tree,
 }
 

@@ -3,32 +3,57 @@
 import json
 from pathlib import Path
 
-from evaluation.compare import comparison, groups, read_results
+from evaluation.compare import comparison, groups
 
-MODELS = {  # the table's columns: a name, and the file in results/ that evaluate_model.py wrote
-    "Melody VAE": "melody_vae.json",
-    "Music Transformer": "music_transformer.json",
-    "LSTM": "lstm.json",
-    "MusicVAE": "music_vae.json",
+NAMES = {
+    "melody_vae": "Melody VAE",
+    "music_vae": "MusicVAE",
+    "lstm": "attention LSTM",
+    "rnn": "RNN",
+    "music_transformer": "Music Transformer",
+    "music_transformer_absolute": "its absolute twin",
 }
+"""What the model types of train.py are called in tables."""
 
 
-def models_table(results: Path) -> str:
-    """Write the table of the models of `MODELS` that have been measured; a sentence where none has."""
-    present = {name: results / file for name, file in MODELS.items() if (results / file).is_file()}
-    if not present:
-        return "No model has been measured yet; `evaluate_model.py` writes the results that this table comes from.\n"
-    models = read_results([str(path) for path in present.values()], list(present))
-    files = ", ".join(f"`results/{path.name}`" for path in present.values())
-    return comparison(models) + f"\nWritten by `make report` from {files}.\n"
+def baselines(results: Path) -> str:
+    """Write the table of `results/baselines.json`: all model types, trained with one budget."""
+    path = results / "baselines.json"
+    if not path.is_file():
+        return "Not measured yet: `python -m benchmarks.baselines`.\n"
+    return budget(json.loads(path.read_text())) + "\nWritten by `make report` from `results/baselines.json`.\n"
 
 
-def groups_table(results: Path) -> str:
-    """Write the first measured model's reconstruction by groups of melodies."""
-    for name, file in MODELS.items():
-        if (results / file).is_file() and (table := groups(json.loads((results / file).read_text()))):
-            return f"{name}, free-running, by groups of test melodies:\n\n{table}"
-    return "No model's groups have been measured yet.\n"
+def budget(found: dict) -> str:
+    """Write the table of models that were trained with one budget, and what the budget was.
+
+    Raises:
+        ValueError: If they have seen different numbers of melodies.
+    """
+    models = {name: found["models"][kind] for kind, name in NAMES.items() if kind in found["models"]}
+    seen = {name: results["training"]["melodies_seen"] for name, results in models.items()}
+    if len(set(seen.values())) > 1:
+        raise ValueError(f"not one budget: {seen}")
+    minutes = ", ".join(f"{name} {results['training']['seconds'] / 60:.0f}" for name, results in models.items())
+    threads = {results["training"]["cpu_threads"] for results in models.values()}
+    return (
+        f"{comparison(models)}\nEach model saw {next(iter(seen.values())):,} windows of the training split. Minutes of "
+        f"training on {' or '.join(map(str, sorted(threads)))} threads of {found['machine']['processor']}: {minutes}.\n"
+    )
+
+
+def melody_vae(results: Path) -> str:
+    """Write the numbers of `results/melody_vae.json`, our largest model, with reconstruction by groups of melodies."""
+    path = results / "melody_vae.json"
+    if not path.is_file():
+        return "Not measured yet: `python evaluate_model.py`.\n"
+    found = json.loads(path.read_text())
+    table = groups(found)
+    return (
+        comparison({NAMES["melody_vae"]: found})
+        + (f"\nFree-running, by groups of test melodies:\n\n{table}" if table else "")
+        + "\nWritten by `make report` from `results/melody_vae.json`.\n"
+    )
 
 
 def originality_index(results: Path) -> str:

@@ -22,6 +22,14 @@ KEY_NAMES = tuple(f"{name} {mode}" for mode in ("major", "minor") for name in PI
 MAJOR_PROFILE = (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88)
 MINOR_PROFILE = (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17)
 
+# Quarter notes per minute: where a class begins and ends, and the median of the training data (Lakh) in it.
+TEMPO_CLASSES = {"slow": (0.0, 90.0, 76.0), "medium": (90.0, 130.0, 115.0), "fast": (130.0, math.inf, 150.0)}
+
+
+def tempo_class(quarters_per_minute: float) -> str:
+    """Return the name of a tempo's class."""
+    return next(name for name, (low, high, _) in TEMPO_CLASSES.items() if low <= quarters_per_minute < high)
+
 
 def read_line(pieces: Iterable[int], steps_per_beat: int) -> dict[str, Any]:
     """Read the notes of a valid melody from its REMI tokens.

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from transformers import Pipeline
 
+from .attributes_melody_vae import TEMPO_CLASSES
+
 TASK = "melody-generation"
 MODES = ("sample", "reconstruct", "vary", "shift", "infill", "continue")
 READ = ("input_ids", "attention_mask")
@@ -68,7 +70,8 @@ class MelodyGenerationPipeline(Pipeline):
                     `MelodyOperations.conditions_of`.
                 guidance (`float`): By how much conditions are exaggerated; 1, not at all, by default.
                 seed (`int`): Makes the result repeatable; the global random state is left alone.
-                tempo (`float`): Quarter notes per minute; the melody's own, or 120.
+                tempo (`float`): Quarter notes per minute; that of the tempo class among the conditions, the melody's
+                    own, or 120.
                 program (`int`): General MIDI program; the melody's own, or 0.
                 Others are passed to `generate`.
 
@@ -180,7 +183,9 @@ class MelodyGenerationPipeline(Pipeline):
             else:
                 model.conditions_of(conditions, num)  # refuses what the model does not know
                 ids = self._continue(model_inputs, seed, conditions, guidance, generate_kwargs)
-        return {"ids": ids, "num": num, "lines": model_inputs["lines"], "is_list": model_inputs.get("is_list", False)}
+        asked = model.conditions_of(conditions, len(ids)).get("tempo")
+        is_list = model_inputs.get("is_list", False)
+        return {"ids": ids, "num": num, "lines": model_inputs["lines"], "is_list": is_list, "tempos": asked}
 
     def _decode(
         self,
@@ -240,8 +245,10 @@ class MelodyGenerationPipeline(Pipeline):
         melodies = []
         for index, ids in enumerate(model_outputs["ids"]):
             source = sources[index // num] if sources else {}
+            asked = model_outputs["tempos"]
+            own = TEMPO_CLASSES[asked[index]][-1] if asked else source.get("tempo", 120.0)
             sound = {
-                "tempo": float(source.get("tempo", 120.0) if tempo is None else tempo),
+                "tempo": float(own if tempo is None else tempo),
                 "program": int(source.get("program", 0) if program is None else program),
             }
             (midi,) = self.processor.to_midi_bytes(ids[None], **sound)

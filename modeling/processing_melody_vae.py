@@ -24,7 +24,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.utils import logging
 
-from .attributes_melody_vae import PITCH_NAMES, key_of, steps_per_bar
+from .attributes_melody_vae import PITCH_NAMES, TEMPO_CLASSES, key_of, steps_per_bar
 from .constraints_melody_vae import BEFORE, HIGHEST_PITCH, SPECIAL_ROW, UNUSABLE, piece_of, summarise_token
 from .lead_melody_vae import GridNotes, bar_grid, is_end, join_pick_ups, quantise, rate_tracks, skyline
 
@@ -640,20 +640,25 @@ class MelodyProcessor(ProcessorMixin):
         }
 
     def to_scores(
-        self, ids, tempo: float | None = None, program: int | None = None, like: dict | list[dict] | None = None
+        self, ids, tempo: float | str | None = None, program: int | None = None, like: dict | list[dict] | None = None
     ) -> list[types.Score]:
         """Write generated ids `(B, T)` as scores.
 
         Args:
             ids: `(B, T)` or a list of lists.
-            tempo: Quarter notes per minute; that of `like`, or 120.
+            tempo: Quarter notes per minute, or a class of tempos that samples can be asked for (`slow`, `medium`,
+                `fast`); that of `like`, or 120.
             program: General MIDI program, 0 to 127; that of `like`, or 0.
             like: A line, or one for each melody, from which the tempo, the program, the key signature and the first bar
                 are taken: beside the file where [`read`] or [`windows`] found it, the melody is in its own place.
 
         Raises:
-            ValueError: If there are not as many lines as melodies.
+            ValueError: If there are not as many lines as melodies, or no such class.
         """
+        if isinstance(tempo, str):
+            if tempo not in TEMPO_CLASSES:
+                raise ValueError(f"tempo={tempo!r} is neither a number nor one of {', '.join(TEMPO_CLASSES)}")
+            tempo = TEMPO_CLASSES[tempo][-1]
         lines = self.to_lines(ids)
         sources = [like or {}] * len(lines) if like is None or isinstance(like, dict) else like
         if len(sources) != len(lines):
@@ -666,7 +671,7 @@ class MelodyProcessor(ProcessorMixin):
         return scores
 
     def to_midi_bytes(
-        self, ids, tempo: float | None = None, program: int | None = None, like: dict | list[dict] | None = None
+        self, ids, tempo: float | str | None = None, program: int | None = None, like: dict | list[dict] | None = None
     ) -> list[bytes]:
         """Write generated ids `(B, T)` as MIDI files; see [`MelodyProcessor.to_scores`]."""
         return [score.dumps_midi() for score in self.to_scores(ids, tempo, program, like)]

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from rendering.axes import style_axes
 from rendering.palette import Theme, palette_of
 from rendering.piano_roll import write_figure
 
@@ -37,7 +38,6 @@ def draw_curves(
     longest = max((len(name) for name in series), default=0) + len("  0.1234")
     names = min(longest * LETTER + 0.12, WIDTH / 2)
     axes = figure.add_axes((LEFT / WIDTH, 0.145, (WIDTH - LEFT - names) / WIDTH, 0.68))
-    axes.set_facecolor(palette.paper)
     ends: list[tuple[float, float, str, str]] = []
     for row, (name, (steps, values)) in enumerate(series.items()):
         if len(steps) != len(values):
@@ -53,12 +53,7 @@ def draw_curves(
             ends.append((float(x[last]), float(y[last]), name, colour))
 
     axes.margins(x=0.01, y=0.08)
-    axes.grid(axis="y", color=palette.beat, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(palette.bar)
-    axes.tick_params(length=0, labelsize=8, labelcolor=palette.faint_ink, pad=5)
+    style_axes(axes, palette)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
     axes.set_xlabel(x_label, fontsize=8.5, color=palette.faint_ink, loc="right", parse_math=False)

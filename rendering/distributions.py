@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from rendering.axes import style_axes
 from rendering.palette import Theme, palette_of
 from rendering.piano_roll import write_figure
 
@@ -47,7 +48,6 @@ def draw_distributions(
         bottom = height - HEAD - (row + 1) * PANEL_HEIGHT + BOTTOM
         size = (width - LEFT - RIGHT) / WIDTH, (PANEL_HEIGHT - TOP - BOTTOM) / height
         axes = figure.add_axes(((column * width + LEFT) / WIDTH, bottom / height, *size))
-        axes.set_facecolor(palette.paper)
         for index, (label, counts) in enumerate(sets.items()):
             if len(edges) != len(counts) + 1:
                 raise ValueError(f"{name!r} has {len(edges)} edges and {len(counts)} counts, not one edge more")
@@ -57,12 +57,7 @@ def draw_distributions(
             if label not in names:
                 names.append(label)
         axes.set_ylim(bottom=0)
-        axes.grid(axis="y", color=palette.beat, linewidth=0.7)
-        axes.set_axisbelow(True)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-        axes.spines["bottom"].set_color(palette.bar)
-        axes.tick_params(length=0, labelsize=7.5, labelcolor=palette.faint_ink, pad=3)
+        style_axes(axes, palette, is_small=True)
         axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:g}%"))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))

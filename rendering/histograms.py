@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
+from rendering.axes import style_axes
 from rendering.palette import Palette, Theme, palette_of
 from rendering.piano_roll import DPI
 
@@ -104,19 +105,13 @@ def _draw_panel(axes: Axes, histogram: Histogram, palette: Palette) -> None:
     edges = np.asarray(histogram.edges, dtype=float)
     share = np.asarray(histogram.counts, dtype=float) / max(histogram.total, 1)
     width = np.diff(edges)
-    axes.set_facecolor(palette.paper)
     gap = (1 - BAR_WIDTH) / 2 * width
     sides = np.stack([edges[:-1] + gap, edges[1:] - gap], axis=1).ravel()
     heights = np.stack([share, np.zeros_like(share)], axis=1).ravel()[:-1]  # between two bars there is nothing
     axes.stairs(heights, sides, fill=True, color=palette.agree, linewidth=0)
     axes.set_xlim(edges[0] - width[0] / 2, edges[-1] + width[-1] / 2)
     axes.set_ylim(0, 1.06 * share.max(initial=0) or 1)
-    axes.grid(axis="y", color=palette.beat, linewidth=0.7)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(palette.bar)
-    axes.tick_params(length=0, labelsize=7.5, labelcolor=palette.faint_ink, pad=3)
+    style_axes(axes, palette, is_small=True)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=3, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:g}%"))
     if histogram.ticks:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from rendering.axes import style_axes
 from rendering.palette import Theme, palette_of
 from rendering.piano_roll import write_figure
 
@@ -41,7 +42,6 @@ def draw_intervals(
     axes = figure.add_axes(
         (left / WIDTH, BOTTOM / height, (WIDTH - left - RIGHT) / WIDTH, (height - TOP - BOTTOM) / height)
     )
-    axes.set_facecolor(palette.paper)
     if reference is not None:
         axes.axvline(reference, color=palette.bar, linewidth=1.2, linestyle="--", zorder=1)
     for row, (_, value, ends) in enumerate(rows):
@@ -66,13 +66,8 @@ def draw_intervals(
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
     axes.margins(x=0.06)
-    axes.grid(axis="x", color=palette.beat, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(palette.bar)
-    axes.tick_params(length=0, labelsize=8.5, labelcolor=palette.ink, pad=5)
-    axes.tick_params(axis="x", labelsize=8, labelcolor=palette.faint_ink)
+    style_axes(axes, palette, grid="x")
+    axes.tick_params(axis="y", labelsize=8.5, labelcolor=palette.ink)
     axes.set_xlabel(x_label, fontsize=8.5, color=palette.faint_ink, loc="right", parse_math=False)
     figure.text(
         0.022, 1 - 0.34 / height, title, fontsize=11, fontweight="bold", color=palette.ink, va="top", parse_math=False

@@ -19,3 +19,11 @@ def threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def without_histograms():
+    """Leave the pictures of data sets' cards empty: to draw them takes most of a build's time, and test_card does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dataset_script.card.write_histograms", lambda path, *_, **__: path.write_bytes(b""))
+        yield

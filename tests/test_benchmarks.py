@@ -21,8 +21,8 @@ from benchmarks.dataset import (
     main,
     one_core,
     parsing_seconds,
-    rounded,
 )
+from benchmarks.reports import report_to, rounded
 
 FILES = 13
 TPQ = 120
@@ -161,6 +161,32 @@ def test_interpreter_without_note_seq(name, folder, tmp_path, capsys):
 def test_report_that_cannot_be_written(output, message, folder, tmp_path, capsys):
     assert main(["--input", str(folder), "--output", str(tmp_path / output), "--note_seq_files", "0"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_report_is_not_lost_where_it_cannot_be_written(tmp_path, capsys):
+    def disk_that_is_full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    def measure():
+        return {"seconds": 2.0}
+
+    with patch("pathlib.Path.write_text", disk_that_is_full):
+        assert report_to(tmp_path / "report.json", measure, lambda report: f"{report['seconds']} s") == 2
+    said = capsys.readouterr()
+    assert json.loads(said.out) == measure()
+    assert "report.json cannot be written (No space left on device); the report is printed above" in said.err
+    assert report_to(tmp_path / "report.json", measure, lambda report: f"{report['seconds']} s") == 0
+    assert capsys.readouterr().out.startswith("2.0 s\n")
+    assert json.loads((tmp_path / "report.json").read_text()) == measure()
+
+
+def test_stopped_while_it_measures_leaves_no_report(tmp_path, capsys):
+    def stopped():
+        raise KeyboardInterrupt
+
+    assert report_to(tmp_path / "report.json", stopped, str) == 130
+    assert capsys.readouterr().err == "stopped; nothing was measured\n"
+    assert not (tmp_path / "report.json").exists()
 
 
 def test_what_the_builder_says_is_handed_on(tmp_path, capsys):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import make_model
 from transformers import LogitsProcessorList
 
-from modeling.configuration_melody_vae import MelodyVAEConfig
 from modeling.constraints_melody_vae import (
     AFTER,
     AFTER_BAR,
@@ -134,22 +134,7 @@ MODELS: dict[int, MelodyVAEModel] = {}
 def model_for(steps_per_beat: int) -> MelodyVAEModel:
     """Make a model that knows nothing: any token may be likely anywhere."""
     if steps_per_beat not in MODELS:
-        processor = processor_for(steps_per_beat)
-        torch.manual_seed(0)
-        config = MelodyVAEConfig(
-            vocab_size=len(processor.tokenizer),
-            bar_token_ids=processor.bar_token_ids,
-            hidden_size=10,
-            intermediate_size=13,
-            num_encoder_layers=1,
-            num_bar_layers=1,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            latent_size=2 * N,
-            max_bars=N,
-            initializer_range=0.5,
-        )
-        MODELS[steps_per_beat] = MelodyVAEModel(config).eval()
+        MODELS[steps_per_beat] = make_model(processor_for(steps_per_beat), max_bars=N)
     return MODELS[steps_per_beat]
 
 

@@ -25,8 +25,9 @@ from dataset_script.midi_notes import UnreadableMidiError, canonical_time_signat
 from dataset_script.midi_sources import open_sources
 from dataset_script.parquet_files import split_of
 from dataset_script.schema import FEATURES, SPLITS
-from dataset_script.windows import window_rows, windows
+from dataset_script.windows import section_notes, window_rows, windows
 
+pytestmark = pytest.mark.usefixtures("without_histograms")
 TPQ = 120  # ticks per quarter note of the scores below
 
 
@@ -740,6 +741,16 @@ def test_windows_of_the_whole_line_are_the_line():
     assert list(windows(line, bars=6)) == []
     with pytest.raises(ValueError, match="at least 1, not 0"):
         next(windows(line, bars=0))
+
+
+@pytest.mark.parametrize("bars", [1, 2, 3])
+def test_sections_are_the_windows_one_after_the_other(bars):
+    (line,) = rows(write_score([[*tune(3), *tune(4, seed=1, begin=16 * TPQ)]]))  # a bar of silence, 8 bars in all
+    sections = section_notes(line, bars)
+    assert len(sections) == 8 // bars
+    cut = [set(zip(row["start"], row["pitch"], strict=True)) for row in windows(line, bars, stride=bars)]
+    assert [section for section in sections if section] == cut
+    assert section_notes(line | {"bars": 0}, bars) == []
 
 
 def test_windows_by_map(built):

@@ -15,9 +15,11 @@ import pytest
 import torch
 from fake_hub import running_hub
 from peft import LoraConfig, PeftModel, get_peft_model
+from tiny_models import make_model
 from transformers import GenerationConfig, pipeline
 
-from modeling import MelodyGenerationPipeline, MelodyProcessor, MelodyVAEConfig, MelodyVAEModel
+from modeling import MelodyGenerationPipeline, MelodyProcessor, MelodyVAEModel
+from modeling.attributes_melody_vae import tempo_class
 from modeling.processing_melody_vae import line_to_words
 
 ROOT = Path(__file__).parents[1]
@@ -48,28 +50,6 @@ def make_processor() -> MelodyProcessor:
     return MelodyProcessor.train([line_to_words(line) for line in [LINE, *lines]], vocab_size=307, max_bars=N)
 
 
-def make_model(processor: MelodyProcessor, **overrides) -> MelodyVAEModel:
-    torch.manual_seed(0)
-    config = MelodyVAEConfig(
-        **{
-            "vocab_size": len(processor.tokenizer),
-            "bar_token_ids": processor.bar_token_ids,
-            "hidden_size": 12,
-            "intermediate_size": 13,
-            "num_encoder_layers": 1,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "latent_size": Z,
-            "max_bars": N,
-            "max_relative_distance": 11,
-            "dropout": 0.0,
-            "initializer_range": 0.3,
-            **overrides,
-        }
-    )
-    return MelodyVAEModel(config).eval()
-
-
 @pytest.fixture(scope="module")
 def processor() -> MelodyProcessor:
     return make_processor()
@@ -77,7 +57,9 @@ def processor() -> MelodyProcessor:
 
 @pytest.fixture(scope="module")
 def model(processor) -> MelodyVAEModel:
-    return make_model(processor, num_prior_layers=1, conditions={"key": ["C major", "A minor"]})
+    return make_model(
+        processor, num_prior_layers=1, conditions={"key": ["C major", "A minor"], "tempo": ["slow", "fast"]}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +244,9 @@ def test_the_pipeline_samples(pipe, model, processor):
     assert [each["midi"] for each in melodies] == processor.to_midi_bytes(ids, tempo=90.0, program=40)
     assert melodies[0]["line"] == {**processor.to_lines(ids)[0], "tempo": 90.0, "program": 40}
     assert len(pipe()) == 1
+    asked = {"tempo": ["fast", "slow"]}
+    assert [tempo_class(melody["line"]["tempo"]) for melody in pipe(2, bars=1, conditions=asked)] == asked["tempo"]
+    assert pipe(1, bars=1, conditions={"tempo": "slow"}, tempo=100.0)[0]["line"]["tempo"] == 100.0
 
 
 def test_the_pipeline_reads_paths_bytes_scores_and_lines(pipe, model, processor, tmp_path):
@@ -368,7 +353,7 @@ def test_the_pipeline_of_a_music_transformer_samples_and_continues(processor):
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft 0.21 asks for it
 def test_lora_trains_merges_saves_and_loads(processor, tmp_path):
     ids = processor(lines=[LINE, {**LINE, "pitch": [72, 71, 69, 67, 65]}], return_tensors="pt")["input_ids"]
-    base = make_model(processor, free_bits=1e3)
+    base = make_model(processor, free_bits=1e3, num_hidden_layers=2)
     with torch.no_grad():
         before = base(ids).logits
     targets = ["qkv_proj", "o_proj", "up_proj", "down_proj"]
@@ -392,7 +377,7 @@ def test_lora_trains_merges_saves_and_loads(processor, tmp_path):
     with torch.no_grad():
         after = adapted(ids).logits
         assert not torch.allclose(after, before, atol=0.1)
-        loaded = PeftModel.from_pretrained(make_model(processor, free_bits=1e3), tmp_path)
+        loaded = PeftModel.from_pretrained(make_model(processor, free_bits=1e3, num_hidden_layers=2), tmp_path)
         assert torch.equal(loaded(ids).logits, after)
         merged = adapted.merge_and_unload()
         assert isinstance(merged, MelodyVAEModel)

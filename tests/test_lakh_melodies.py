@@ -23,6 +23,8 @@ from dataset_script.midi_sources import InputError
 from dataset_script.schema import FEATURES, SPLITS
 from dataset_script.windows import windows
 
+pytestmark = pytest.mark.usefixtures("without_histograms")
+
 
 def midi(seed, bars=17):
     """Return a tune in quarter notes as MIDI."""

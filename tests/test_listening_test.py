@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pytest
 from scipy import stats
-from test_generate import LINES, make_model
+from test_generate import LINES, save_model
 from test_generate import small_pictures as small_pictures  # a fixture
 
 from evaluation import listening_test
@@ -295,7 +295,7 @@ def test_prepare_samples_from_models(tmp_path, capsys):
     datasets.Dataset.from_list(long).to_parquet(tmp_path / "data" / "test-00000-of-00001.parquet")
     models = []
     for name, more in (("vae", {}), ("mt", {"latent_size": 0})):
-        folder = make_model(tmp_path / name, steps=20, **more)
+        folder = save_model(tmp_path / name, steps=20, **more)
         model = MelodyVAEModel.from_pretrained(folder)
         model.set_grammar(MelodyProcessor.from_pretrained(folder).grammar_table())
         model.save_pretrained(folder)

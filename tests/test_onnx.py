@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_models import learn, make_model
 
 import export_onnx
 from generate import load_model
-from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel
+from modeling import MelodyProcessor, MelodyVAEModel
 from modeling.processing_melody_vae import line_to_words
 from onnx_melody_vae import OnnxMelodyVAE
 
@@ -37,44 +38,14 @@ def make_line(seed: int, bars: int) -> dict:
 LINES = [make_line(seed, bars) for seed, bars in enumerate([3, 1, 7, 2, 5])]
 
 
-def learn(model: MelodyVAEModel, processor: MelodyProcessor) -> None:
-    """Let a model learn the lines by heart: one with random weights repeats a token for ever."""
-    batch = processor(lines=LINES, return_tensors="pt")
-    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    optimizer = torch.optim.AdamW(model.train().parameters(), lr=5e-3)
-    for _ in range(100):
-        model(**batch, labels=labels).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.eval()
-
-
 def save_model(folder: Path, learnt: bool = True, **overrides) -> Path:
     """Save a tiny model with its processor."""
     processor = MelodyProcessor.train([line_to_words(line) for line in LINES], vocab_size=331, max_bars=N)
-    torch.manual_seed(0)
-    config = MelodyVAEConfig(
-        **{
-            "vocab_size": len(processor.tokenizer),
-            "bar_token_ids": processor.bar_token_ids,
-            "hidden_size": 26,
-            "intermediate_size": 53,
-            "num_encoder_layers": 2,
-            "num_bar_layers": 1,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 2,
-            "latent_size": Z,
-            "max_bars": N,
-            "max_relative_distance": 11,
-            "dropout": 0.0,
-            "free_bits": 1e3,
-            "initializer_range": 0.1,
-            **overrides,
-        }
-    )
-    model = MelodyVAEModel(config)
+    sizes = {"hidden_size": 26, "intermediate_size": 53, "num_encoder_layers": 2, "num_hidden_layers": 3}
+    fields = {**sizes, "latent_size": Z, "free_bits": 1e3, "initializer_range": 0.1, **overrides}
+    model = make_model(processor, **fields)
     if learnt:
-        learn(model, processor)
+        learn(model, processor(lines=LINES, return_tensors="pt"), steps=100, learning_rate=5e-3)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

@@ -12,6 +12,8 @@ from test_dataset_script import all_lines, corpus, write_archive, write_folder
 
 from dataset_script import build, pipeline
 
+pytestmark = pytest.mark.usefixtures("without_histograms")
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
@@ -42,7 +44,7 @@ def assert_same(output, expected):
         assert reports[0][name] == reports[1][name], name
 
 
-@pytest.mark.parametrize("workers", ["1", "3"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "3"])
 def test_local_tasks_give_the_rows_of_the_command(source, expected, tmp_path, workers):
     finished = run(source, tmp_path / "out", "--tasks", "5", "--workers", workers)
     assert finished.returncode == 0, finished.stderr

@@ -271,6 +271,9 @@ def test_scores_and_midi_files_give_the_line_back(steps_per_beat, data):
     expected = cut_bars(line, first_bar, -(-last // bar) - first_bar)
     (score,) = processor.to_scores(ids, tempo=90.0, program=73)
     (midi,) = processor.to_midi_bytes(ids, tempo=90.0, program=73)
+    assert processor.to_scores(ids, tempo="fast")[0].tempos[0].qpm == pytest.approx(150.0, abs=1e-3)
+    with pytest.raises(ValueError, match="neither a number nor one of slow, medium, fast"):
+        processor.to_scores(ids, tempo="allegro")
     assert midi[:4] == b"MThd"
     for source in (score, midi):
         found = find_melody(source, steps_per_beat)

@@ -20,6 +20,7 @@ from training import own_midi, record, report
 from training.watching import Means, Rates, Stopwatch, trackers_of
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("without_histograms")
 
 
 def write_songs(folder: Path, count: int) -> Path:

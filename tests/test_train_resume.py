@@ -67,6 +67,7 @@ def run_and_kill(argv: list[str], step: int, monkeypatch) -> None:
     ],
     ids=["accumulation, bf16 and a mean", "streaming", "workers and no latent"],
 )
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # where there is only one core
 def test_resume_is_exact(dataset, tmp_path, monkeypatch, options):  # noqa: F811
     """Killed in the second epoch, four steps after the checkpoint, with evaluations on both sides."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"

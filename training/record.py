@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
@@ -22,6 +23,16 @@ from training.validation import evaluate, is_best, warnings_of
 from training.watching import LISTENING, Take, listen, show
 
 LOG_NAME = "training_log.json"
+
+
+def unsharded(model: PreTrainedModel) -> PreTrainedModel:
+    """Make a model like one that FSDP2 has sharded, without weights: sharding makes a class of torch's of the model's.
+
+    Saved from that class, code and `auto_map` would be torch's own.
+    """
+    kind = next(each for each in type(model).__mro__ if not issubclass(each, FSDPModule))
+    with torch.device("meta"):
+        return kind(model.config)
 
 
 class Record:
@@ -109,9 +120,14 @@ class Record:
 
     def save_model(self) -> None:
         """Write the model as it is now, so that it loads through `AutoModel`."""
-        state_dict = self.accelerator.get_state_dict(self.model) if self.is_sharded else None
+        model, state_dict = self.whole, None
+        if self.is_sharded:
+            state_dict = self.accelerator.get_state_dict(self.model)
+            model = unsharded(self.whole)
+            for tied in model.all_tied_weights_keys:
+                state_dict.pop(tied, None)
         if self.accelerator.is_main_process:
-            save_model(merged(self.whole, self.adapted), self.processor, self.output_dir, state_dict)
+            save_model(merged(model, self.adapted), self.processor, self.output_dir, state_dict)
         self.accelerator.wait_for_everyone()
 
     def listen(self) -> None:
@@ -137,6 +153,7 @@ class Record:
             "seconds": state.seconds,
             "melodies_seen": self.melodies_seen,
             "cpu_threads": torch.get_num_threads(),
+            "num_processes": self.accelerator.num_processes,
             "device": self.accelerator.device.type,
             "history": state.history,
         }
