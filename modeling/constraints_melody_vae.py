@@ -10,6 +10,7 @@ O some of its tokens.
 
 import re
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 from transformers import LogitsProcessor
@@ -71,15 +72,24 @@ MODES = {
 }
 
 
-def scale_mask(scale: str) -> int:
+@overload
+def scale_mask(scale: str) -> int: ...
+@overload
+def scale_mask(scale: Sequence[str | None]) -> list[int | None]: ...
+def scale_mask(scale: str | Sequence[str | None]) -> int | list[int | None]:
     """Look up the pitch classes of a scale such as `D dorian`, `F# harmonic minor` or `Bb major`.
 
+    Args:
+        scale: One, or several; None stays None.
+
     Returns:
-        12 bits; bit 0 is C.
+        12 bits; bit 0 is C. A list of them for several.
 
     Raises:
         ValueError: If the tonic or the mode is unknown; names those that are known.
     """
+    if not isinstance(scale, str):
+        return [None if each is None else scale_mask(each) for each in scale]
     match = re.fullmatch("([A-Ga-g])([#\u266fb\u266d]?) +(.+)", scale.strip())
     mode = " ".join(match[3].lower().split()) if match else None
     if match is None or mode not in MODES:
@@ -194,7 +204,7 @@ def fits(
     """Compare what O tokens ask of a melody with what B melodies offer.
 
     Args:
-        tokens: What they ask, `(O,)` each, see `MelodyLogitsProcessor._block`.
+        tokens: What they ask, `(O,)` each, the first `(1, O)` or `(B, O)`; see `MelodyLogitsProcessor._block`.
         phase: `(B,)`, as all that follow.
         earliest: Onset of the open note, or the first step at which one may begin.
         longest: What the open note may last; 0 if none is open.
@@ -246,8 +256,8 @@ class MelodyLogitsProcessor(LogitsProcessor):
         eos_token_id: Token that ends a melody.
         bars: `(M,)` bars to reach. By default those of the template; without one the model decides.
         max_bars: Bars at most, where the model decides.
-        time_signature: Such as `6/8`, one for all or one for each of the M melodies; the template's or the model's
-            choice by default.
+        time_signature: Such as `6/8`; the template's or the model's choice by default. One for all, or for each of the
+            M melodies one or None, as the three that follow.
         pitch_classes: As [`scale_mask`] returns; all by default.
         lowest_pitch: MIDI pitch; the vocabulary's lowest by default.
         highest_pitch: Likewise.
@@ -264,10 +274,10 @@ class MelodyLogitsProcessor(LogitsProcessor):
         eos_token_id: int,
         bars: torch.Tensor | None = None,
         max_bars: int = 16,
-        time_signature: str | Sequence[str] | None = None,
-        pitch_classes: int | None = None,
-        lowest_pitch: int | None = None,
-        highest_pitch: int | None = None,
+        time_signature: str | Sequence[str | None] | None = None,
+        pitch_classes: int | Sequence[int | None] | None = None,
+        lowest_pitch: int | Sequence[int | None] | None = None,
+        highest_pitch: int | Sequence[int | None] | None = None,
         template: torch.Tensor | None = None,
         regenerate: torch.Tensor | None = None,
     ):
@@ -281,22 +291,24 @@ class MelodyLogitsProcessor(LogitsProcessor):
         self.table = table[:, :GRAMMAR_COLUMNS].to(torch.int32)
         self.eos_token_id = eos_token_id
         self.to_rest = torch.tensor(TOKENS_TO_REST, device=device)
-        needs = self._usable_phases(pitch_classes, lowest_pitch, highest_pitch)  # (V,)
+        needs = self._usable_phases(pitch_classes, lowest_pitch, highest_pitch)  # (M, V), or (1, V) for all
         is_opening = self.table[:, OPENS_BAR] == 1
         self.openings = is_opening.nonzero().squeeze(1)  # (O,) ids
         self.inner = self._block(self.table, needs.masked_fill(is_opening, UNUSABLE))
-        self.opening = self._block(self.table[self.openings], needs[self.openings])
+        self.opening = self._block(self.table[self.openings], needs[:, self.openings])
 
         if template is None or regenerate is None:
             counts = [len(each) for each in (bars, time_signature) if each is not None and not isinstance(each, str)]
+            counts.append(len(needs))
             template = torch.full((max(counts, default=1), 1), eos_token_id, device=device)
             regenerate = torch.zeros(len(template), 1, dtype=torch.bool, device=device)
             self.model_ends, self.has_template = bars is None, False
         else:
             self.model_ends, self.has_template = False, True
         self.template = template.to(device)
-        if bars is not None and len(bars) not in (1, len(self.template)):
-            raise ValueError(f"{len(bars)} numbers of bars for {len(self.template)} melodies")
+        for name, count in (("numbers of bars", 1 if bars is None else len(bars)), ("scales or ranges", len(needs))):
+            if count not in (1, len(self.template)):
+                raise ValueError(f"{count} {name} for {len(self.template)} melodies")
         rows = self.table[self.template]  # (M, T, 12)
         is_music = rows[..., AFTER] != UNCHANGED
         bar_ids = rows[..., OPENS_BAR].cumsum(-1) - 1
@@ -328,8 +340,10 @@ class MelodyLogitsProcessor(LogitsProcessor):
         self.seen: torch.Tensor | None = None  # (B, T) the ids that `state` is of
         self.state = torch.empty(0)  # (B, 7)
 
-    def _signature(self, name: str) -> tuple[int, int]:
-        """Look up the number of a time signature and the steps of its bar."""
+    def _signature(self, name: str | None) -> tuple[int, int]:
+        """Look up the number of a time signature and the steps of its bar; zeros for the model's choice."""
+        if name is None:
+            return 0, 0
         number = time_signature_id(name)
         chosen = self.table[:, TIME_SIGNATURE] == number
         if not chosen.any():
@@ -338,24 +352,42 @@ class MelodyLogitsProcessor(LogitsProcessor):
             raise ValueError(f"time signature {name} is not in the vocabulary: {names}")
         return number, int(self.table[chosen, BAR_STEPS].max())
 
-    def _usable_phases(self, pitch_classes: int | None, lowest: int | None, highest: int | None) -> torch.Tensor:
-        """Give the phase before each token `(V,)`, with `UNUSABLE` for those of other pitches than asked for."""
+    def _usable_phases(
+        self,
+        pitch_classes: int | Sequence[int | None] | None,
+        lowest: int | Sequence[int | None] | None,
+        highest: int | Sequence[int | None] | None,
+    ) -> torch.Tensor:
+        """Give the phase before each token `(M, V)`, with `UNUSABLE` for those of other pitches than asked for.
+
+        `(1, V)` where all melodies are asked for the same.
+        """
         columns = self.table.T
-        is_usable = columns[BEFORE] != UNUSABLE
-        if pitch_classes is not None:
-            is_usable &= columns[PITCH_CLASSES] & ~pitch_classes == 0
-        if lowest is not None:
-            is_usable &= columns[LOWEST_PITCH] >= lowest
-        if highest is not None:
-            is_usable &= columns[HIGHEST_PITCH] <= highest
+        asked = []
+        for value, default in ((pitch_classes, 0xFFF), (lowest, 0), (highest, 127)):
+            each = [value] if value is None or isinstance(value, int) else list(value)
+            asked.append(
+                torch.tensor([default if one is None else one for one in each], device=columns.device)[:, None]
+            )
+        if len(counts := {len(each) for each in asked} - {1}) > 1:
+            raise ValueError(f"scales and ranges for {' and '.join(map(str, sorted(counts)))} melodies")
+        classes, low, high = torch.broadcast_tensors(*asked)  # (M, 1) each
+        is_usable = (columns[BEFORE] != UNUSABLE) & (columns[PITCH_CLASSES] & ~classes == 0)
+        is_usable &= (columns[LOWEST_PITCH] >= low) & (columns[HIGHEST_PITCH] <= high)
         is_pitch = (columns[BEFORE] == AFTER_POSITION) & (columns[AFTER] == AFTER_PITCH)
-        if not (is_usable & is_pitch).any():
-            scale = "" if pitch_classes is None else f" of the scale {pitch_classes:012b} (B down to C)"
-            raise ValueError(f"no pitch{scale} from lowest_pitch={lowest} to highest_pitch={highest}")
+        has_pitch = (is_usable & is_pitch).any(-1)
+        if not has_pitch.all():
+            row = int(has_pitch.int().argmin())
+            mask = int(classes[row])
+            scale = "" if mask == 0xFFF else f" of the scale {mask:012b} (B down to C)"
+            raise ValueError(f"no pitch{scale} from lowest_pitch={int(low[row])} to highest_pitch={int(high[row])}")
         return torch.where(is_usable, columns[BEFORE], UNUSABLE)
 
     def _block(self, rows: torch.Tensor, needs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Lay out what [`fits`] compares for the tokens of `rows` `(O, 12)`, a short integer each, `(O,)`."""
+        """Lay out what [`fits`] compares for the tokens of `rows` `(O, 12)`, a short integer each, `(O,)`.
+
+        `needs` is `(M, O)` or `(1, O)`, and so it stays.
+        """
         columns = rows.T
         return tuple(
             column.to(torch.int16).contiguous()
@@ -443,8 +475,11 @@ class MelodyLogitsProcessor(LogitsProcessor):
 
         bars_left = self.next_kept[melody, following] - begun + 1
         is_open = (phase == AFTER_POSITION) | (phase == AFTER_PITCH)
+        inner, opening = (
+            (needs if len(needs) == 1 else needs[melody], *others) for needs, *others in (self.inner, self.opening)
+        )
         stays = fits(
-            self.inner,
+            inner,
             phase=phase.masked_fill(must_open, UNCHANGED - 1),  # of no token
             earliest=torch.where(is_open, onset, free),
             longest=torch.where(is_open, (bars_left * steps - onset).clamp_min(1), 0),
@@ -454,7 +489,7 @@ class MelodyLogitsProcessor(LogitsProcessor):
             room=torch.maximum(MAX_TOKENS_PER_BAR - 1 - count, self.to_rest[phase.long()] - 1),
         )  # (B, V)
         opens = fits(
-            self.opening,
+            opening,
             phase=phase,
             earliest=(free - steps).clamp_min(0),
             longest=torch.zeros_like(steps),

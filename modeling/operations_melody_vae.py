@@ -3,11 +3,14 @@
 Dimension key: B batch, T tokens, N bars, Z latent size, A attributes.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.cache_utils import DynamicCache
 
 from .attributes_melody_vae import ATTRIBUTES, key_of, measure, read_line
 from .configuration_melody_vae import MelodyVAEConfig
@@ -16,6 +19,18 @@ from .prior_melody_vae import LatentPrior
 
 Conditions = Mapping[str, Any]
 """For each condition a value, and for each attribute standard deviations; one for all melodies, or one for each."""
+
+Generators = Sequence[torch.Generator]
+"""A source of random numbers for each melody, which then depends on its own alone, not on what else is in the batch."""
+
+PER_MELODY = ("generator", "bars", "temperature", "scale", "time_signature", "lowest_pitch", "highest_pitch")
+"""Options of `sample` that may be lists with one for each melody."""
+
+FEWEST_ROWS = 4  # products of fewer rows are summed up in another order (MKL), and might round to another token
+NUMBERS_AT_ONCE = 64
+PRIOR_STEPS = (
+    8  # of Heun's method; from 64 the latents then differ by 0.013 of their standard deviation, at 32 by 0.005
+)
 
 
 def slerp(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -39,11 +54,117 @@ def slerp(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor) -> torch.Tenso
     return arc * ((1 - weight) * length_a + weight * length_b)
 
 
-# Ways that `shift` tries. Transported: how much of the amount to ask for, and the guidance. Drawn: where on the way
-# from noise to the latent to begin.
-TRANSPORTS = ((1.0, 2.0), (1.0, 4.0), (1.0, 8.0), (2.0, 4.0))
-DRAWS = (0.3, 0.3, 0.3, 0.3, 0.5, 0.5, 0.5, 0.5, 0.7, 0.7, 0.7, 0.7)
+def draw_normal(like: torch.Tensor, generator: Generators | None) -> torch.Tensor:
+    """Draw from N(0, I) as many as `like` `(B, ...)` has, a row from its own generator or all from the global one."""
+    if generator is None:
+        return torch.randn_like(like)
+    return torch.stack([torch.randn(like.shape[1:], generator=each, device=each.device) for each in generator]).to(like)
+
+
+def draw_uniform(like: torch.Tensor, generator: Generators | None) -> torch.Tensor:
+    """Draw from 0 to 1 as `draw_normal` does."""
+    if generator is None:
+        return torch.rand(like.shape, device=like.device)
+    return torch.stack([torch.rand(like.shape[1:], generator=each, device=each.device) for each in generator]).to(
+        like.device
+    )
+
+
+def is_list(value: Any) -> bool:
+    """Whether an option has a value for each melody."""
+    return isinstance(value, list | tuple)
+
+
+def take_rows(options: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    """Keep of the options that have a value for each melody those of some melodies; what is for all stays."""
+    per_melody = {name for name in PER_MELODY if is_list(options.get(name))}
+    return {name: [value[row] for row in rows] if name in per_melody else value for name, value in options.items()}
+
+
+def choose(weights: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """Find where the running sum of weights exceeds a share of the whole.
+
+    Args:
+        weights: `(B, V)`, none negative.
+        share: `(B,)`, from 0 to just under 1; uniform ones choose each index as often as its weight says.
+
+    Returns:
+        `(B,)` indices; never one without weight.
+    """
+    sums = weights.cumsum(-1)
+    return torch.searchsorted(sums, share[:, None].to(sums) * sums[:, -1:], right=True).squeeze(1)
+
+
+def decode_apart(
+    model,
+    input_ids: torch.Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    generator: Generators,
+    temperatures: torch.Tensor | None = None,
+    **model_kwargs,
+) -> torch.Tensor:
+    """Decode as transformers' sampling does, each melody with random numbers of its own.
+
+    A decoding loop for `generate(custom_generate=...)`. A token takes one number from 0 to 1, and a melody one number
+    of its generator, from which all of these come: what else is in the batch, and for how long, makes no difference.
+    The model no longer computes the melodies that are done once they are an eighth of the rest.
+
+    Args:
+        model: A [`MelodyVAEModel`].
+        input_ids: `(B, T)`.
+        logits_processor: As `generate` prepares it, like the three that follow and `model_kwargs`.
+        stopping_criteria: When a melody is done.
+        generation_config: Names the token that pads.
+        generator: One for each melody.
+        temperatures: `(B,)`, of the softmax over tokens, beside the one temperature of `generation_config`.
+        model_kwargs: Of `forward`.
+
+    Returns:
+        `(B, T')` ids, padded at the end.
+    """
+    seeds = [int(torch.randint(2**62, (), generator=each, device=each.device)) for each in generator]
+    own = [torch.Generator(each.device).manual_seed(seed) for each, seed in zip(generator, seeds, strict=True)]
+    is_done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+    rows = torch.arange(len(input_ids), device=input_ids.device)  # (A,) those that the model computes
+    numbers = torch.empty(0)
+    for step in itertools.count():
+        new = 1 if step and model_kwargs.get("use_cache") else None
+        inputs = model.prepare_inputs_for_generation(input_ids[rows], next_sequence_length=new, **model_kwargs)
+        output = model(**inputs, return_dict=True)
+        model_kwargs = model._update_model_kwargs_for_generation(output, model_kwargs)
+        logits = output.logits.new_zeros(len(input_ids), output.logits.shape[-1], dtype=torch.float32)
+        logits[rows] = output.logits[:, -1].float()
+        scores = logits_processor(input_ids, logits)  # (B, V)
+        if temperatures is not None:
+            scores = scores / temperatures[:, None]
+        if step % NUMBERS_AT_ONCE == 0:
+            numbers = draw_uniform(scores.new_empty(len(scores), NUMBERS_AT_ONCE), own)
+        token = choose(scores.softmax(-1), numbers[:, step % NUMBERS_AT_ONCE])
+        token = token.masked_fill(is_done, generation_config.pad_token_id)
+        input_ids = torch.cat([input_ids, token[:, None]], dim=-1)
+        is_done = is_done | stopping_criteria(input_ids, scores)
+        if is_done.all():
+            break
+        left = (~is_done[rows]).nonzero().squeeze(1)
+        cache = model_kwargs.get("past_key_values")
+        if FEWEST_ROWS <= len(left) <= 8 / 9 * len(rows) and isinstance(cache, DynamicCache):
+            cache.batch_select_indices(left)
+            for name, value in model_kwargs.items():
+                if isinstance(value, torch.Tensor) and value.shape[:1] == rows.shape:
+                    model_kwargs[name] = value[left]
+            rows = rows[left]
+    return input_ids
+
+
+# Ways that `shift` tries in each of its rounds. Transported: how much of what is missing to ask for, and the guidance.
+# Drawn: where on the way from noise to the latent to begin.
+SHIFT_ROUNDS = 3
+TRANSPORTS = ((1.0, 2.0), (1.0, 4.0), (2.0, 4.0))
+DRAWS = (0.3, 0.5, 0.5, 0.7, 0.7, 0.85)
 DRAWS_GUIDANCE = 3.0
+LONGEST_SHIFTED = 2  # times as many tokens as the longest melody had; what is longer is no way to go
 OWN_WEIGHT = 8.0  # of the attribute that is asked for, against each other one, in the choice among the ways
 
 
@@ -93,7 +214,8 @@ class MelodyOperations:
 
         Args:
             conditions: For each condition (`config.conditions`) one value, and for each attribute (`config.attributes`)
-                standard deviations from the training data's mean; for all melodies, or a list with one for each.
+                standard deviations from the training data's mean; for all melodies, or a list with one for each, in
+                which None leaves it open.
             n: Number of melodies.
 
         Raises:
@@ -111,6 +233,8 @@ class MelodyOperations:
             if len(values) != n:
                 raise ValueError(f"{len(values)} values of {name} for {n} melodies")
             for each in values:
+                if each is None:
+                    continue
                 if name in known and each not in known[name]:
                     raise ValueError(f"unknown {name} {each!r}; this model has {', '.join(known[name])}")
                 if name in attributes and not isinstance(each, int | float):
@@ -123,10 +247,11 @@ class MelodyOperations:
         labels = self.prior.open_labels(n)
         for name, values in asked.items():
             if name in (self.config.attributes or []):
+                values = [torch.nan if each is None else each for each in values]
                 values = torch.tensor(values, dtype=torch.float32, device=self.device)
                 labels["attributes"][:, (self.config.attributes or []).index(name)] = values
             else:
-                known = (self.config.conditions or {})[name]
+                known = [*(self.config.conditions or {})[name], None]  # the last one: left open
                 labels[name] = torch.tensor([known.index(each) for each in values], device=self.device)
         return labels
 
@@ -137,6 +262,7 @@ class MelodyOperations:
         input_ids: torch.Tensor | None = None,
         conditions: Conditions | None = None,
         guidance: float = 1.0,
+        generator: Generators | None = None,
     ) -> torch.Tensor:
         """Draw `n` latents `(n, Z)` from the prior: the learned one where the model has it, else N(0, I).
 
@@ -146,21 +272,45 @@ class MelodyOperations:
                 draws the others to fit them.
             conditions: See [`MelodyOperations.conditions_of`].
             guidance: By how much conditions are exaggerated; 1 is not at all.
+            generator: One for each latent; the global random state by default.
         """
         asked = self.conditions_of(conditions, n)
-        latent = torch.randn(n, self.config.latent_size, device=self.device, dtype=self.dtype)
+        latent = torch.empty(n, self.config.latent_size, device=self.device, dtype=self.dtype)
+        latent = draw_normal(latent, generator)
         is_known = torch.zeros(n, self.config.max_bars, dtype=torch.bool, device=self.device)
         if input_ids is not None:
             is_known = self.known_bars(input_ids)
             mean = self.encode(input_ids, input_ids.ne(self.config.pad_token_id).long()).latent_mean
             latent = torch.where(self.spread_over_latent(is_known), mean, latent)
         if self.config.num_prior_layers:
-            latent = self.prior.complete(latent, is_known, self.condition_labels(asked, n), guidance=guidance)
+            labels = self.condition_labels(asked, n)
+            latent = self.complete(latent, is_known, labels, guidance=guidance, generator=generator)
         return latent
+
+    def complete(
+        self,
+        latent: torch.Tensor,
+        is_known: torch.Tensor,
+        labels: dict[str, torch.Tensor],
+        begin: float = 0.0,
+        guidance: float = 1.0,
+        generator: Generators | None = None,
+    ) -> torch.Tensor:
+        """Draw the bars of latents `(B, Z)` that are not known, see [`LatentPrior.complete`]."""
+        target = self.prior.shares(latent)
+        state = begin * target + (1 - begin) * draw_normal(target, generator)
+        state = self.prior.follow(state, begin, 1.0, target, is_known, labels, guidance, PRIOR_STEPS)
+        return self.prior.unshares(torch.where(is_known[..., None], target, state))
 
     @torch.no_grad()
     def vary(
-        self, latent: torch.Tensor, n: int = 4, similarity: float = 0.8, seed: int | None = None, **generate_kwargs
+        self,
+        latent: torch.Tensor,
+        n: int = 4,
+        similarity: float = 0.8,
+        seed: int | None = None,
+        generator: Generators | None = None,
+        **generate_kwargs,
     ) -> torch.Tensor:
         """Decode variations of a melody.
 
@@ -172,24 +322,28 @@ class MelodyOperations:
             n: Number of variations.
             similarity: 1 gives the melody itself, 0 melodies that have nothing to do with it.
             seed: Makes the result repeatable; the global random state is left alone.
+            generator: Instead of a seed, one for each variation.
             generate_kwargs: As in [`generate`].
 
         Returns:
             `(n, T)` ids.
 
         Raises:
-            ValueError: If `similarity` is not from 0 to 1.
+            ValueError: If `similarity` is not from 0 to 1, or there are not `n` generators.
         """
         if not 0 <= similarity <= 1:
             raise ValueError(f"similarity={similarity} is not from 0 to 1")
+        self.check_generator(generator, seed, n)
         with self.seeded(seed):
             latents = latent.reshape(1, -1).expand(n, -1)
             if similarity < 1 and self.config.num_prior_layers:
                 is_known = torch.zeros(n, self.config.max_bars, dtype=torch.bool, device=self.device)
-                latents = self.prior.complete(latents, is_known, self.prior.open_labels(n), begin=similarity)
+                labels = self.prior.open_labels(n)
+                latents = self.complete(latents, is_known, labels, begin=similarity, generator=generator)
             elif similarity < 1:
                 weight = torch.tensor([1 - similarity], device=latent.device, dtype=latent.dtype)
-                latents = torch.cat([slerp(each, torch.randn_like(each), weight) for each in latents])
+                noise = draw_normal(latents, generator)
+                latents = torch.cat([slerp(*pair, weight) for pair in zip(latents, noise, strict=True)])
         return self.decode(latents, **generate_kwargs)
 
     def decode(self, latent: torch.Tensor, **generate_kwargs) -> torch.Tensor:
@@ -205,15 +359,25 @@ class MelodyOperations:
                 torch.manual_seed(seed)
             yield
 
+    def check_generator(self, generator: Generators | None, seed: int | None, n: int) -> None:
+        """Refuse generators that are not one for each of `n` melodies, or that come with a seed."""
+        if generator is None:
+            return
+        if seed is not None:
+            raise ValueError(f"seed={seed} and generator: give one of them")
+        if len(generator) != n:
+            raise ValueError(f"{len(generator)} generators for {n} melodies")
+
     def sample(
         self,
         n: int,
         seed: int | None = None,
-        temperature: float = 1.0,
-        bars: int | None = None,
+        temperature: float | Sequence[float] = 1.0,
+        bars: int | Sequence[int] | None = None,
         conditions: Conditions | None = None,
         guidance: float = 1.0,
         attempts: int = 8,
+        generator: Generators | None = None,
         **generate_kwargs,
     ) -> torch.Tensor:
         """Sample `n` melodies from the prior.
@@ -224,27 +388,50 @@ class MelodyOperations:
         Args:
             n: Number of melodies.
             seed: Makes the result repeatable; the global random state is left alone.
-            temperature: Of the softmax over tokens.
-            bars: Bars per melody; `max_bars` by default; more are made section by section.
+            temperature: Of the softmax over tokens; with generators also one for each melody.
+            bars: Bars per melody; `max_bars` by default; more are made section by section. One number for all, or one
+                for each, none of them more than `max_bars`.
             conditions: What the melodies shall be like, such as `{"key": "D minor", "note_density": 1.0}`; see
                 [`MelodyOperations.conditions_of`].
             guidance: By how much conditions are exaggerated; 1 is not at all.
             attempts: How often a melody is drawn at most.
-            generate_kwargs: As in [`generate`].
+            generator: Instead of a seed, one for each melody, which then is the same in whatever batch it is drawn:
+                bit by bit where matrix products do not depend on the number of rows (one thread of a CPU), else but
+                for a rare token on which rounding decides.
+            generate_kwargs: As in [`generate`]; `scale`, `time_signature` and the range of pitches may be lists with
+                one for each melody, or None where it is open.
 
         Returns:
             `(n, T)` ids, padded at the end.
+
+        Raises:
+            ValueError: If there are not `n` of what is given for each melody, or as in [`generate`].
         """
         asked = self.conditions_of(conditions, n)
-        options = {"do_sample": True, "temperature": temperature, "top_k": 0, **generate_kwargs}
+        self.check_generator(generator, seed, n)
+        bars = self.config.max_bars if bars is None else bars
+        options = {"do_sample": True, "temperature": temperature, "top_k": 0, "bars": bars, **generate_kwargs}
+        if generator is not None:
+            options["generator"] = generator
+        elif is_list(temperature):
+            raise ValueError(f"temperature={temperature}, one for each melody: give generators too")
+        for name in PER_MELODY:
+            if is_list(options.get(name)) and len(options[name]) != n:
+                raise ValueError(f"{len(options[name])} values of {name} for {n} melodies")
+        if is_list(bars) and max(bars) > self.config.max_bars:
+            raise ValueError(f"bars={bars}: where each melody has its own, at most max_bars={self.config.max_bars}")
         with self.seeded(seed):
-            ids = self.draw(n, bars or self.config.max_bars, asked, guidance, options)
+            ids = self.draw(n, asked, guidance, options)
             for _ in range(attempts - 1):
                 wrong = self.rows_in_another_key(ids, asked)
                 if not wrong:
                     break
-                again = {name: [values[row] for row in wrong] for name, values in asked.items()}
-                drawn = self.draw(len(wrong), bars or self.config.max_bars, again, guidance, options)
+                drawn = self.draw(
+                    len(wrong),
+                    {name: [values[row] for row in wrong] for name, values in asked.items()},
+                    guidance,
+                    take_rows(options, wrong),
+                )
                 ids = self.replace_rows(ids, wrong, drawn)
         return ids
 
@@ -253,7 +440,8 @@ class MelodyOperations:
         if "key" not in asked or not self.config.grammar_columns:
             return []
         lines = self.read_lines(ids)
-        return [row for row, (line, key) in enumerate(zip(lines, asked["key"], strict=True)) if key_of(line) != key]
+        pairs = enumerate(zip(lines, asked["key"], strict=True))
+        return [row for row, (line, key) in pairs if key is not None and key_of(line) != key]
 
     def replace_rows(self, ids: torch.Tensor, rows: list[int], new: torch.Tensor) -> torch.Tensor:
         """Put melodies `new` `(R, U)` in place of some rows of `ids` `(B, T)`; padded at the end."""
@@ -263,20 +451,36 @@ class MelodyOperations:
         ids[rows] = new
         return ids[:, : int(ids.ne(pad).sum(-1).max())]
 
-    def draw(
-        self, n: int, bars: int, asked: Mapping[str, list], guidance: float, options: Mapping[str, Any]
-    ) -> torch.Tensor:
-        """Generate `n` melodies of so many bars; conditions as `conditions_of` writes them, `generate`'s options."""
+    def draw(self, n: int, asked: Mapping[str, list], guidance: float, options: Mapping[str, Any]) -> torch.Tensor:
+        """Generate `n` melodies; `asked` as `conditions_of` writes it, options of `generate` and those `PER_MELODY`."""
         options = dict(options)
+        if "generator" in options and n < FEWEST_ROWS:
+            rows = [*range(n), *[0] * (FEWEST_ROWS - n)]
+            chosen = take_rows(options, rows)
+            chosen["generator"][n:] = [each.clone_state() for each in chosen["generator"][n:]]
+            drawn = self.draw(
+                FEWEST_ROWS, {name: [values[row] for row in rows] for name, values in asked.items()}, guidance, chosen
+            )[:n]
+            return drawn[:, : int(drawn.ne(self.config.pad_token_id).sum(-1).max())]
         if "time_signature" in asked and self.config.grammar_columns:
             options.setdefault("time_signature", asked["time_signature"])
-        if bars > self.config.max_bars:
+        bars = options.pop("bars")
+        if not is_list(bars) and bars > self.config.max_bars:
             return self.compose(n, bars, asked, guidance, options)
         if self.config.latent_size:
-            options["latent"] = self.prior_sample(n, conditions=asked, guidance=guidance)
+            options["latent"] = self.prior_sample(n, None, asked, guidance, options.get("generator"))
         else:
             options["inputs"] = torch.full((n, 1), self.config.bos_token_id, device=self.device)
-        return self.generate(bars=bars, **options)
+        return self.generate(bars=torch.as_tensor(bars), **self.apart(options))
+
+    def apart(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Write options as `generate` takes them: with generators, [`decode_apart`] is the decoding loop."""
+        options = dict(options)
+        if "generator" in options:
+            options["custom_generate"] = decode_apart
+            if is_list(options.get("temperature")):
+                options["temperatures"] = torch.tensor(options.pop("temperature"), device=self.device)
+        return options
 
     def compose(
         self, n: int, bars: int, asked: Mapping[str, list], guidance: float, options: Mapping[str, Any]
@@ -291,7 +495,7 @@ class MelodyOperations:
             bars: Bars of each.
             asked: Conditions, as `conditions_of` writes them.
             guidance: By how much conditions are exaggerated.
-            options: As in [`generate`].
+            options: As in [`MelodyOperations.draw`].
 
         Returns:
             `(n, T)` ids, padded at the end.
@@ -304,19 +508,20 @@ class MelodyOperations:
             lag = torch.full((n,), -1, device=self.device)
             if count == size and len(returns):  # half a section could end within a note
                 chance = torch.cat([returns, (1 - returns.sum()).clamp_min(0)[None]])
-                drawn = chance.multinomial(n, replacement=True)
+                drawn = choose(chance.expand(n, -1), draw_uniform(lag[:, None], options.get("generator")).squeeze(1))
                 lag = torch.where(drawn < len(returns), drawn, -1)
             new = [row for row, of in enumerate(lag.tolist()) if of < 0]
             sections = [list(melody[-1 - of]) if of >= 0 else [] for melody, of in zip(made, lag.tolist(), strict=True)]
             if new:
                 primer = self.join_bars([made[row][-1] if made[row] else [] for row in new], is_open=True)
                 known = size if made[0] else 0
-                options = dict(options)
+                own = take_rows(options, new)
                 if self.config.latent_size:
                     conditions = {name: [values[row] for row in new] for name, values in asked.items()}
-                    options["latent"] = self.prior_sample(len(new), primer, conditions, guidance)
-                chosen = {} if made[0] else {"time_signature": options.get("time_signature")}  # the primer has its own
-                ids = self.generate(primer, bars=known + count, **{**options, "time_signature": None, **chosen})
+                    own["latent"] = self.prior_sample(len(new), primer, conditions, guidance, own.get("generator"))
+                if made[0]:
+                    own["time_signature"] = None  # the primer has its own
+                ids = self.generate(primer, bars=known + count, **self.apart(own))
                 for row, section in zip(new, self.split_bars(ids), strict=True):
                     sections[row] = section[known:]
             for melody, section in zip(made, sections, strict=True):
@@ -354,6 +559,7 @@ class MelodyOperations:
         seed: int | None = None,
         conditions: Conditions | None = None,
         guidance: float = 1.0,
+        generator: Generators | None = None,
         **generate_kwargs,
     ) -> torch.Tensor:
         """Generate some bars of melodies anew; the others come back as they are.
@@ -365,6 +571,7 @@ class MelodyOperations:
             seed: Makes the result repeatable; the global random state is left alone.
             conditions: What the melodies shall be like; see [`MelodyOperations.conditions_of`].
             guidance: By how much conditions are exaggerated; 1 is not at all.
+            generator: Instead of a seed, one for each melody.
             generate_kwargs: As in [`generate`].
 
         Returns:
@@ -379,20 +586,22 @@ class MelodyOperations:
         regenerate = torch.zeros(len(input_ids), self.config.max_bars, dtype=torch.bool, device=self.device)
         regenerate[:, list(bars)] = True
         asked = self.conditions_of(conditions, len(input_ids))
+        self.check_generator(generator, seed, len(input_ids))
+        options = {"do_sample": True, "top_k": 0, **generate_kwargs}
+        if generator is not None:
+            options["generator"] = generator
         with self.seeded(seed):
             if self.config.latent_size:
                 mean = self.encode(input_ids, attention_mask).latent_mean
                 if self.config.num_prior_layers:
                     labels = self.condition_labels(asked, len(mean))
-                    latent = self.prior.complete(mean, ~regenerate, labels, guidance=guidance)
+                    latent = self.complete(mean, ~regenerate, labels, guidance=guidance, generator=generator)
                 else:
-                    latent = torch.where(self.spread_over_latent(regenerate), torch.randn_like(mean), mean)
-                generate_kwargs["latent"] = latent
+                    latent = torch.where(self.spread_over_latent(regenerate), draw_normal(mean, generator), mean)
+                options["latent"] = latent
             else:
-                generate_kwargs["inputs"] = torch.full_like(input_ids[:, :1], self.config.bos_token_id)
-            return self.generate(
-                template=input_ids, regenerate=regenerate, **{"do_sample": True, "top_k": 0, **generate_kwargs}
-            )
+                options["inputs"] = torch.full_like(input_ids[:, :1], self.config.bos_token_id)
+            return self.generate(template=input_ids, regenerate=regenerate, **self.apart(options))
 
     def reconstruct(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **generate_kwargs
@@ -415,7 +624,8 @@ class MelodyOperations:
 
         The learned prior takes a latent back to noise under the attributes that its melody has and forth again under
         those that are wanted, or draws near it under these, in several ways; the way whose melody measures nearest to
-        the wish is kept. The same latent is always moved in the same way.
+        the wish is kept, and from there what is missing still is asked for again. The same latent is always moved in
+        the same way.
 
         Args:
             latent: `(B, Z)` or `(Z,)`.
@@ -432,29 +642,47 @@ class MelodyOperations:
         known = self.config.attributes or []
         if attribute not in known:
             raise ValueError(f"unknown attribute {attribute!r}; this model has {', '.join(known) or 'none'}")
-        start = latent.reshape(-1, self.config.latent_size).to(self.device, self.dtype)
-        bars = torch.as_tensor(self.config.max_bars if bars is None else bars).expand(len(start))
-        lines = self.read_lines(self.decode(start, bars=bars))
+        best = latent.reshape(-1, self.config.latent_size).to(self.device, self.dtype)
+        bars = torch.as_tensor(self.config.max_bars if bars is None else bars).expand(len(best))
+        decoded = self.decode(best, bars=bars)
+        lines = self.read_lines(decoded)
+        labels = self.condition_labels(self.known_conditions(lines), len(best))
         has = self.attributes_of(lines)  # (B, A)
         step = torch.zeros_like(has)
         step[:, known.index(attribute)] = amount
-        labels = self.condition_labels(self.known_conditions(lines), len(start)) | {"attributes": has}
-        ways = [start]
-        for factor, guidance in TRANSPORTS:
-            asked = labels | {"attributes": has + factor * step}
-            ways.append(self.prior.transport(start, labels, asked, guidance=guidance))
-        is_known = torch.zeros(len(start), self.config.max_bars, dtype=torch.bool, device=self.device)
-        asked = labels | {"attributes": has + step}
-        with self.seeded(0):
-            for begin in DRAWS:
-                ways.append(self.prior.complete(start, is_known, asked, begin=begin, guidance=DRAWS_GUIDANCE))
-        melodies = self.decode(torch.cat(ways), bars=bars.repeat(len(ways)))
-        measured = self.attributes_of(self.read_lines(melodies)).unflatten(0, (len(ways), -1))
-        weight = torch.ones_like(step[0])
-        weight[known.index(attribute)] = OWN_WEIGHT
-        error = (weight * (measured - has - step).square()).sum(-1)  # (ways, B)
-        best = torch.stack(ways)[error.argmin(0), torch.arange(len(start))]
+        wish, weight = has + step, torch.ones_like(step)
+        weight[:, known.index(attribute)] = OWN_WEIGHT
+        error = (weight * (has - wish).square()).sum(-1)  # (B,)
+        for index in range(SHIFT_ROUNDS):
+            ways = torch.stack(self.ways_of_shifting(best, has, wish, labels, seed=index))  # (W, B, Z)
+            longest = LONGEST_SHIFTED * decoded.shape[1]
+            melodies = self.decode(ways.flatten(0, 1), bars=bars.repeat(len(ways)), max_length=longest)
+            is_whole = melodies.eq(self.config.eos_token_id).any(-1).unflatten(0, (len(ways), -1))
+            measured = self.attributes_of(self.read_lines(melodies)).unflatten(0, (len(ways), -1))  # (W, B, A)
+            errors = (weight * (measured - wish).square()).sum(-1).masked_fill(~is_whole, torch.inf)  # (W, B)
+            nearest, rows = errors.argmin(0), torch.arange(len(best), device=self.device)
+            is_nearer = (errors[nearest, rows] < error)[:, None]
+            best = torch.where(is_nearer, ways[nearest, rows], best)
+            has = torch.where(is_nearer, measured[nearest, rows], has)
+            error = torch.minimum(error, errors[nearest, rows])
         return best.view_as(latent)
+
+    def ways_of_shifting(
+        self, latent: torch.Tensor, has: torch.Tensor, wish: torch.Tensor, labels: dict[str, torch.Tensor], seed: int
+    ) -> list[torch.Tensor]:
+        """Move latents `(B, Z)` from the attributes that they have towards others, `(B, A)` both, in several ways."""
+        missing, known = wish - has, labels | {"attributes": has}
+        ways = []
+        for factor, guidance in TRANSPORTS:
+            asked = labels | {"attributes": has + factor * missing}
+            ways.append(self.prior.transport(latent, known, asked, guidance=guidance, steps=PRIOR_STEPS))
+        is_known = torch.zeros(len(latent), self.config.max_bars, dtype=torch.bool, device=self.device)
+        # In the first round what is wished for; later somewhat more of what could not be had.
+        asked = labels | {"attributes": wish + (missing / 2 if seed else 0)}
+        with self.seeded(seed):
+            for begin in DRAWS:
+                ways.append(self.complete(latent, is_known, asked, begin=begin, guidance=DRAWS_GUIDANCE))
+        return ways
 
     def known_conditions(self, lines: Sequence[Mapping[str, Any]]) -> dict[str, list]:
         """Read the conditions that can be read from notes and that the prior knows for all of the lines."""

@@ -242,7 +242,10 @@ class RelativeAttention(nn.Module):
         is_static = not isinstance(past, int) or past + length < num_keys
         end = num_keys + 1 if is_static or not self.is_causal else num_keys - length + 2  # one to spare for skew
         embedding = self.embedding_of_distances(length, end, past)
-        return skew(torch.matmul(query, embedding.transpose(1, 2)), num_keys)
+        # Heads first, or `matmul` would copy E for every melody.
+        rows = query.transpose(0, 1).flatten(1, 2)  # (H, B L, D)
+        relative = torch.bmm(rows, embedding.transpose(1, 2)).unflatten(1, (-1, length))  # (H, B, L, M)
+        return skew(relative.transpose(0, 1), num_keys)
 
     def is_blockwise(self, query: torch.Tensor, past_key_values: Cache | None) -> bool:
         """Whether [`BlockwiseRelativeAttention`] takes over from `scaled_dot_product_attention`.

@@ -175,7 +175,7 @@ class Actions:
         if limits := VOICES[voice]:
             constraints["lowest_pitch"], constraints["highest_pitch"] = limits
         melodies = self.engine(
-            "make",
+            "make" if bars <= self.max_bars else "compose",
             count=count,
             bars=bars,
             seed=seed,

@@ -11,6 +11,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 RELEASE = HERE.parent / "release" / "melody-vae-16bar"
 HUB_ID = "melody-vae/melody-vae-16bar"
+SESSIONS = 500  # visits that are remembered: gradio keeps 0.3 MB of each
 
 
 def find_model() -> str:
@@ -21,6 +22,9 @@ def find_model() -> str:
 def main() -> int:
     """Serve the page; workers import this file again, so everything else is imported here."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    # Gradio keeps statistics of its own, anew after each event over all of so many.
+    os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "500")
+    os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "100")
     from engine import Engine
     from melody import RefusedError
 
@@ -41,7 +45,8 @@ def main() -> int:
         print(refusal, file=sys.stderr)
         engine.close()
         return 2
-    demo = Interface(actions, engine.workers).build()
+    interface = Interface(actions, engine.workers)
+    demo = interface.build()
     try:
         demo.launch(
             theme=theme(),
@@ -49,6 +54,8 @@ def main() -> int:
             head=page_head(),
             footer_links=["api"],
             max_file_size=MAX_FILE_BYTES,
+            max_threads=interface.threads,
+            state_session_capacity=SESSIONS,
             mcp_server=find_spec("mcp") is not None,
             ssr_mode=False,
             show_error=False,

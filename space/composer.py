@@ -4,6 +4,7 @@ All of it goes through the model's own methods: `sample`, `encode`, `shift`, `va
 `infill` and `generate`.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,13 @@ METERS = (
 MAX_TRACKS = 32
 MAX_FILE_NOTES = 100_000
 ATTEMPTS = 3  # at a melody in the key that is asked for
+
+
+def generators(seed: int, count: int, **_: Any) -> list[torch.Generator]:
+    """Make a source of random numbers for each melody of a request."""
+    root = torch.Generator().manual_seed(seed)
+    seeds = [int(torch.randint(2**62, (), generator=root)) for _ in range(count)]
+    return [torch.Generator().manual_seed(each) for each in seeds]
 
 
 class Composer:
@@ -60,30 +68,44 @@ class Composer:
             "layers": [config.num_encoder_layers, config.num_hidden_layers, config.num_prior_layers],
         }
 
-    def make(
-        self,
-        count: int,
-        bars: int,
-        seed: int,
-        temperature: float,
-        conditions: dict[str, str],
-        constraints: dict[str, Any],
-        tempo: float,
-    ) -> list[Melody]:
-        """Sample melodies from the prior; `constraints` as in the model's `generate`."""
+    def make(self, requests: Sequence[dict[str, Any]]) -> list[list[Melody]]:
+        """Sample melodies from the prior, for several requests at once.
+
+        Each melody has random numbers of its own, from its request's seed and its place there: what a request gets
+        depends neither on the others nor, melody for melody, on how many it asks for.
+
+        Args:
+            requests: Each with `count`, `bars`, `seed`, `temperature`, `conditions` and `constraints` (for the model's
+                `sample`), and the melodies' `tempo`. More `bars` than a latent holds only where there is one request.
+
+        Returns:
+            The melodies of each.
+        """
+        each = [request for request in requests for _ in range(request["count"])]
+        conditions = {name: None for request in requests for name in request["conditions"]}
+        constraints = {name: None for request in requests for name in request["constraints"]}
+        bars = [request["bars"] for request in each]
         try:
             ids = self.model.sample(
-                count,
-                seed=seed,
-                temperature=temperature,
-                bars=bars,
-                conditions=conditions,
+                len(each),
+                generator=[generator for request in requests for generator in generators(**request)],
+                temperature=[request["temperature"] for request in each],
+                bars=bars[0] if len(set(bars)) == 1 else bars,
+                conditions={name: [request["conditions"].get(name) for request in each] for name in conditions},
                 attempts=ATTEMPTS,
-                **constraints,
+                **{name: [request["constraints"].get(name) for request in each] for name in constraints},
             )
         except ValueError as error:
             raise RefusedError(str(error)) from error
-        return self._melodies(ids, tempo, 0)
+        lines = iter(self._melodies(ids, 120.0, 0))
+        return [
+            [{**line, "tempo": request["tempo"]} for line in itertools.islice(lines, request["count"])]
+            for request in requests
+        ]
+
+    def compose(self, **request: Any) -> list[Melody]:
+        """Sample melodies of more bars than a latent holds, for one request."""
+        return self.make([request])[0]
 
     def change(
         self, melody: Melody, amounts: dict[str, float], similarity: float, count: int, seed: int

@@ -1,18 +1,27 @@
-"""Worker processes that hold the model, one for each core, so that one user's melody does not wait for another's.
+"""Worker processes that hold the model, one for each core, and what waits for them.
 
-Generation is a long chain of small steps, which more threads hardly speed up; processes do not share a lock. A worker
-that dies, of a hostile file or for want of memory, is replaced, and the others' work goes on.
+Generation is a long chain of small steps, which more threads hardly speed up, but eight people's melodies take little
+longer than one's when they are made together. So whoever comes while a worker is idle is served at once, and those who
+come while all are busy share the next one. A worker that dies, of a hostile file or for want of memory, is replaced,
+and the others' work goes on.
 """
 
 import multiprocessing
 import os
 import threading
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
 from typing import Any
 
 from melody import RefusedError
 
+SHARED = "make"  # the action whose requests are worked on together
+MOST_TOGETHER = 32  # melodies; more cost as much each, and keep the first of them waiting
+PATIENCE_SECONDS = 5.0  # with a worker that is busy when the server ends
+DIED = "This could not be finished; the worker has been restarted. Please try again."
+CLOSING = "The server is shutting down."
 WARMING = {
     "count": 1,
     "bars": 2,
@@ -54,14 +63,34 @@ def _load(model_id: str) -> None:
         _failure = f"MODEL_ID={model_id} cannot be loaded: {str(error).splitlines()[0]}"
 
 
-def _run(action: str, arguments: dict[str, Any]) -> Any:
-    """Do an action in a worker; what the user is told crosses the border as text."""
-    if _failure:
-        return False, _failure
+def _run(action: str, requests: list[dict[str, Any]]) -> list[tuple[bool, Any]]:
+    """Answer requests in a worker."""
+    return [(False, _failure)] * len(requests) if _failure else answer(_composer, action, requests)
+
+
+def answer(composer: Any, action: str, requests: list[dict[str, Any]]) -> list[tuple[bool, Any]]:
+    """Do an action of [`Composer`] for each request, together if it is `SHARED`.
+
+    Returns:
+        For each whether it is done, and its result or what the user is told: text, which may cross a process's border.
+    """
     try:
-        return True, getattr(_composer, action)(**arguments)
+        if action == SHARED:
+            return [(True, result) for result in composer.make(requests)]
+        return [(True, getattr(composer, action)(**request)) for request in requests]
     except RefusedError as refusal:
-        return False, str(refusal)
+        if len(requests) == 1:
+            return [(False, str(refusal))]
+        return [each for request in requests for each in answer(composer, action, [request])]  # one spoils it for all
+
+
+@dataclass(eq=False)
+class Request:
+    """What somebody waits for."""
+
+    action: str
+    arguments: dict[str, Any]
+    answer: Future = field(default_factory=Future)
 
 
 class Engine:
@@ -75,14 +104,56 @@ class Engine:
     def __init__(self, model_id: str, workers: int | None = None):
         self.model_id = model_id
         self.workers = workers or max(1, min(4, available_cores()))
-        self._lock = threading.Lock()
-        self._pool = self._start()
-        # Loads the model in every worker, and takes the first, slow steps; nobody waits here.
-        self._warming = [self._pool.submit(_run, "make", WARMING) for _ in range(self.workers)]
+        self._waiting: deque[Request] = deque()
+        self._changed = threading.Condition()
+        self._is_closed = False
+        self._warm: list[Future] = [Future() for _ in range(self.workers)]
+        self._threads = [threading.Thread(target=self._serve, args=(warm,), daemon=True) for warm in self._warm]
+        for thread in self._threads:
+            thread.start()
 
     def _start(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")  # a fork would copy the server's threads and locks
-        return ProcessPoolExecutor(self.workers, mp_context=context, initializer=_load, initargs=(self.model_id,))
+        return ProcessPoolExecutor(1, mp_context=context, initializer=_load, initargs=(self.model_id,))
+
+    def _serve(self, warm: Future) -> None:
+        """Give one worker, and its successors, something to do until the engine is closed."""
+        pool = self._start()
+        try:  # loads the model, and takes the first, slow steps; nobody waits here
+            (ready,) = pool.submit(_run, SHARED, [WARMING]).result()
+            warm.set_result(ready)
+        except Exception as error:
+            warm.set_exception(error)
+        while requests := self._next():
+            try:
+                answers = pool.submit(_run, requests[0].action, [each.arguments for each in requests]).result()
+                for request, each in zip(requests, answers, strict=True):
+                    request.answer.set_result(each)
+            except BrokenProcessPool:
+                pool.shutdown(wait=False)
+                pool = self._start()
+                for request in requests:
+                    request.answer.set_result((False, DIED))
+            except Exception as error:  # a fault of the program, which belongs in the log of who asked
+                for request in requests:
+                    request.answer.set_exception(error)
+        pool.shutdown()
+
+    def _next(self) -> list[Request]:
+        """Wait for the request that came first, and take with it what can be done together; nothing if closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._is_closed)
+            if self._is_closed:
+                return []
+            taken = [self._waiting.popleft()]
+            if taken[0].action == SHARED:
+                melodies = taken[0].arguments["count"]
+                for request in list(self._waiting):
+                    if request.action == SHARED and melodies + request.arguments["count"] <= MOST_TOGETHER:
+                        melodies += request.arguments["count"]
+                        self._waiting.remove(request)
+                        taken.append(request)
+            return taken
 
     def __call__(self, action: str, **arguments: Any) -> Any:
         """Do an action of [`Composer`] in a worker and return its result.
@@ -90,16 +161,13 @@ class Engine:
         Raises:
             RefusedError: If it cannot be done.
         """
-        pool = self._pool
-        try:
-            is_done, result = pool.submit(_run, action, arguments).result()
-        except BrokenProcessPool as error:
-            with self._lock:
-                if pool is self._pool:
-                    self._pool = self._start()
-            raise RefusedError(
-                "This could not be finished; the workers have been restarted. Please try again."
-            ) from error
+        request = Request(action, arguments)
+        with self._changed:
+            if self._is_closed:
+                raise RefusedError(CLOSING)
+            self._waiting.append(request)
+            self._changed.notify()
+        is_done, result = request.answer.result()
         if not is_done:
             raise RefusedError(result)
         return result
@@ -110,11 +178,17 @@ class Engine:
         Raises:
             RefusedError: If they cannot load the model.
         """
-        for each in self._warming:
-            is_done, failure = each.result()
-            if not is_done:
+        for warm in self._warm:
+            is_ready, failure = warm.result()
+            if not is_ready:
                 raise RefusedError(failure)
 
     def close(self) -> None:
-        """End the workers."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """End the workers; who still waits is told so."""
+        with self._changed:
+            self._is_closed = True
+            while self._waiting:
+                self._waiting.popleft().answer.set_result((False, CLOSING))
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(PATIENCE_SECONDS)

@@ -33,7 +33,7 @@ FIRST_BLEND = ("Ode to Joy", "Korobeiniki", "Frère Jacques", "What Shall We Do 
 FIRST_TUNE = "Greensleeves"
 LINK_SETTINGS = ("count", "bars", "scale", "meter", "genre", "tempo", "voice", "temperature", "seed", "pick")
 TONIC_CHOICES = [("Any key", ANY), *((tonic.replace("#", "♯"), tonic) for tonic in TONICS)]
-QUEUE = {"concurrency_id": "model"}
+PEOPLE_PER_WORKER = 16  # whose melodies are being made, or will be next; eight share a worker, see `engine.py`
 
 
 def friendly(function: Callable) -> Callable:
@@ -67,12 +67,19 @@ class Interface:
 
     Args:
         actions: What the Space can do.
-        workers: How many requests the model works on at once.
+        workers: How many requests the model works on at once; of those to make melodies, many times as many.
     """
 
     def __init__(self, actions: Actions, workers: int):
         self.actions = actions
         self.workers = workers
+        self.one_each = {"concurrency_id": "model", "concurrency_limit": workers}
+        self.together = {"concurrency_id": "make", "concurrency_limit": PEOPLE_PER_WORKER * workers}
+
+    @property
+    def threads(self) -> int:
+        """Threads that the server needs, so that nobody waits for one."""
+        return (PEOPLE_PER_WORKER + 2) * self.workers + 8
 
     def build(self) -> gr.Blocks:
         """Lay out the page."""
@@ -103,23 +110,16 @@ class Interface:
     def _endpoints(self) -> None:
         """Name every action as an endpoint of the API, and so as an MCP tool."""
         actions = self.actions
-        of_model = (
-            actions.make,
-            actions.change,
-            actions.blend,
-            actions.extend,
-            actions.fill,
-            actions.read_midi,
-            actions.listening_pair,
-        )
-        for action in of_model:
-            api(friendly(action), api_name=action.__name__, concurrency_limit=self.workers, **QUEUE)
+        for action in (actions.make, actions.listening_pair):
+            api(friendly(action), api_name=action.__name__, **self.together)
+        for action in (actions.change, actions.blend, actions.extend, actions.fill, actions.read_midi):
+            api(friendly(action), api_name=action.__name__, **self.one_each)
         for action in (actions.tune, actions.midi, actions.wav, actions.about, actions.listening_vote):
             api(friendly(action), api_name=action.__name__, concurrency_limit=self.workers)
 
     def _on(self, event: Callable, function: Callable, inputs: Any, outputs: Any, **kwargs: Any) -> Any:
         """Connect a control to what the model does; the endpoints of the API are others."""
-        options = {"concurrency_limit": self.workers, "api_visibility": "private", **QUEUE, **kwargs}
+        options = {"api_visibility": "private", **self.one_each, **kwargs}
         return event(friendly(function), inputs, outputs, **options)
 
     def _at_once(self, event: Callable, function: Callable, inputs: Any, outputs: Any, **kwargs: Any) -> Any:
@@ -170,12 +170,12 @@ class Interface:
             seed = new_seed() if is_new or seed is None else int(seed)
             return seed, {"melodies": actions.make(**self._asked(*values), seed=seed)}
 
-        self._on(button.click, make, [is_new, seed, *settings], [seed, made], trigger_mode="once")
+        self._on(button.click, make, [is_new, seed, *settings], [seed, made], trigger_mode="once", **self.together)
 
         def open_page(request: gr.Request) -> Any:
             return self._open_page(dict(request.query_params))
 
-        self._on(demo.load, open_page, None, [*settings, seed, is_new, made], show_progress="hidden")
+        self._on(demo.load, open_page, None, [*settings, seed, is_new, made], show_progress="hidden", **self.together)
 
     def _first(self) -> dict[str, int]:
         """Settings of the melodies that the page opens with."""
@@ -462,7 +462,7 @@ class Interface:
             return [None, (right, votes), gr.Button(interactive=False), gr.Button(interactive=False), text]
 
         outputs = [pair, duo, vote_a, vote_b, verdict]
-        self._on(begin.click, next_pair, None, outputs, trigger_mode="once")
+        self._on(begin.click, next_pair, None, outputs, trigger_mode="once", **self.together)
         for button, choice in ((vote_a, "a"), (vote_b, "b")):
             self._at_once(
                 button.click, functools.partial(vote, choice), [pair, score], [pair, score, vote_a, vote_b, verdict]

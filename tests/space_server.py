@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -82,7 +82,10 @@ def free_port() -> int:
 
 @contextmanager
 def running_space(model: Path | str, folder: Path, workers: int = 2) -> Iterator[str]:
-    """Run `space/app.py` from another folder and give its address; its temporary files and votes lie in `folder`."""
+    """Run `space/app.py` from another folder and give its address.
+
+    Its temporary files, votes, log and the id of its process group lie in `folder`. Nothing of it is left at the end.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     environment = {
@@ -104,6 +107,7 @@ def running_space(model: Path | str, folder: Path, workers: int = 2) -> Iterator
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    (folder / "pid").write_text(str(process.pid))
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(240):
@@ -118,5 +122,48 @@ def running_space(model: Path | str, folder: Path, workers: int = 2) -> Iterator
             raise RuntimeError(f"the Space does not answer:\n{(folder / 'log.txt').read_text()}")
         yield url
     finally:
-        os.killpg(process.pid, signal.SIGTERM)  # with its workers
-        process.wait(20)
+        end_group(process)
+
+
+def end_group(process: subprocess.Popen) -> None:
+    """End a process that leads a group, with its workers."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, sign)
+        for _ in range(80):
+            process.poll()  # takes it off the list of processes
+            if not members(process.pid):
+                return
+            time.sleep(0.25)
+    raise RuntimeError(f"processes {members(process.pid)} of the Space do not end")
+
+
+def members(group: int) -> list[int]:
+    """List the processes of a group that still run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has just ended
+            state, _, of_group = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(of_group) == group and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
+def cpu_seconds(group: int) -> float:
+    """Add up what a group's processes have computed."""
+    total = 0
+    for process in members(group):
+        with suppress(OSError):
+            fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+            total += int(fields[11]) + int(fields[12])  # user and system time
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def resident_bytes(group: int) -> int:
+    """Add up the memory of a group's processes, their shared pages once: proportional set sizes."""
+    total = 0
+    for process in members(group):
+        with suppress(OSError):
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+            total += next(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total

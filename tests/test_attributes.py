@@ -2,7 +2,6 @@
 
 import copy
 import sys
-from functools import partial
 
 import numpy as np
 import pytest
@@ -115,8 +114,6 @@ def model(processor) -> MelodyVAEModel:
         model.prior.direction_proj.weight.normal_(std=0.3)
         model.prior.attribute_mean.copy_(torch.tensor([60.0, 4.0]))
         model.prior.attribute_scale.copy_(torch.tensor([10.0, 3.0]))
-    for name in ("complete", "transport"):  # coarsely: what a shift promises of the ways that it tries holds for any
-        setattr(model.prior, name, partial(getattr(model.prior, name), steps=5))
     return model
 
 

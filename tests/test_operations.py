@@ -9,6 +9,7 @@ import torch
 from evaluation.operations import is_valid
 from modeling import MelodyVAEModel
 from modeling.attributes_melody_vae import KEY_NAMES, key_of
+from modeling.operations_melody_vae import choose, decode_apart
 from tests.test_constraints import model_for, processor_for
 
 BAR_STEPS = 16
@@ -153,3 +154,143 @@ def test_sections_return_as_often_as_the_configuration_says(told, processor):
     assert 5 <= sum(same) <= 24  # 14.5 expected, 3.5 standard deviations
     for row, line in zip(ids.tolist(), processor.to_lines(ids), strict=True):
         assert is_valid(processor, row, line, 3 * size)
+
+
+# --- Random numbers of each melody's own ----------------------------------------------------------------------------
+
+
+def generators(count: int, seed: int = 0) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(1000 * seed + number) for number in range(count)]
+
+
+@pytest.fixture(scope="module")
+def exact(told) -> MelodyVAEModel:
+    """Compute in double precision, in which no rounding decides on a token, however many rows there are."""
+    return copy.deepcopy(told).double()
+
+
+ASKED = {
+    "bars": [1, 4, 2, 6, 3],
+    "temperature": [1.0, 1.7, 0.6],
+    "scale": ["D dorian", None, "Bb major", None],
+    "lowest_pitch": [None, 60],
+    "highest_pitch": [None, None, 72],
+    "time_signature": ["3/4", None, "4/4", "6/8", None],
+}
+
+
+def asked_of(rows) -> dict:
+    return {name: [values[row % len(values)] for row in rows] for name, values in ASKED.items()}
+
+
+def test_a_melody_depends_on_its_own_generator_alone(exact, processor):
+    """Sixty-four melodies, of different bars and wishes: the same all together, by sevens, and by themselves."""
+    keys = [None, "C major", "A minor"]
+
+    def sample(rows):
+        own = [generators(64)[row] for row in rows]
+        conditions = {"key": [keys[row % 3] for row in rows]}
+        ids = exact.sample(len(rows), generator=own, conditions=conditions, attempts=2, **asked_of(rows))
+        return processor.to_lines(ids)
+
+    together = sample(range(64))
+    assert [line for at in range(0, 64, 7) for line in sample(range(at, min(at + 7, 64)))] == together
+    for row in (0, 13, 63):
+        assert sample([row]) == [together[row]]
+    assert len({str(line) for line in together}) > 50
+
+
+def test_each_melody_gets_what_it_is_asked_for(told, processor):
+    rows = range(60)
+    asked = asked_of(rows)
+    lines = processor.to_lines(told.sample(60, generator=generators(60), **asked))
+    dorian, flat = {2, 4, 5, 7, 9, 11, 0}, {10, 0, 2, 3, 5, 7, 9}
+    for row, line in zip(rows, lines, strict=True):
+        assert line["bars"] == asked["bars"][row]
+        assert asked["time_signature"][row] in (None, line["time_signature"])
+        assert asked["scale"][row] is None or {p % 12 for p in line["pitch"]} <= (flat, dorian)[row % 4 == 0]
+        assert all(pitch >= (asked["lowest_pitch"][row] or 0) for pitch in line["pitch"])
+        assert all(pitch <= (asked["highest_pitch"][row] or 127) for pitch in line["pitch"])
+    free = [line for row, line in zip(rows, lines, strict=True) if row % 4 == 1 and row % 3]
+    assert min(min(line["pitch"], default=127) for line in free) >= 60
+    assert max(max(line["pitch"], default=0) for line in free) > 72
+    assert any({pitch % 12 for pitch in line["pitch"]} - dorian - flat for line in free)
+
+
+def test_variations_fillings_and_long_pieces_have_their_own_numbers_too(exact, processor):
+    latent = exact.encode(exact.sample(1, seed=1, bars=4)).latent_mean
+    ids = exact.sample(1, seed=1, bars=4, time_signature="4/4")
+    for one, all_of_them in (
+        (
+            lambda own: exact.vary(latent, n=len(own), similarity=0.5, generator=own, bars=4),
+            generators(11, 1),
+        ),
+        (
+            lambda own: exact.infill(ids.repeat(len(own), 1), bars=[1, 2], generator=own),
+            generators(11, 2),
+        ),
+        (
+            lambda own: exact.sample(len(own), generator=own, bars=3 * exact.config.max_bars),
+            generators(5, 3),
+        ),
+    ):
+        states = [each.get_state() for each in all_of_them]
+        together = processor.to_lines(one(all_of_them))
+        assert len({str(line) for line in together}) > 2
+        for row in (2, 4):
+            again = torch.Generator()
+            again.set_state(states[row])
+            assert processor.to_lines(one([again])) == [together[row]]
+
+
+def test_the_global_random_state_is_left_alone(told):
+    before = torch.random.get_rng_state()
+    told.sample(3, generator=generators(3), bars=2)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_an_index_is_chosen_as_often_as_its_weight_says():
+    weights = torch.tensor([[0.0, 3.0, 0.0, 1.0, 7.0, 0.0]]).expand(1100, -1)
+    share = (torch.arange(1100) + 0.5) / 1100
+    assert choose(weights, share).bincount(minlength=6).tolist() == [0, 300, 0, 100, 700, 0]
+    edges = choose(weights[:2], torch.tensor([0.0, 1 - 2**-24]))  # the least and the greatest that are ever drawn
+    assert edges.tolist() == [1, 4]
+
+
+def test_numbers_of_ones_own_follow_the_model(told):
+    """The first tokens of 2000 melodies, against the probabilities that transformers' sampling draws from."""
+    kept: list[torch.Tensor] = []
+
+    def note(ids, scores):
+        kept.append(scores.softmax(-1)[0])
+        return scores
+
+    bos = torch.full((2000, 1), told.config.bos_token_id)
+    latent = torch.zeros(2000, told.config.latent_size)
+    options = {"latent": latent, "bars": 2, "max_new_tokens": 1, "logits_processor": [note], "do_sample": True}
+    options |= {"top_k": 0, "temperature": 0.8}
+    drawn = told.generate(bos, custom_generate=decode_apart, generator=generators(2000), **options)[:, 1]
+    expected = (2000 * kept[0].pow(1 / 0.8) / kept[0].pow(1 / 0.8).sum()).numpy()
+    counts = drawn.bincount(minlength=len(expected)).numpy()
+    assert counts[expected == 0].sum() == 0
+    common = expected >= 5
+    chi_square = ((counts - expected)[common] ** 2 / expected[common]).sum()
+    assert common.sum() > 2
+    assert chi_square < common.sum() + 5 * (2 * common.sum()) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"generator": generators(2)}, "2 generators for 3 melodies"),
+        ({"generator": generators(3), "seed": 1}, "seed=1 and generator: give one of them"),
+        ({"generator": generators(3), "bars": [2, 3]}, "2 values of bars for 3 melodies"),
+        ({"generator": generators(3), "scale": ["C major"] * 4}, "4 values of scale for 3 melodies"),
+        ({"generator": generators(3), "bars": [2, 3, 99]}, "each melody has its own, at most max_bars="),
+        ({"generator": generators(3), "lowest_pitch": [None, 60, 99], "highest_pitch": 72}, "from lowest_pitch=99 to"),
+        ({"temperature": [1.0, 1.0, 0.5]}, "one for each melody: give generators"),
+    ],
+)
+def test_what_is_not_one_for_each_melody_is_refused(told, asked, message):
+    with pytest.raises(ValueError, match=message):
+        told.sample(3, **asked)
