@@ -1,14 +1,16 @@
 """Worker processes that hold the model, one for each core, and what waits for them.
 
 Generation is a long chain of small steps, which more threads hardly speed up, but eight people's melodies take little
-longer than one's when they are made together. So whoever comes while a worker is idle is served at once, and those who
+longer than one's when they are made together. So those who come within a moment share the idle workers, and those who
 come while all are busy share the next one. A worker that dies, of a hostile file or for want of memory, is replaced,
 and the others' work goes on.
 """
 
+import math
 import multiprocessing
 import os
 import threading
+import time
 from collections import deque
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +21,7 @@ from melody import RefusedError
 
 SHARED = "make"  # the action whose requests are worked on together
 MOST_TOGETHER = 32  # melodies; more cost as much each, and keep the first of them waiting
+GATHERING_SECONDS = 0.15  # for which the first waits for others
 PATIENCE_SECONDS = 5.0  # with a worker that is busy when the server ends
 DIED = "This could not be finished; the worker has been restarted. Please try again."
 CLOSING = "The server is shutting down."
@@ -91,6 +94,7 @@ class Request:
     action: str
     arguments: dict[str, Any]
     answer: Future = field(default_factory=Future)
+    came: float = field(default_factory=time.monotonic)
 
 
 class Engine:
@@ -107,6 +111,7 @@ class Engine:
         self._waiting: deque[Request] = deque()
         self._changed = threading.Condition()
         self._is_closed = False
+        self._idle = 0  # workers
         self._warm: list[Future] = [Future() for _ in range(self.workers)]
         self._threads = [threading.Thread(target=self._serve, args=(warm,), daemon=True) for warm in self._warm]
         for thread in self._threads:
@@ -142,18 +147,35 @@ class Engine:
     def _next(self) -> list[Request]:
         """Wait for the request that came first, and take with it what can be done together; nothing if closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._is_closed)
-            if self._is_closed:
+            self._idle += 1
+            try:
+                while not self._is_closed:
+                    early = None  # wait for somebody to come
+                    if self._waiting:
+                        first = self._waiting[0]
+                        early = first.came + GATHERING_SECONDS - time.monotonic() if first.action == SHARED else 0
+                        if early <= 0:
+                            return self._take()
+                    self._changed.wait(early)
                 return []
-            taken = [self._waiting.popleft()]
-            if taken[0].action == SHARED:
-                melodies = taken[0].arguments["count"]
-                for request in list(self._waiting):
-                    if request.action == SHARED and melodies + request.arguments["count"] <= MOST_TOGETHER:
-                        melodies += request.arguments["count"]
-                        self._waiting.remove(request)
-                        taken.append(request)
-            return taken
+            finally:
+                self._idle -= 1
+
+    def _take(self) -> list[Request]:
+        """Take the request that came first, and of those like it one idle worker's share."""
+        taken = [self._waiting.popleft()]
+        if taken[0].action == SHARED:
+            melodies = taken[0].arguments["count"]
+            alike = [request for request in self._waiting if request.action == SHARED]
+            total = melodies + sum(request.arguments["count"] for request in alike)
+            share = min(MOST_TOGETHER, math.ceil(total / self._idle))
+            for request in alike:
+                if melodies + request.arguments["count"] <= share:
+                    melodies += request.arguments["count"]
+                    self._waiting.remove(request)
+                    taken.append(request)
+        self._changed.notify_all()  # others may have waited for the first one's moment to pass
+        return taken
 
     def __call__(self, action: str, **arguments: Any) -> Any:
         """Do an action of [`Composer`] in a worker and return its result.
@@ -166,7 +188,7 @@ class Engine:
             if self._is_closed:
                 raise RefusedError(CLOSING)
             self._waiting.append(request)
-            self._changed.notify()
+            self._changed.notify_all()
         is_done, result = request.answer.result()
         if not is_done:
             raise RefusedError(result)

@@ -95,6 +95,24 @@ def test_who_comes_while_all_are_busy_is_served_together(slow):
     pool.close()
 
 
+def test_who_comes_within_a_moment_shares_the_idle_workers(slow, monkeypatch):
+    monkeypatch.setattr(engine, "GATHERING_SECONDS", 1.0)
+    slow.is_free.set()
+    pool = Engine("model", workers=3)
+    pool.wait()
+    slow.is_free.clear()
+    with ThreadPoolExecutor(7) as people:
+        answers = [people.submit(pool, "make", seed=seed, count=4) for seed in range(1, 8)]
+        until(lambda: len(slow.batches) == 6)  # three of them were warming
+        slow.is_free.set()
+        assert [answer.result(30) for answer in answers] == [[seed] * 4 for seed in range(1, 8)]
+        assert sorted(map(len, slow.batches[3:])) == [2, 2, 3]
+        began = time.monotonic()
+        pool("facts")
+        assert time.monotonic() - began < 0.9  # what is not shared waits for nobody
+    pool.close()
+
+
 def test_a_fault_reaches_who_asked_and_the_worker_goes_on(slow):
     slow.is_free.set()
     pool = Engine("model", workers=1)
