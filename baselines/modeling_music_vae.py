@@ -15,7 +15,6 @@ import math
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -32,6 +31,9 @@ from modeling.operations_melody_vae import slerp
 
 from .configuration_baselines import MusicVAEConfig
 from .recurrence import in_own_precision, init_recurrent_weights
+
+CLOSED = -1e4  # added to a gate: its sigmoid is 0
+PARAMETERS = ("weight_hh", "bias_ih", "bias_hh")  # of an LSTM's layer, after weight_ih
 
 
 class StepEncoder(nn.Module):
@@ -52,15 +54,43 @@ class StepEncoder(nn.Module):
 
     def forward(self, steps: torch.Tensor, lengths: torch.Tensor | None) -> MelodyVAEPosterior:
         """Encode one-hot `steps` `(B, N S, V)`, of which the first `lengths` `(B,)` are the melody; None: all."""
-        if lengths is not None:
-            steps = pack_padded_sequence(steps, lengths.cpu(), batch_first=True, enforce_sorted=False)  # pyright: ignore[reportAssignmentType]
-        _, (hidden, _) = self.recurrent(steps)  # (2 L, B, E)
-        last = torch.cat([hidden[-2], hidden[-1]], dim=-1)  # (B, 2 E)
+        if lengths is None:
+            _, (hidden, _) = self.recurrent(steps)  # (2 L, B, E)
+            last = torch.cat([hidden[-2], hidden[-1]], dim=-1)  # (B, 2 E)
+        else:
+            last = self.read_padded(steps, lengths)
         scale = nn.functional.softplus(self.scale_proj(last))
         return MelodyVAEPosterior(
             latent_mean=self.mean_proj(last),
             latent_log_variance=2 * scale.clamp_min(1e-6).log(),
         )
+
+    def read_padded(self, steps: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Read melodies of different `lengths` `(B,)`, returns the last state of each direction, `(B, 2 E)`.
+
+        As over a packed sequence, whose gradients on a CPU take time that grows with the square of the length: each
+        step's is as large as all inputs. Here the direction that meets the padding first has its input gates closed
+        there, so that its state stays zero; the other one's is taken where the melody ends.
+        """
+        batch, length, _ = steps.shape
+        size = self.recurrent.hidden_size
+        is_padding = torch.arange(length, device=steps.device) >= lengths[:, None]  # (B, N S)
+        is_padding = is_padding[..., None].to(steps.dtype)
+        zeros = steps.new_zeros(2, batch, size)
+        ignored = steps.new_zeros(4 * size, 1)
+        closing = torch.cat([ignored[:size] + CLOSED, ignored[size:]])  # torch has the input gates first
+        outputs = steps
+        for layer in range(self.recurrent.num_layers):
+            weights = []
+            for suffix, of_padding in ((f"l{layer}", ignored), (f"l{layer}_reverse", closing)):
+                weights.append(torch.cat([self.recurrent.get_parameter(f"weight_ih_{suffix}"), of_padding], dim=1))
+                weights += [self.recurrent.get_parameter(f"{name}_{suffix}") for name in PARAMETERS]
+            outputs = nn.functional.dropout(outputs, self.recurrent.dropout if layer else 0.0, self.training)
+            inputs = torch.cat([outputs, is_padding], dim=-1)
+            # Biases, one layer, no dropout inside, in two directions, batch first.
+            outputs, _, _ = torch.lstm(inputs, (zeros, zeros), weights, True, 1, 0.0, self.training, True, True)
+        rows = torch.arange(batch, device=steps.device)
+        return torch.cat([outputs[rows, lengths - 1, :size], outputs[:, 0, size:]], dim=-1)
 
 
 class EmbeddedLSTM(nn.Module):
@@ -80,10 +110,14 @@ class EmbeddedLSTM(nn.Module):
         return hidden, cell
 
     def forward(
-        self, inputs: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor]
+        self, inputs: torch.Tensor, embedding: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor] | None = None
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-        """Read `inputs` `(B, T, ...)` from `state` on; returns outputs `(B, T, D)` and the state after them."""
-        return self.recurrent(inputs, state)
+        """Read `inputs` `(B, T, ...)` from `state` on, by default the one made of `embedding` `(B, ...)`.
+
+        Returns:
+            Outputs `(B, T, D)`, and the state after them.
+        """
+        return self.recurrent(inputs, self.initial_state(embedding) if state is None else state)
 
 
 class MusicVAEModel(PreTrainedModel):
@@ -128,6 +162,10 @@ class MusicVAEModel(PreTrainedModel):
                 deviation = math.exp(0.5 * self.config.latent_log_variance_init)
                 init.constant_(module.bias, math.log(math.expm1(deviation)))  # softplus of it is the deviation
 
+    def get_input_embeddings(self) -> None:
+        """There are none: steps are read one-hot."""
+        return None
+
     def one_hot(self, ids: torch.Tensor) -> torch.Tensor:
         """Write step classes one-hot, `(..., V)`; the start and padding are zeros."""
         return nn.functional.one_hot(ids, self.config.vocab_size)[..., : self.config.num_classes].to(self.dtype)
@@ -155,7 +193,7 @@ class MusicVAEModel(PreTrainedModel):
     def embed_bars(self, latent: torch.Tensor, bars: int) -> torch.Tensor:
         """Let the conductor expand `latent` `(B, Z)` into `(B, bars, D)`."""
         nothing = latent.new_zeros(len(latent), bars, 1)
-        return self.conductor(nothing, self.conductor.initial_state(latent))[0]
+        return self.conductor(nothing, latent)[0]
 
     @in_own_precision
     def predict_steps(self, before: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
@@ -164,7 +202,7 @@ class MusicVAEModel(PreTrainedModel):
         embedded = self.embed_bars(latent, before.shape[1] // steps_per_bar).flatten(0, 1)  # (B N, D)
         inputs = self.one_hot(before).view(len(embedded), steps_per_bar, -1)  # (B N, S, V)
         inputs = torch.cat([inputs, embedded[:, None].expand(-1, steps_per_bar, -1)], dim=-1)
-        outputs, _ = self.melody_decoder(inputs, self.melody_decoder.initial_state(embedded))
+        outputs, _ = self.melody_decoder(inputs, embedded)
         return self.output_proj(outputs).view(*before.shape, -1)
 
     @can_return_tuple
@@ -256,10 +294,10 @@ class MusicVAEModel(PreTrainedModel):
         steps = [ids]
         embedded_bars = self.embed_bars(latent.to(self.device, self.dtype), int(wanted.max()))
         for embedded in tqdm(embedded_bars.unbind(1), desc="Decoding bars", leave=False, delay=2):
-            state = self.melody_decoder.initial_state(embedded)
+            state = None
             for _ in range(self.config.steps_per_bar):
                 inputs = torch.cat([self.one_hot(steps[-1]), embedded[:, None]], dim=-1)  # (B, 1, V + D)
-                output, state = self.melody_decoder(inputs, state)
+                output, state = self.melody_decoder(inputs, embedded, state)
                 logits = self.output_proj(output[:, -1])
                 if do_sample:
                     steps.append((logits.float() / temperature).softmax(-1).multinomial(1))

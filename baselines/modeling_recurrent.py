@@ -13,8 +13,9 @@ from transformers.utils.generic import can_return_tuple
 
 from modeling.modeling_melody_vae import MelodyVAEModel, MelodyVAEOutput, reconstruction_nats
 
+from .attention_lstm import AttentionLSTM
 from .configuration_baselines import MelodyLSTMConfig, MelodyRNNConfig, RecurrentConfig
-from .recurrence import AttentionLSTM, Recurrence, RecurrentCache, State, in_own_precision, init_recurrent_weights
+from .recurrence import Recurrence, RecurrentCache, State, in_own_precision, init_recurrent_weights
 
 
 class RecurrentModel(MelodyVAEModel):

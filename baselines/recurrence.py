@@ -1,6 +1,6 @@
 """Recurrent layers, their state, and what they start from.
 
-Dimension key: B batch, T tokens, C hidden size, R recurrent size, A attention size, W attention length.
+Dimension key: B batch, T tokens, C hidden size, R recurrent size.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,6 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-
-from .configuration_baselines import MelodyLSTMConfig
 
 State = tuple[torch.Tensor, ...]  # the batch is the first dimension of each
 
@@ -117,77 +115,3 @@ class Recurrence(nn.Module):
             has_tokens = (lengths > 0)[:, None, None]
             new = [torch.where(has_tokens, each, old) for each, old in zip(new, state, strict=True)]
         return outputs, tuple(new)
-
-
-class AttentionLSTM(nn.Module):
-    r"""LSTM layer that attends to what it put out in the last steps.
-
-    .. math::
-        x'_t = W_x [x_t; a_{t-1}], \quad h_t, c_t = \mathrm{LSTM}(x'_t), \quad
-        a_t = \sum_i \mathrm{softmax}_i(v^\top \tanh(W_k o_i + W_q [c_t; h_t]))\, o_i, \quad o_t = W_o [h_t; a_t]
-
-    with i from t - W to t - 1; the steps before the first are zeros and take part (as in TensorFlow's
-    `AttentionCellWrapper`, with which MelodyRNN is made; Waite 2016, "Generating long-term structure in songs and
-    stories", after Bahdanau et al. 2014, arXiv:1409.0473, and Vinyals et al. 2014, arXiv:1412.7449).
-
-    Args:
-        config: A [`MelodyLSTMConfig`].
-    """
-
-    def __init__(self, config: MelodyLSTMConfig):
-        super().__init__()
-        self.attention_length = config.attention_length
-        self.attention_size = config.attention_size
-        self.input_proj = nn.Linear(config.hidden_size + config.attention_size, config.hidden_size)
-        self.cell = nn.LSTMCell(config.hidden_size, config.recurrent_size)
-        self.query_proj = nn.Linear(2 * config.recurrent_size, config.attention_size)
-        self.key_proj = nn.Linear(config.attention_size, config.attention_size, bias=False)
-        self.score_proj = nn.Linear(config.attention_size, 1, bias=False)
-        self.output_proj = nn.Linear(config.recurrent_size + config.attention_size, config.attention_size)
-
-    def forward(
-        self, inputs: torch.Tensor, state: State | None, lengths: torch.Tensor | None
-    ) -> tuple[torch.Tensor, State]:
-        """Read `inputs` `(B, T, C)`, of which the first `lengths` `(B,)` are tokens; None: all.
-
-        Returns:
-            Outputs `(B, T, A)`, and the state after the last token: hidden `(B, R)`, cell `(B, R)`, attended `(B, A)`
-            and the last outputs `(B, W, A)`.
-        """
-        batch, length, hidden_size = inputs.shape
-        if state is None:
-            zeros = inputs.new_zeros(batch, self.cell.hidden_size)
-            attended = inputs.new_zeros(batch, self.attention_size)
-            state = (zeros, zeros, attended, attended[:, None].expand(-1, self.attention_length, -1))
-        hidden, cell, attended, window = state
-        # The way from an input to the gates is linear, so all steps take it at once, what is attended to aside.
-        input_weight, attended_weight = self.input_proj.weight.split([hidden_size, self.attention_size], dim=1)
-        from_inputs = nn.functional.linear(inputs, input_weight, self.input_proj.bias)
-        from_inputs = nn.functional.linear(from_inputs, self.cell.weight_ih, self.cell.bias_ih + self.cell.bias_hh)
-        recurrent_weight = torch.cat(
-            [self.cell.weight_ih @ attended_weight, self.cell.weight_hh], dim=1
-        )  # (4 R, A + R)
-        outputs, keys = list(window.unbind(1)), list(self.key_proj(window).unbind(1))
-        for step, from_input in enumerate(from_inputs.unbind(1)):
-            before = hidden, cell, attended
-            gates = from_input + nn.functional.linear(torch.cat([attended, hidden], dim=-1), recurrent_weight)
-            enters, stays, candidate, leaves = gates.chunk(4, dim=-1)
-            cell = stays.sigmoid() * cell + enters.sigmoid() * candidate.tanh()
-            hidden = leaves.sigmoid() * cell.tanh()
-            query = self.query_proj(torch.cat([cell, hidden], dim=-1))[:, None]  # (B, 1, A)
-            scores = self.score_proj((torch.stack(keys[step:], dim=1) + query).tanh())  # (B, W, 1)
-            attended = (scores.softmax(1).transpose(1, 2) @ torch.stack(outputs[step:], dim=1)).squeeze(1)
-            outputs.append(self.output_proj(torch.cat([hidden, attended], dim=-1)))
-            keys.append(self.key_proj(outputs[-1]))
-            if lengths is not None:
-                is_token = (step < lengths)[:, None]
-                hidden, cell, attended = (
-                    torch.where(is_token, new, old) for new, old in zip((hidden, cell, attended), before, strict=True)
-                )
-        everything = torch.stack(outputs, dim=1)  # (B, W + T, A)
-        if lengths is None:
-            window = everything[:, length:]
-        else:
-            places = lengths[:, None] + torch.arange(self.attention_length, device=lengths.device)  # (B, W)
-            window = everything.gather(1, places[..., None].expand(-1, -1, self.attention_size))
-        return everything[:, self.attention_length :], (hidden, cell, attended, window)

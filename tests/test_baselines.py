@@ -24,10 +24,12 @@ from baselines import (
     configure,
     processor_for,
 )
+from baselines.attention_lstm import AttentionLSTM
 from baselines.configuration_baselines import MelodyLSTMConfig
 from baselines.likelihood import measure_bits_per_note, melody_nats
+from baselines.modeling_music_vae import StepEncoder
 from baselines.processing_music_vae import NUM_CLASSES, PADDING, START, steps_to_line, texts_to_steps
-from baselines.recurrence import AttentionLSTM, Recurrence, RecurrentCache
+from baselines.recurrence import Recurrence, RecurrentCache
 from evaluation.bits_per_note.bits_per_note import bits_per_note
 from evaluation.step_accuracy.step_accuracy import step_classes
 from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel
@@ -328,14 +330,16 @@ def test_the_cache_selects_and_repeats_rows(models, ids):
     assert torch.allclose(model(twice[:, :1], past_key_values=cache).logits[:, -1], expected, atol=1e-5)
 
 
-@torch.no_grad()
-def test_attention_lstm_is_its_formula():
+def test_attention_lstm_is_its_formula_and_so_are_its_gradients():
     torch.manual_seed(0)
     layer = AttentionLSTM(MelodyLSTMConfig(hidden_size=7, recurrent_size=5, attention_size=3, attention_length=4))
-    inputs = torch.randn(B, T, 7)
-    outputs, state = layer(inputs, None, None)
-    hidden, cell, attended = torch.zeros(B, 5), torch.zeros(B, 5), torch.zeros(B, 3)
-    window = [torch.zeros(B, 3) for _ in range(4)]
+    layer = layer.double()
+    inputs = torch.randn(B, T, 7, dtype=torch.double)
+    shapes = (B, 5), (B, 5), (B, 3), (B, 4, 3)
+    before = [torch.randn(shape, dtype=torch.double, requires_grad=True) for shape in shapes]
+    lengths = torch.tensor([T, 3, 1])
+    hidden, cell, attended, window = before
+    window, states = list(window.unbind(1)), []
     for step in range(T):
         hidden, cell = layer.cell(layer.input_proj(torch.cat([inputs[:, step], attended], -1)), (hidden, cell))
         query = layer.query_proj(torch.cat([cell, hidden], -1))
@@ -343,9 +347,51 @@ def test_attention_lstm_is_its_formula():
         weights = scores.softmax(-1)
         attended = sum(weights[:, index, None] * each for index, each in enumerate(window[-4:]))
         window.append(layer.output_proj(torch.cat([hidden, attended], -1)))
-        assert torch.allclose(outputs[:, step], window[-1], atol=1e-5)
-    for got, expected in zip(state, (hidden, cell, attended, torch.stack(window[-4:], 1)), strict=True):
-        assert torch.allclose(got, expected, atol=1e-5)
+        states.append((hidden, cell, attended, torch.stack(window[-4:], 1)))
+    is_token = (torch.arange(T) < lengths[:, None])[..., None]
+    last = [torch.stack([states[n - 1][kind][row] for row, n in enumerate(lengths)]) for kind in range(4)]
+    expected = [torch.stack(window[4:], 1) * is_token, *last]
+    outputs, state = layer(inputs, tuple(before), lengths)
+    got = [outputs * is_token, *state]
+    for one, other in zip(got, expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-12)
+    learned = [*before, *layer.parameters()]
+    directions = [torch.randn_like(each) for each in expected]
+    for one, other in zip(*(torch.autograd.grad(each, learned, directions) for each in (got, expected)), strict=True):
+        assert torch.allclose(one, other, atol=1e-12)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_padded_melodies_are_read_as_a_packed_sequence(num_layers):
+    torch.manual_seed(0)
+    encoder = StepEncoder(MusicVAEConfig(encoder_size=13, latent_size=Z, num_layers=num_layers))
+    steps, lengths = torch.randn(B, 31, NUM_CLASSES), torch.tensor([17, 31, 16])
+    packed = torch.nn.utils.rnn.pack_padded_sequence(steps, lengths, batch_first=True, enforce_sorted=False)
+    _, (hidden, _) = encoder.recurrent(packed)
+    expected = torch.cat([hidden[-2], hidden[-1]], dim=-1)
+    got = encoder.read_padded(steps, lengths)
+    assert torch.allclose(got, expected, atol=1e-6)
+    learned, direction = list(encoder.recurrent.parameters()), torch.randn_like(expected)
+    for one, other in zip(*(torch.autograd.grad(each, learned, direction) for each in (got, expected)), strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("model_type", ["lstm", "music_vae"])
+def test_the_graph_of_gradients_does_not_grow_with_the_length(models, processor, model_type):
+    """Else training may take time that grows with its square: each step's gradient is as large as all of them."""
+
+    def count_nodes(bars: int) -> int:
+        lines = [make_line(random.Random(seed), bars - seed) for seed in range(2)]
+        batch = make_batch(model_type, processor, [" ".join(line_to_words(line)) for line in lines])
+        nodes, found = [models[model_type](**batch).loss.grad_fn], set()
+        while nodes:
+            node = nodes.pop()
+            if node is not None and node not in found:
+                found.add(node)
+                nodes += [following for following, _ in node.next_functions]
+        return len(found)
+
+    assert count_nodes(2) == count_nodes(N)
 
 
 @torch.no_grad()

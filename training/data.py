@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from modeling import MelodyProcessor
-from modeling.processing_melody_vae import is_supported, line_to_words, transposition_table
+from modeling.processing_melody_vae import is_supported, line_to_words, make_remi, transposition_table
 from training.batches import transposition_limits, uniform_integers
 from training.errors import UserError
 
@@ -166,10 +166,16 @@ def count_tokens(lines: datasets.Dataset, tokenizer, num_proc: int) -> datasets.
 
 
 def train_tokenizer(lines: datasets.Dataset, vocab_size: int, transpose: int, seed: int) -> MelodyProcessor:
-    """Train the BPE on lines in the keys in which training will show them, one key a line."""
+    """Train the BPE on lines in the keys in which training will show them, one key a line.
+
+    Raises:
+        UserError: If the vocabulary cannot be so small.
+    """
     generator = torch.Generator().manual_seed(seed)
     chosen = uniform_integers(*transposition_limits(lines, transpose), generator)
     steps_per_beat = lines[0]["steps_per_beat"]
+    if vocab_size <= (smallest := len(make_remi(steps_per_beat))):
+        raise UserError(f"--vocab_size {vocab_size}: must be more than {smallest}, the tokens before any are merged")
     words = [
         [word.translate(transposition_table(steps_per_beat, semitones)) for word in line]
         for line, semitones in zip(lines["words"][:], chosen.tolist(), strict=True)

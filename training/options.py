@@ -9,6 +9,7 @@ from training.schedules import SCHEDULES
 
 MELODY_VAE, MUSIC_VAE = "melody_vae", "music_vae"
 MODEL_TYPES = (MELODY_VAE, "music_transformer", MUSIC_VAE, "lstm", "rnn", "music_transformer_absolute")
+RECURRENT = (MUSIC_VAE, "lstm", "rnn")
 TRACKERS = ("none", "tensorboard", "trackio", "all")
 
 OWN_FILES = {
@@ -288,5 +289,7 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--model_type {args.model_type}: --init_from goes on from the melody VAE only")
     if args.lora_rank and not args.init_from:
         raise UserError(f"--lora_rank {args.lora_rank}: adapters need a trained model; add --init_from")
+    if args.gradient_checkpointing and args.model_type in RECURRENT:
+        raise UserError(f"--gradient_checkpointing computes attention layers again; leave it out for {args.model_type}")
     if args.streaming and (args.curriculum != "none" or args.genre_temperature != 1):
         raise UserError("--streaming reads melodies as they come; leave out --curriculum and --genre_temperature")
