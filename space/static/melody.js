@@ -128,7 +128,7 @@
   Space.addSlot = (name, slot) => {
     slots.set(name, slot);
     if (!waiting.has(name)) return;
-    setTimeout((melody) => slot.take(melody), 60, waiting.get(name)); // when gradio has set the first value
+    setTimeout((melody) => slot.take(melody, true), 60, waiting.get(name)); // when gradio has set the first value
     waiting.delete(name);
   };
   Space.TARGETS = [

@@ -199,12 +199,21 @@
           return label;
         });
     };
+    let settled = 0; // when gradio has surely set the first value of a tab that has just been built
     watch("value", () => {
       const value = own(props.value || null);
-      if (JSON.stringify(value) !== JSON.stringify(melody ? { ...melody, chosen } : null)) take(value);
+      if (JSON.stringify(value) === JSON.stringify(melody ? { ...melody, chosen } : null)) return;
+      if (performance.now() < settled) push(); // the first value, late: what was sent here stays
+      else take(value);
     });
     take(own(props.value || null), false);
-    Space.addSlot(name, { take: (value) => { take(value); push(); } });
+    Space.addSlot(name, {
+      take: (value, isNew) => {
+        if (isNew) settled = performance.now() + 2000;
+        take(value);
+        push();
+      },
+    });
   };
 
   // A map between two or four melodies, value {melodies, side} or null: touch a point and it plays.
