@@ -261,6 +261,9 @@ def fit(args: argparse.Namespace, accelerator: Accelerator, checkpoint: Path | N
     adapted = add_adapters(model, args.lora_rank) if args.lora_rank else None
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()
+    if accelerator.distributed_type == DistributedType.FSDP:  # which of its layers are sharded, the model says itself
+        present = {type(module).__name__ for module in model.modules()} & {*(model._no_split_modules or ())}
+        accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(present)
     optimizer = build_optimizer(model, args.learning_rate, args.weight_decay)
     model, optimizer, eval_loader = accelerator.prepare(model, optimizer, eval_loader)
     whole = accelerator.unwrap_model(model)

@@ -210,8 +210,9 @@ def operations() -> str:
 
 def histories(results: dict) -> dict[str, list[dict]]:
     """Return the evaluations on the way of every training that a file of `results/` tells of, by the model's name."""
-    runs = {report_blocks.NAMES.get(kind, kind): found for kind, found in results.get("models", {}).items()}
-    found = {name: (run.get("training") or {}).get("history", []) for name, run in (runs or {"": results}).items()}
+    models: dict[str, dict] = results.get("models", {})
+    runs = {report_blocks.NAMES[kind]: run for kind, run in models.items()} or {"": results}
+    found = {name: (run.get("training") or {}).get("history", []) for name, run in runs.items()}
     return {name: history for name, history in found.items() if history}
 
 

@@ -359,7 +359,7 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
             one_hot = one_hot * attention_mask[..., None]
         embedded = self.dropout(self.embed_tokens(input_ids))
         mask = create_bidirectional_mask(self.config, embedded, attention_mask)
-        return self.melody_encoder(embedded, one_hot, mask)
+        return self.melody_encoder(embedded, one_hot.to(embedded.dtype), mask)
 
     @can_return_tuple
     def forward(
@@ -426,7 +426,7 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
 
         hidden_states = self.dropout(self.embed_tokens(input_ids))
         mask = create_causal_mask(self.config, hidden_states, attention_mask, past_key_values)
-        bar_one_hot = self.bar_one_hot(bar_ids)
+        bar_one_hot = self.bar_one_hot(bar_ids).to(hidden_states.dtype)
         for index, layer in enumerate(self.layers):
             condition = None if bar_conditions is None else bar_one_hot @ bar_conditions[:, :, index]  # (B, T, C)
             hidden_states = layer(
