@@ -21,7 +21,14 @@ def baselines(results: Path) -> str:
     path = results / "baselines.json"
     if not path.is_file():
         return "Not measured yet: `python -m benchmarks.baselines`.\n"
-    return budget(json.loads(path.read_text())) + "\nWritten by `make report` from `results/baselines.json`.\n"
+    found = json.loads(path.read_text())
+    missing = [name for kind, name in NAMES.items() if kind not in found["models"]]
+    return (
+        budget(found)
+        + (f"\nNot trained yet: {', '.join(missing)}.\n" if missing else "")
+        + "\n![Validation bits per note over melodies seen](results/baselines.png)\n"
+        + "\nWritten by `make report` from `results/baselines.json`.\n"
+    )
 
 
 def budget(found: dict) -> str:
