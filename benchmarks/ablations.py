@@ -10,6 +10,7 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -182,17 +183,23 @@ def table(results: dict) -> str:
     return "\n".join([f"{'variant':<{width}}  bits per note, difference", *lines])
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+def carry_out(name: str, run: Callable[[], None]) -> int:
+    """Run a command that can be stopped and goes on when it is run again; returns its exit code."""
     try:
-        run_all(parse_args(argv))
+        run()
     except UserError as error:
-        print(f"ablations: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("ablations: stopped; the same command goes on", file=sys.stderr)
+        print(f"{name}: stopped; the same command goes on", file=sys.stderr)
         return 130
     return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    args = parse_args(argv)
+    return carry_out("ablations", lambda: run_all(args))
 
 
 if __name__ == "__main__":

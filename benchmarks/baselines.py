@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.ablations import ROOT, parse_options, train, varied
+from benchmarks.ablations import ROOT, carry_out, parse_options, train, varied
 from dataset_script.build import machine
 from evaluation.report_blocks import budget
 from training.errors import UserError
@@ -130,15 +130,8 @@ def write(results: dict, output: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    try:
-        run_all(parse_args(argv))
-    except UserError as error:
-        print(f"baselines: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("baselines: stopped; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+    args = parse_args(argv)
+    return carry_out("baselines", lambda: run_all(args))
 
 
 if __name__ == "__main__":

@@ -297,10 +297,8 @@ class MelodyOperations:
         generator: Generators | None = None,
     ) -> torch.Tensor:
         """Draw the bars of latents `(B, Z)` that are not known, see [`LatentPrior.complete`]."""
-        target = self.prior.shares(latent)
-        state = begin * target + (1 - begin) * draw_normal(target, generator)
-        state = self.prior.follow(state, begin, 1.0, target, is_known, labels, guidance, PRIOR_STEPS)
-        return self.prior.unshares(torch.where(is_known[..., None], target, state))
+        noise = draw_normal(self.prior.shares(latent), generator)
+        return self.prior.complete(latent, is_known, labels, begin, guidance=guidance, steps=PRIOR_STEPS, noise=noise)
 
     @torch.no_grad()
     def vary(

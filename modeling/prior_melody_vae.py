@@ -133,6 +133,7 @@ class LatentPrior(nn.Module):
         end: float = 1.0,
         guidance: float | torch.Tensor = 1.0,
         steps: int = 32,
+        noise: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Draw the bars of latents that are not known.
 
@@ -145,12 +146,13 @@ class LatentPrior(nn.Module):
             guidance: By how much labels are exaggerated (Ho & Salimans 2022, arXiv:2207.12598); 1 is not at all. A
                 number, or `(B,)`.
             steps: Steps of Heun's method from 0 to 1.
+            noise: `(B, N, S)` from N(0, I); drawn by default.
 
         Returns:
             `(B, Z)`.
         """
         target = self.shares(latent)
-        state = begin * target + (1 - begin) * torch.randn_like(target)
+        state = begin * target + (1 - begin) * (torch.randn_like(target) if noise is None else noise)
         state = self.follow(state, begin, end, target, is_known, labels, guidance, steps)
         return self.unshares(torch.where(is_known[..., None], target, state))
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import torch
+from tiny_models import make_model
 
-from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel
+from modeling import MelodyProcessor
 from modeling.processing_melody_vae import line_to_words
 
 ROOT = Path(__file__).parents[1]
@@ -48,25 +48,15 @@ def save_model(folder: Path) -> Path:
             }
         )
     processor = MelodyProcessor.train([line_to_words(line) for line in lines], vocab_size=331, max_bars=BARS)
-    torch.manual_seed(0)
-    config = MelodyVAEConfig(
-        vocab_size=len(processor.tokenizer),
-        bar_token_ids=processor.bar_token_ids,
+    model = make_model(
+        processor,
         hidden_size=12,
-        intermediate_size=13,
-        num_encoder_layers=1,
-        num_hidden_layers=1,
-        num_attention_heads=2,
         latent_size=3 * BARS,
-        max_bars=BARS,
-        max_relative_distance=11,
-        dropout=0.0,
         initializer_range=0.3,
         num_prior_layers=1,
         conditions=CONDITIONS,
         attributes=ATTRIBUTES,
     )
-    model = MelodyVAEModel(config).eval()
     model.set_grammar(processor.grammar_table())
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
