@@ -21,16 +21,6 @@ ROOT = Path(__file__).parents[1]
 NO_DROPOUT = TINY.replace("dropout=0.1", "dropout=0.0")
 MODELS = {
     "melody_vae": ["--config_overrides", NO_DROPOUT, "--gradient_accumulation_steps", "2", "--gradient_checkpointing"],
-    "music_transformer": [
-        *("--model_type", "music_transformer"),
-        *("--config_overrides", "hidden_size=20,intermediate_size=24,num_attention_heads=2,dropout=0.0"),
-    ],
-    "lstm": [
-        "--model_type",
-        "lstm",
-        "--config_overrides",
-        "hidden_size=12,recurrent_size=14,attention_size=6,dropout=0.0",
-    ],
     "music_vae": ["--model_type", "music_vae", "--config_overrides", "encoder_size=12,decoder_size=10,latent_size=32"],
 }
 
