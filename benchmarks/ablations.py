@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from dataset_script.build import machine
 from training.errors import UserError
-from training.record import LOG_NAME
+from training.record import LOG_NAME, replace_json
 
 ROOT = Path(__file__).parents[1]
 OVERRIDES = "--config_overrides"
@@ -49,7 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dataset", required=True, help="folder or Hub id of the melodies")
     parser.add_argument("--output", required=True, type=Path, help="JSON file with the results")
     parser.add_argument("--steps", type=int, required=True, help="of every variant")
-    parser.add_argument("--runs", type=Path, help="folder of the runs (default: outputs/ablations)")
+    parser.add_argument("--runs", type=Path, default=Path("outputs/ablations"), help="folder of the runs")
     parser.add_argument("--only", nargs="+", choices=(*VARIANTS, "transfer"), help="these variants and the baseline")
     parser.add_argument(
         "--pretrain_dataset", help="adds transfer: as many steps on these melodies first, then on --dataset"
@@ -61,7 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def command(options: dict[str, str]) -> list[str]:
     """Write options as a command line."""
-    return [sys.executable, "train.py", *(word for pair in options.items() for word in pair if word)]
+    return [sys.executable, str(ROOT / "train.py"), *(word for pair in options.items() for word in pair if word)]
 
 
 def parse_options(text: str) -> dict[str, str]:
@@ -101,7 +101,7 @@ def train(options: dict[str, str], output_dir: Path) -> dict:
     output_dir.mkdir(parents=True, exist_ok=True)
     log = output_dir / "train.log"
     with log.open("a") as file:
-        done = subprocess.run(command(options), cwd=ROOT, stdout=file, stderr=file)
+        done = subprocess.run(command(options), stdout=file, stderr=file)
     if done.returncode:
         raise UserError(f"{log}: train.py ended with {done.returncode}; its last lines say why")
     return json.loads((output_dir / LOG_NAME).read_text())
@@ -118,19 +118,27 @@ def measure(log: dict) -> dict[str, float]:
     }
 
 
-def run_all(args: argparse.Namespace) -> None:
-    """Run what is not there yet, and write the results after each run."""
-    base = {
+def options_of(args: argparse.Namespace, checkpoints: int) -> dict[str, str]:
+    """Write the options of train.py that all runs share: a schedule in proportion to the steps, and `--options`."""
+
+    def every(part: int) -> str:
+        return str(max(args.steps // part, 1))
+
+    return {
         "--dataset": args.dataset,
         "--max_train_steps": str(args.steps),
-        "--evaluation_steps": str(max(args.steps // 8, 1)),
-        "--checkpointing_steps": str(max(args.steps // 4, 1)),
-        "--kl_warmup_steps": str(max(args.steps // 8, 1)),
-        "--num_warmup_steps": str(max(args.steps // 25, 1)),
+        "--evaluation_steps": every(8),
+        "--checkpointing_steps": every(checkpoints),
+        "--kl_warmup_steps": every(8),
+        "--num_warmup_steps": every(25),
         "--listening_samples": "0",
         **parse_options(args.options),
     }
-    runs: Path = args.runs or ROOT / "outputs" / "ablations"
+
+
+def run_all(args: argparse.Namespace) -> None:
+    """Run what is not there yet, and write the results after each run."""
+    base = options_of(args, checkpoints=4)
     wanted = {BASELINE: {}} | {name: VARIANTS[name] for name in VARIANTS if name in (args.only or VARIANTS)}
     if args.pretrain_dataset:
         wanted["transfer"] = {}
@@ -143,7 +151,7 @@ def run_all(args: argparse.Namespace) -> None:
         of_variant = results["variants"].setdefault(name, {"options": wanted[name], "seeds": {}})
         if str(seed) in of_variant["seeds"]:
             continue
-        folder = runs / f"{name.replace(' ', '_')}-seed{seed}"
+        folder = args.runs / f"{name.replace(' ', '_')}-seed{seed}"
         options = varied(base, wanted[name]) | {"--seed": str(seed)}
         if name == "transfer":
             before = folder.with_name(f"{folder.name}-before")
@@ -163,10 +171,7 @@ def write(results: dict, output: Path) -> None:
     baseline = results["variants"][BASELINE]["bits_per_note"]
     for of_variant in results["variants"].values():
         of_variant["difference"] = of_variant["bits_per_note"] - baseline
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_suffix(".partial")
-    partial.write_text(json.dumps(results, indent=1) + "\n")
-    partial.replace(output)
+    replace_json(results, output)
 
 
 def mean_bits(of_variant: dict) -> float:

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.ablations import ROOT, carry_out, parse_options, train, varied
+from benchmarks.ablations import OVERRIDES, ROOT, carry_out, options_of, parse_options, train, varied
 from dataset_script.build import machine
 from evaluation.report_blocks import budget
 from training.errors import UserError
+from training.record import replace_json
 
-OVERRIDES = "--config_overrides"
 OBJECTIVE = "kl_weight=0.2,free_bits=256"  # MusicVAE's for 16 bars, for both VAEs
 SHAPES = {
     "melody_vae": "hidden_size=96,intermediate_size=384,num_attention_heads=4,num_encoder_layers=2,num_hidden_layers=4",
@@ -42,7 +42,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dataset", required=True, help="folder or Hub id of the melodies")
     parser.add_argument("--output", required=True, type=Path, help="JSON file with the results")
     parser.add_argument("--steps", type=int, required=True, help="of every model; 64 melodies each by default")
-    parser.add_argument("--runs", type=Path, default=ROOT / "outputs" / "baselines", help="folder of the runs")
+    parser.add_argument("--runs", type=Path, default=Path("outputs/baselines"), help="folder of the runs")
     parser.add_argument("--only", nargs="+", choices=SHAPES, default=list(SHAPES), help="these model types")
     parser.add_argument("--options", default="", help="further options of train.py for all models, in quotes")
     parser.add_argument("--evaluate", default="", help="further options of evaluate_model.py, in quotes")
@@ -60,7 +60,7 @@ def evaluate(model: Path, options: dict[str, str]) -> dict:
     words = [word for name, text in options.items() for word in (name, *text.split())]
     with log.open("a") as file:
         done = subprocess.run(
-            [sys.executable, "evaluate_model.py", *words], cwd=ROOT, stdout=file, stderr=file, check=False
+            [sys.executable, str(ROOT / "evaluate_model.py"), *words], stdout=file, stderr=file, check=False
         )
     if done.returncode:
         raise UserError(f"{log}: evaluate_model.py ended with {done.returncode}; its last lines say why")
@@ -76,16 +76,7 @@ def run_all(args: argparse.Namespace) -> None:
     Raises:
         UserError: If the results are of other options, the models differ too much in size, or a command fails.
     """
-    base = {
-        "--dataset": args.dataset,
-        "--max_train_steps": str(args.steps),
-        "--evaluation_steps": str(max(args.steps // 8, 1)),
-        "--checkpointing_steps": str(max(args.steps // 16, 1)),
-        "--kl_warmup_steps": str(max(args.steps // 8, 1)),
-        "--num_warmup_steps": str(max(args.steps // 25, 1)),
-        "--listening_samples": "0",
-        **parse_options(args.options),
-    }
+    base = options_of(args, checkpoints=16)
     measured = {"--dataset": args.dataset, "--parts": " ".join(PARTS), **parse_options(args.evaluate)}
     told = {"options": base, "evaluation": measured}
     for model_type in tqdm(args.only, desc="models", unit="model"):
@@ -122,10 +113,7 @@ def write(results: dict, output: Path) -> None:
     sizes = {name: found["parameters"] for name, found in results["models"].items()}
     if max(sizes.values()) > WIDEST * min(sizes.values()):
         raise UserError(f"parameters differ by more than {WIDEST - 1:.0%}: {sizes}; change SHAPES")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_suffix(".partial")
-    partial.write_text(json.dumps(results, indent=1) + "\n")
-    partial.replace(output)
+    replace_json(results, output)
 
 
 def main(argv: list[str] | None = None) -> int:

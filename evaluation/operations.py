@@ -1,15 +1,17 @@
 """Measure what a model does when asked for something: `python -m evaluation.operations --model DIR --dataset DIR`.
 
 Validity at a high temperature, conditions obeyed, variations against similarity, infill, pieces of 64 bars, shifts of
-attributes; with them what `benchmarks.attention` measured of the model's attention.
+attributes; with them what `benchmarks.attention` measured of the model's attention. What is in the output file already
+is not measured again, and several commands with other `--parts` may run beside each other on one output file.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,14 @@ from evaluation.attributes import control, encode_lines
 from modeling.attributes_melody_vae import key_of, measure, steps_per_bar, tempo_class
 from modeling.processing_melody_vae import FIRST_CHARACTER, WORD_PREFIX
 from train import LOG_NAME, UserError, load_lines, load_pretrained
+from training.record import replace_json
 
 AT_ONCE = 64
 SIMILARITIES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 LONG_BARS = 64
 FEWEST_OF_GENRE = 15  # test melodies
+PARTS = ("variations", "infill", "conditions", "genre", "long", "validity", "attributes")
+OPTIONS = ("dataset", "samples", "bars", "melodies", "shifts", "guidance", "probe_melodies")  # that figures depend on
 DISTANCES = (1, 2, 4, 8, 16, 32)  # bars between two bars that are compared
 
 
@@ -260,6 +265,65 @@ def read_attention(path: Path) -> dict[str, Any]:
     return {name: report[name] for name in ("worst_ratio", "largest_difference", "memory_mib", "targets", "machine")}
 
 
+def fingerprint(model: torch.nn.Module) -> str:
+    """Hash a model's weights: figures of other weights do not go into one report."""
+    hashed = hashlib.blake2b(digest_size=8)
+    for name, weights in sorted(model.state_dict().items()):
+        hashed.update(name.encode() + weights.contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()
+
+
+def measure_all(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure what the report lacks, and write it after each part.
+
+    Raises:
+        UserError: If the report is of another model or other options, or the model cannot do what is measured.
+    """
+    model = load_pretrained(AutoModel, options.model).eval()
+    operations = Operations(model, load_pretrained(AutoProcessor, options.model))
+    sizes = {"train": options.probe_melodies} | dict.fromkeys(("validation", "test"), options.probe_melodies // 8)
+    chosen = {name: choose_windows(options.dataset, name, size, 0) for name, size in sizes.items()}
+    melodies = chosen["test"][: options.melodies]
+    told = {
+        "model": {
+            "name": Path(options.model).name,
+            "weights": fingerprint(model),
+            "parameters": sum(each.numel() for each in model.parameters()),
+            "num_prior_layers": model.config.num_prior_layers,
+            "training": read_log(options.model),
+        },
+        "options": {name: getattr(options, name) for name in OPTIONS},
+    }
+    measures: dict[str, Callable[[], Any]] = {
+        "variations": lambda: operations.variations(melodies[:16], 4),
+        "infill": lambda: operations.infills(melodies, (4, 5, 10)),
+        "conditions": lambda: operations.conditions(3 * options.melodies, options.guidance),
+        "genre": lambda: operations.genres(chosen, options.guidance),
+        "long": lambda: operations.long_pieces(16, options.dataset),
+        "validity": lambda: operations.validity(options.samples, options.bars),
+        "attributes": lambda: control(model, operations.processor, chosen, options.shifts),
+    }
+    report = read_report(options.output, told)
+    for part in tqdm([part for part in options.parts if part not in report], desc="parts", unit="part"):
+        found = measures[part]()
+        report = read_report(options.output, told)  # again: other parts may have been measured beside this one
+        report |= {part: found} | told | {"attention": read_attention(options.attention), "machine": machine()}
+        replace_json(report, options.output)
+    return report
+
+
+def read_report(output: Path, told: Mapping[str, Any]) -> dict[str, Any]:
+    """Read what was measured so far.
+
+    Raises:
+        UserError: If it was measured of another model, or with other options.
+    """
+    report = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {}
+    if report and {name: report.get(name) for name in told} != told:
+        raise UserError(f"{output}: of another model or other options; give another --output, or remove it")
+    return report
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m evaluation.operations", description=__doc__)
@@ -277,34 +341,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--attention", type=Path, default=Path("results/attention.json"), help="report of benchmarks.attention"
     )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
     options = parser.parse_args(arguments)
     try:
-        model = load_pretrained(AutoModel, options.model).eval()
-        operations = Operations(model, load_pretrained(AutoProcessor, options.model))
-        sizes = {"train": options.probe_melodies} | dict.fromkeys(("validation", "test"), options.probe_melodies // 8)
-        chosen = {name: choose_windows(options.dataset, name, size, 0) for name, size in sizes.items()}
-        melodies = chosen["test"][: options.melodies]
-        report = {
-            "model": {
-                "name": Path(options.model).name,
-                "parameters": sum(each.numel() for each in model.parameters()),
-                "num_prior_layers": model.config.num_prior_layers,
-                "training": read_log(options.model),
-            },
-            "attention": read_attention(options.attention),
-            "variations": operations.variations(melodies[:16], 4),
-            "infill": operations.infills(melodies, (4, 5, 10)),
-            "conditions": operations.conditions(3 * options.melodies, options.guidance)
-            | {"genre": operations.genres(chosen, options.guidance)},
-            "long": operations.long_pieces(16, options.dataset),
-            "validity": operations.validity(options.samples, options.bars),
-            "attributes": control(model, operations.processor, chosen, options.shifts),
-            "machine": machine(),
-        }
+        report = measure_all(options)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=2))
     return 0
 

@@ -169,7 +169,7 @@ def operations() -> str:
         if isinstance(of, dict) and "obeyed_at_once" in of
     ]
     rows.append(["tempo class as asked for, in the score", f"{asked['tempo']['obeyed']:.1%}"])
-    if genre := asked["genre"]:
+    if genre := results["genre"]:
         rows.append(
             [
                 f"genre guessed by a classifier ({len(genre['genres'])} genres; real test melodies; by chance)",

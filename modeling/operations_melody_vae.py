@@ -28,9 +28,8 @@ PER_MELODY = ("generator", "bars", "temperature", "scale", "time_signature", "lo
 
 FEWEST_ROWS = 4  # products of fewer rows are summed up in another order (MKL), and might round to another token
 NUMBERS_AT_ONCE = 64
-PRIOR_STEPS = (
-    8  # of Heun's method; from 64 the latents then differ by 0.013 of their standard deviation, at 32 by 0.005
-)
+# Of Heun's method; latents of 64 steps then differ by 0.013 of their standard deviation, at 32 by 0.005.
+PRIOR_STEPS = 8
 
 
 def slerp(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -79,6 +78,11 @@ def take_rows(options: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]
     """Keep of the options that have a value for each melody those of some melodies; what is for all stays."""
     per_melody = {name for name in PER_MELODY if is_list(options.get(name))}
     return {name: [value[row] for row in rows] if name in per_melody else value for name, value in options.items()}
+
+
+def take_conditions(asked: Mapping[str, list], rows: Sequence[int]) -> dict[str, list]:
+    """Keep of conditions, a list with one for each melody, those of some melodies."""
+    return {name: [values[row] for row in rows] for name, values in asked.items()}
 
 
 def choose(weights: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
@@ -424,12 +428,7 @@ class MelodyOperations:
                 wrong = self.rows_in_another_key(ids, asked)
                 if not wrong:
                     break
-                drawn = self.draw(
-                    len(wrong),
-                    {name: [values[row] for row in wrong] for name, values in asked.items()},
-                    guidance,
-                    take_rows(options, wrong),
-                )
+                drawn = self.draw(len(wrong), take_conditions(asked, wrong), guidance, take_rows(options, wrong))
                 ids = self.replace_rows(ids, wrong, drawn)
         return ids
 
@@ -456,9 +455,7 @@ class MelodyOperations:
             rows = [*range(n), *[0] * (FEWEST_ROWS - n)]
             chosen = take_rows(options, rows)
             chosen["generator"][n:] = [each.clone_state() for each in chosen["generator"][n:]]
-            drawn = self.draw(
-                FEWEST_ROWS, {name: [values[row] for row in rows] for name, values in asked.items()}, guidance, chosen
-            )[:n]
+            drawn = self.draw(FEWEST_ROWS, take_conditions(asked, rows), guidance, chosen)[:n]
             return drawn[:, : int(drawn.ne(self.config.pad_token_id).sum(-1).max())]
         if "time_signature" in asked and self.config.grammar_columns:
             options.setdefault("time_signature", asked["time_signature"])
@@ -515,7 +512,7 @@ class MelodyOperations:
                 known = size if made[0] else 0
                 own = take_rows(options, new)
                 if self.config.latent_size:
-                    conditions = {name: [values[row] for row in new] for name, values in asked.items()}
+                    conditions = take_conditions(asked, new)
                     own["latent"] = self.prior_sample(len(new), primer, conditions, guidance, own.get("generator"))
                 if made[0]:
                     own["time_signature"] = None  # the primer has its own

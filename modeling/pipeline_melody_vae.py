@@ -166,7 +166,7 @@ class MelodyGenerationPipeline(Pipeline):
     ) -> dict[str, Any]:
         """Write ids `(B * num, T)`, those of each melody in a row."""
         model, mode, num = self.model, model_inputs["mode"], model_inputs["num"]
-        told = {"conditions": conditions, "guidance": guidance}
+        told, asked = {"conditions": conditions, "guidance": guidance}, {}
         if mode in NEEDS_LATENT:
             if conditions:
                 raise ValueError(f"conditions: mode={mode!r} has none; sample, infill and continue do")
@@ -175,17 +175,23 @@ class MelodyGenerationPipeline(Pipeline):
             ids = self._decode(model_inputs, seed, similarity, attribute, amount, generate_kwargs)
         else:
             generate_kwargs |= {"temperature": 1.0 if temperature is None else temperature}
+            melodies = 1 if mode == "sample" else len(model_inputs["lines"])
+            asked = model.conditions_of(conditions, num * melodies)
             if mode == "sample":
                 ids = model.sample(num, seed, bars=model_inputs["bars"], **told, **generate_kwargs)
             elif mode == "infill":
                 batch = {name: model_inputs[name].repeat_interleave(num, dim=0) for name in READ}
                 ids = model.infill(**batch, bars=fill, seed=seed, **told, **generate_kwargs)
             else:
-                model.conditions_of(conditions, num)  # refuses what the model does not know
                 ids = self._continue(model_inputs, seed, conditions, guidance, generate_kwargs)
-        asked = model.conditions_of(conditions, len(ids)).get("tempo")
         is_list = model_inputs.get("is_list", False)
-        return {"ids": ids, "num": num, "lines": model_inputs["lines"], "is_list": is_list, "tempos": asked}
+        return {
+            "ids": ids,
+            "num": num,
+            "lines": model_inputs["lines"],
+            "is_list": is_list,
+            "tempos": asked.get("tempo"),
+        }
 
     def _decode(
         self,

@@ -130,7 +130,6 @@ class LatentPrior(nn.Module):
         is_known: torch.Tensor,
         labels: dict[str, torch.Tensor],
         begin: float = 0.0,
-        end: float = 1.0,
         guidance: float | torch.Tensor = 1.0,
         steps: int = 32,
         noise: torch.Tensor | None = None,
@@ -142,7 +141,6 @@ class LatentPrior(nn.Module):
             is_known: `(B, N)`.
             labels: As in `forward`.
             begin: Where on the way from noise (0) to `latent` (1) to begin; the nearer to 1, the more alike.
-            end: Where to stop; before 1 the drawn bars are left with as much noise as is missing.
             guidance: By how much labels are exaggerated (Ho & Salimans 2022, arXiv:2207.12598); 1 is not at all. A
                 number, or `(B,)`.
             steps: Steps of Heun's method from 0 to 1.
@@ -153,7 +151,7 @@ class LatentPrior(nn.Module):
         """
         target = self.shares(latent)
         state = begin * target + (1 - begin) * (torch.randn_like(target) if noise is None else noise)
-        state = self.follow(state, begin, end, target, is_known, labels, guidance, steps)
+        state = self.follow(state, begin, 1.0, target, is_known, labels, guidance, steps)
         return self.unshares(torch.where(is_known[..., None], target, state))
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_models
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,7 +33,7 @@ from baselines.processing_music_vae import NUM_CLASSES, PADDING, START, steps_to
 from baselines.recurrence import Recurrence, RecurrentCache
 from evaluation.bits_per_note.bits_per_note import bits_per_note
 from evaluation.step_accuracy.step_accuracy import step_classes
-from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel
+from modeling import MelodyProcessor
 from modeling.modeling_melody_vae import NATS_PER_BIT, reconstruction_nats
 from modeling.processing_melody_vae import line_to_words, transposition_table
 
@@ -707,19 +708,7 @@ def test_bits_per_note_are_the_sum_over_melodies(models, processor, model_type):
 
 
 def test_melody_nats_measure_our_model_as_well(processor):
-    torch.manual_seed(0)
-    config = MelodyVAEConfig(
-        vocab_size=len(processor.tokenizer),
-        bar_token_ids=processor.bar_token_ids,
-        hidden_size=10,
-        intermediate_size=13,
-        num_attention_heads=2,
-        num_encoder_layers=1,
-        num_hidden_layers=1,
-        latent_size=2 * N,
-        max_bars=N,
-    )
-    model = MelodyVAEModel(config).eval()
+    model = tiny_models.make_model(processor)
     nats, kl_nats = melody_nats(model, collate(processor)(TEXTS), torch.Generator().manual_seed(0))
     assert nats.shape == kl_nats.shape == (B,)
     assert (nats > 0).all()

@@ -69,6 +69,7 @@ def test_two_models_with_one_budget(tmp_path, monkeypatch, capsys):
     assert build(["--output", str(data)]) == 0
     arguments = ["--dataset", str(data), "--output", str(output), "--runs", str(runs), "--steps", "3"]
     arguments += ["--options", TINY, "--evaluate", "--melodies 4 --samples 4 --ngram_melodies 20"]
+    monkeypatch.setattr(baselines, "WIDEST", 2.0)  # SHAPES are for a vocabulary of 2,048
     monkeypatch.setattr(baselines, "OBJECTIVE", f"{baselines.OBJECTIVE},latent_size=32")
     assert baselines.main([*arguments, "--only", "rnn"]) == 0
     made = (runs / "rnn" / "model.safetensors").stat().st_mtime_ns

@@ -82,7 +82,7 @@ def test_greedy_tokens_equal_torchs(exported, batch, bars, max_length):
 def test_different_latents_write_different_melodies(exported):
     rows = OnnxMelodyVAE(exported[0]).generate(make_latent(5).numpy(), max_length=31).tolist()
     assert len({tuple(row) for row in rows}) == 5
-    assert all(len(set(row)) > 5 for row in rows)
+    assert len({token for row in rows for token in row}) > 20
 
 
 @pytest.mark.slow

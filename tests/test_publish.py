@@ -20,12 +20,13 @@ from datasets import Dataset, load_dataset
 from fake_hub import Fault, Hub, running_hub
 from huggingface_hub import RepoCard
 from packaging.requirements import Requirement
+from tiny_models import make_model
 
 import publish
 from dataset_script import build
 from dataset_script.windows import windows
 from evaluation.note_f1.note_f1 import note_f1
-from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel
+from modeling import MelodyProcessor, MelodyVAEModel
 from modeling.processing_melody_vae import line_to_words
 from publishing import hub as publishing_hub
 from publishing import model_card
@@ -182,23 +183,14 @@ def trained(tmp_path_factory, lines) -> Path:
     """Save a small model as training does, checkpoints and log beside it."""
     rows = load_dataset(str(lines), split="train", cache_dir=str(tmp_path_factory.mktemp("cache")))
     processor = MelodyProcessor.train([line_to_words(row) for row in rows], vocab_size=401, max_bars=16)
-    torch.manual_seed(0)
-    config = MelodyVAEConfig(
-        vocab_size=len(processor.tokenizer),
-        bar_token_ids=processor.bar_token_ids,
+    melody_vae = make_model(
+        processor,
         hidden_size=12,
-        intermediate_size=13,
-        num_encoder_layers=1,
         num_hidden_layers=2,
-        num_attention_heads=2,
-        latent_size=32,
-        max_bars=16,
-        max_relative_distance=11,
         num_prior_layers=1,
         conditions={"key": ["C major", "A minor"], "tempo": ["slow", "fast"]},
         initializer_range=0.3,
     )
-    melody_vae = MelodyVAEModel(config).eval()
     melody_vae.set_grammar(processor.grammar_table())
     folder = tmp_path_factory.mktemp("trained") / "melody-vae-16bar"
     melody_vae.save_pretrained(folder)

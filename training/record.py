@@ -25,6 +25,14 @@ from training.watching import LISTENING, Take, listen, show
 LOG_NAME = "training_log.json"
 
 
+def replace_json(value: dict, output: Path) -> None:
+    """Write a JSON file at once: whoever is stopped leaves the old one or the new one."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f"partial_{output.name}")
+    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    partial.replace(output)
+
+
 def unsharded(model: PreTrainedModel) -> PreTrainedModel:
     """Make a model like one that FSDP2 has sharded, without weights: sharding makes a class of torch's of the model's.
 
@@ -161,9 +169,7 @@ class Record:
     def write_log(self) -> None:
         """Write the log, at once."""
         if self.accelerator.is_main_process:
-            partial = self.output_dir / f"partial_{LOG_NAME}"
-            partial.write_text(json.dumps(self.log(), indent=1) + "\n")
-            partial.replace(self.output_dir / LOG_NAME)
+            replace_json(self.log(), self.output_dir / LOG_NAME)
 
     def finish(self) -> None:
         """Save the last model if that is the one to keep, and write log and report."""
