@@ -137,6 +137,8 @@ def get_dataloaders(
             own = build_own(dataset, processor.steps_per_beat if processor else DEFAULT_STEPS_PER_BEAT, args.num_proc)
             dataset = str(own.folder)
             accelerator.print(own.summary)
+            if own.is_small and not pretrained:
+                accelerator.print("few songs for a new model; go on from a trained one: --init_from MODEL, for minutes")
         if args.streaming:
             stream = load_split(dataset, "train", streaming=True).select_columns(sorted(COLUMNS))
             lines = read_ahead(filter(is_trained_on, stream.take(args.streaming_buffer)), args)

@@ -1,6 +1,7 @@
 """Attributes of melodies by hand-made examples, and how far a model moves them when asked."""
 
 import copy
+import json
 import sys
 
 import numpy as np
@@ -16,6 +17,7 @@ from modeling import attributes_melody_vae as measured
 from modeling.operations_melody_vae import OWN_WEIGHT
 from tests.test_constraints import model_for, processor_for
 from tests.test_modeling import make_model
+from tests.test_train import dataset, trained  # noqa: F401 (fixtures)
 
 
 def line(start, pitch, duration=None, bars=2):
@@ -173,3 +175,22 @@ def test_note_distance_and_bar_similarity_by_hand():
     assert operations.bar_similarity(one) == {1: 0.5}  # bar 0 has two notes, bar 1 one of them
     assert operations.bar_similarity(PLAIN) == {1: 1.0}
     assert operations.mean_similarity([one, PLAIN] * 2)["1"] == 0.75
+
+
+def test_what_is_measured_is_kept_part_by_part(trained, dataset, tmp_path, monkeypatch, capsys):  # noqa: F811
+    output, attention = tmp_path / "model.json", tmp_path / "attention.json"
+    names = ("worst_ratio", "largest_difference", "memory_mib", "targets", "machine")
+    attention.write_text(json.dumps(dict.fromkeys(names, 1.0)))
+    command = ["--model", str(trained), "--dataset", str(dataset), "--output", str(output), "--melodies", "2"]
+    command += ["--probe_melodies", "16", "--attention", str(attention)]
+    assert operations.main([*command, "--parts", "infill"]) == 0
+    first = json.loads(output.read_text())
+    assert "variations" not in first
+    monkeypatch.setattr(operations.Operations, "infills", lambda *_: pytest.fail("measured again"))
+    assert operations.main([*command, "--parts", "variations", "infill"]) == 0
+    second = json.loads(output.read_text())
+    assert {name: second[name] for name in first} == first
+    assert second["variations"]["1.0"] == 0
+    assert operations.main([*command, "--bars", "3"]) == 2
+    assert f"{output}: of another model or other options" in capsys.readouterr().err
+    assert json.loads(output.read_text()) == second

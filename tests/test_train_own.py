@@ -5,18 +5,20 @@ import random
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import datasets
 import pytest
 import torch
+from huggingface_hub import HfApi
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
 import train
 from modeling.processing_melody_vae import line_to_score
 from tests.test_train import TINY, arguments, dataset, melody, run, trained  # noqa: F401 - two of them are fixtures
-from training import own_midi, record, report
+from training import models, own_midi, record, report
 from training.watching import Means, Rates, Stopwatch, trackers_of
 
 ROOT = Path(__file__).parents[1]
@@ -77,6 +79,31 @@ def test_something_is_always_held_out(cache, tmp_path, count):
 def test_one_song_is_not_enough(cache, tmp_path):
     with pytest.raises(train.UserError, match="melodies of one song only; give two or more"):
         own_midi.build_own(str(write_songs(tmp_path / "songs", 1)), 4, 1)
+
+
+def test_few_songs_call_for_a_trained_model(cache, tmp_path, capsys):
+    songs = write_songs(tmp_path / "songs", 2)
+    built = own_midi.build_own(str(songs), 4, 1)
+    assert built.is_small
+    run(arguments(songs, tmp_path / "new", "--max_train_steps", "1"))
+    assert "--init_from MODEL" in capsys.readouterr().out
+
+
+def test_a_mistyped_model_is_told_at_once(monkeypatch):
+    nobody = partial(HfApi, endpoint="http://127.0.0.1:9")  # the port that discards: nothing listens there
+    monkeypatch.setattr(models, "HfApi", nobody)
+    assert not models.is_hub_there("runs/lakhh")
+    asked = []
+
+    class Auto:
+        @staticmethod
+        def from_pretrained(source, **options):
+            asked.append(options)
+            raise OSError(f"{source} is not there")
+
+    with pytest.raises(train.UserError, match="runs/lakhh: no trained model"):
+        models.load_pretrained(Auto, "runs/lakhh")
+    assert asked == [{"trust_remote_code": True, "local_files_only": True}]
 
 
 def test_own_files_with_adapters_in_one_command(trained, cache, tmp_path, capsys):  # noqa: F811

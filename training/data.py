@@ -107,7 +107,7 @@ def load_split(dataset: str, split: str, streaming: bool = False) -> Any:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{dataset}: no data set with a split '{split}' there ({reason}); "
-            "build one with python -m dataset_script.build --input ARCHIVE --output DIR"
+            "put MIDI files there, or build one with python -m dataset_script.build --input ARCHIVE --output DIR"
         ) from error
     if missing := COLUMNS - set(names):
         raise UserError(f"{dataset}: the column {sorted(missing)[0]} is missing; build it with dataset_script.build")

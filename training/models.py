@@ -3,7 +3,10 @@
 import argparse
 from pathlib import Path
 
+import httpx2
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import OfflineModeIsEnabled
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 import baselines
@@ -13,6 +16,7 @@ from training.errors import UserError
 from training.options import MELODY_VAE, MUSIC_VAE
 
 TOKENIZER = "tokenizer_of_windows"  # folder in the run's, where its model reads no tokens
+HUB_SECONDS = 10  # to wait for the Hub's first answer
 
 
 def load_pretrained(auto_class, source: str, **options):
@@ -21,11 +25,24 @@ def load_pretrained(auto_class, source: str, **options):
     Raises:
         UserError: If there is none.
     """
+    if not Path(source).exists() and not is_hub_there(source):
+        options["local_files_only"] = True
     try:
         return auto_class.from_pretrained(source, trust_remote_code=True, **options)
     except Exception as error:  # no folder, no such id, missing or broken files: each has its own class
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{source}: no trained model ({reason}); give a folder that train.py wrote") from error
+
+
+def is_hub_there(model_id: str) -> bool:
+    """Ask the Hub for a model once: where nothing answers, transformers would ask for minutes."""
+    try:
+        HfApi().model_info(model_id, timeout=HUB_SECONDS)
+    except (httpx2.TransportError, OfflineModeIsEnabled):
+        return False
+    except Exception:  # no such model, no rights: transformers says what is wrong
+        return True
+    return True
 
 
 def load_tokenizing_processor(source: str) -> MelodyProcessor:

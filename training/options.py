@@ -143,7 +143,12 @@ def add_model_options(model: argparse._ArgumentGroup) -> None:
         help="with --init_from: train small adapters of this rank and leave the model's own weights alone (LoRA); "
         "they are merged in the end, so that the model loads as any other. 8 is usual, 0 trains all weights",
     )
-    model.add_argument("--vocab_size", type=int, default=1024, help="of the BPE tokenizer that is trained on the data")
+    model.add_argument(
+        "--vocab_size",
+        type=int,
+        default=1024,
+        help="of the BPE tokenizer that is trained on the data; --init_from has one already",
+    )
     model.add_argument(
         "--config_overrides",
         default="",

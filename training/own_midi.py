@@ -12,6 +12,7 @@ from dataset_script.midi_sources import InputError, Sources, in_folder, is_midi_
 from training.errors import UserError
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
+FEW_SONGS = 1000  # for a new model
 HELD_OUT_SHARE = 0.1  # of the songs, where the splits by hash leave training or validation empty
 
 
@@ -22,10 +23,12 @@ class OwnMidi:
     Attributes:
         folder: Of the data set, for `load_dataset`.
         summary: What was found and held out, in one line.
+        is_small: Whether these are few songs for a new model.
     """
 
     folder: Path
     summary: str
+    is_small: bool = False
 
 
 def is_midi(dataset: str) -> bool:
@@ -84,7 +87,8 @@ def with_validation(folder: Path, dataset: str) -> OwnMidi:
     """
     splits = datasets.load_dataset(str(folder), cache_dir=str(folder / "cache"))
     if "train" in splits and "validation" in splits:
-        return OwnMidi(folder, f"{dataset}: {describe(splits)}, by a hash of each song")
+        songs = sum(len(set(part["group"][:])) for part in splits.values())
+        return OwnMidi(folder, f"{dataset}: {describe(splits)}, by a hash of each song", songs < FEW_SONGS)
     lines = datasets.concatenate_datasets(list(splits.values()))
     songs = sorted(set(lines["group"][:]), key=lambda group: hashlib.blake2b(group.encode()).digest())
     if len(songs) < 2:
@@ -105,7 +109,7 @@ def with_validation(folder: Path, dataset: str) -> OwnMidi:
             part.to_parquet(partial)
             partial.replace(target / f"{split}.parquet")
     why = "too few for splits by hash, so every tenth song is held out for validation and none for a test"
-    return OwnMidi(target, f"{dataset}: {describe(parts)} ({why})")
+    return OwnMidi(target, f"{dataset}: {describe(parts)} ({why})", is_small=True)
 
 
 def describe(splits) -> str:
