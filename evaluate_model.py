@@ -37,7 +37,7 @@ from modeling.modeling_melody_vae import reconstruction_nats
 from training.errors import UserError
 from training.models import load_pretrained
 from training.record import LOG_NAME
-from training.validation import ACTIVE_UNIT_VARIANCE
+from training.validation import ACTIVE_UNIT_VARIANCE, nats_without_latent
 
 STEPS_PER_BAR = STEPS // BARS
 TEMPERINGS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)  # 1 / beta
@@ -203,7 +203,9 @@ class Evaluation:
             bound.append(math.log(importance_samples) - torch.stack(log_weights).logsumexp(0))
             kl.append(posterior.kl_nats())
         nats, kl_nats, bounds = (torch.cat(parts).tolist() for parts in (reconstruction, kl, bound))
-        tighter = self.per_note(bounds)
+        tighter, alone = self.per_note(bounds), {}
+        if getattr(self.model.config, "latent_noise", 0):
+            alone = self.without_latent(bounds)
         return {
             **bits_per_note(nats, kl_nats, self.notes),
             **self.per_note([sum(both) for both in zip(nats, kl_nats, strict=True)]),
@@ -211,11 +213,32 @@ class Evaluation:
             "importance_weighted_interval": tighter["interval"],
             "importance_weighted_perplexity": tighter["perplexity"],
             "importance_samples": importance_samples,
+            **alone,
             "reconstruction_nats": float(np.mean(nats)),
             "kl_nats": float(np.mean(kl_nats)),
             "kl_interval": ratio_interval(kl_nats, seed=self.seed),
             "active_units": int((self.latent_mean.var(0) > ACTIVE_UNIT_VARIANCE).sum()),
         }
+
+    def without_latent(self, bounds: Sequence[float]) -> dict[str, Any]:
+        """Measure the melody decoder as a language model, and the even mixture of it and the VAE as one model.
+
+        Args:
+            bounds: Of -log p(x) of the VAE, in nats, one for each melody.
+        """
+        nats = []
+        for batch in tqdm(self.batches, desc="Likelihood without a latent"):
+            labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+            nats.append(nats_without_latent(self.model, batch, labels))
+        alone = torch.cat(nats).double()
+        mixed = math.log(2) - torch.logaddexp(-alone, -torch.tensor(bounds).to(alone))
+        found = {}
+        for name, measured in (
+            ("without_latent", self.per_note(alone.tolist())),
+            ("mixture", self.per_note(mixed.tolist())),
+        ):
+            found |= {f"{name}_{key}": value for key, value in measured.items()}
+        return found
 
     @cached_property
     def latent_mean(self) -> torch.Tensor:

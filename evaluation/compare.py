@@ -100,6 +100,18 @@ ROWS = [
         floor=("likelihood_floors/unigram/bits_per_note", "unigram"),
     ),
     Row(
+        "bits per note, written without a latent",
+        "likelihood/without_latent_bits_per_note",
+        "likelihood/without_latent_interval",
+        2,
+    ),
+    Row(
+        "bits per note, with and without a latent, mixed evenly",
+        "likelihood/mixture_bits_per_note",
+        "likelihood/mixture_interval",
+        2,
+    ),
+    Row(
         "perplexity per token",
         "likelihood/perplexity",
         "",

@@ -37,6 +37,8 @@ class MelodyVAEConfig(PreTrainedConfig):
         free_bits: Bits of KL per melody that cost nothing (MusicVAE, arXiv:1803.05428, has 256 at 16 bars).
         latent_noise: Share of the melodies whose latent is mixed with noise in training, by an amount that the melody
             decoder is told, so that it can write with a latent that is known in part or not at all.
+        sampling_noise: How much of the learned prior's latents `sample`, `infill` and continuations leave to the melody
+            decoder, from 0 to 1 (all: it writes as a language model); for models with `latent_noise`.
         latent_log_variance_init: Log-variance of the posterior before training; a low one keeps the first
             samples readable.
         initializer_range: Standard deviation of the initial weights.
@@ -70,6 +72,7 @@ class MelodyVAEConfig(PreTrainedConfig):
     kl_weight: float = 0.2
     free_bits: float = 256.0
     latent_noise: float = 0.0
+    sampling_noise: float = 0.0
     latent_log_variance_init: float = -3.0
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-5
@@ -102,6 +105,8 @@ class MelodyVAEConfig(PreTrainedConfig):
             )
         if not 0 <= self.latent_noise <= 1 or (self.latent_noise and not self.latent_size):
             raise ValueError(f"latent_noise={self.latent_noise} must be from 0 to 1, and 0 without a latent")
+        if not 0 <= self.sampling_noise <= (1 if self.latent_noise else 0):
+            raise ValueError(f"sampling_noise={self.sampling_noise} must be from 0 to 1, and 0 without latent_noise")
         if self.num_prior_layers and not self.latent_size:
             raise ValueError(f"num_prior_layers={self.num_prior_layers} without a latent: set latent_size")
         self.bar_token_ids = self.bar_token_ids or []

@@ -27,7 +27,7 @@ from .constraints_melody_vae import MAX_TOKENS_PER_BAR, MelodyLogitsProcessor, s
 from .operations_melody_vae import MelodyOperations
 from .pipeline_melody_vae import custom_pipelines
 from .prior_melody_vae import LatentPrior
-from .relative_attention import MelodyVAELayer, RelativeAttention, ResidualLinear
+from .relative_attention import MelodyVAELayer, RelativeAttention, ResidualLinear, ZeroLinear
 
 NATS_PER_BIT = 0.6931471805599453  # ln 2
 NOISE_HARMONICS = 8  # by which a bar is told how noisy its latent is
@@ -172,7 +172,7 @@ class BarConditioner(nn.Module):
         super().__init__()
         self.config = config
         if config.latent_noise:
-            self.noise_proj = nn.Linear(NOISE_HARMONICS, config.hidden_size, bias=False)
+            self.noise_proj = ZeroLinear(NOISE_HARMONICS, config.hidden_size, bias=False)
         self.latent_proj = nn.Linear(config.latent_size // config.max_bars, config.hidden_size)
         self.bar_embedding = nn.Parameter(torch.empty(config.max_bars, config.hidden_size))
         self.edge_embedding = nn.Parameter(torch.empty(2, config.hidden_size))  # before the first bar, after the last
@@ -194,10 +194,10 @@ class BarConditioner(nn.Module):
         noise = torch.where(kind < 1 / 3, 1.0, torch.where(kind < 2 / 3, amount, hidden))
         return torch.where(is_noisy < self.config.latent_noise, noise, 0.0)
 
-    def add_noise(self, latent: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Mix `latent` `(B, Z)` with as much noise as `noise` `(B, N)` says."""
+    def add_noise(self, latent: torch.Tensor, noise: torch.Tensor, drawn: torch.Tensor | None = None) -> torch.Tensor:
+        """Mix `latent` `(B, Z)` with as much noise as `noise` `(B, N)` says, from N(0, I), or the one that is given."""
         amount = noise.repeat_interleave(latent.shape[-1] // self.config.max_bars, dim=-1).to(latent)
-        return (1 - amount) * latent + amount * torch.randn_like(latent)
+        return (1 - amount) * latent + amount * (torch.randn_like(latent) if drawn is None else drawn)
 
     def forward(self, latent: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         """Expand latents into what the melody decoder is told.
@@ -249,6 +249,8 @@ class MelodyVAEPreTrainedModel(PreTrainedModel):
             module.init_weights(std)
         elif isinstance(module, ResidualLinear):
             init.normal_(module.weight, mean=0.0, std=std / (2 * depth) ** 0.5)
+        elif isinstance(module, ZeroLinear):
+            init.zeros_(module.weight)
         elif isinstance(module, MelodyEncoder):
             init.normal_(module.absent_bar, mean=0.0, std=std)
             init.constant_(module.log_variance_proj.bias, self.config.latent_log_variance_init)
@@ -256,11 +258,8 @@ class MelodyVAEPreTrainedModel(PreTrainedModel):
             # The latent starts as a whisper: at full strength its noise would drown the melody decoder.
             init.normal_(module.bar_embedding, mean=0.0, std=std)
             init.normal_(module.edge_embedding, mean=0.0, std=std)
-            if self.config.latent_noise:  # so that it can be added to a trained model
-                init.zeros_(module.noise_proj.weight)
         elif isinstance(module, LatentPrior):
             init.normal_(module.bar_embedding, mean=0.0, std=std)
-            init.zeros_(module.direction_proj.weight)
             init.zeros_(module.mean)
             init.ones_(module.scale)
             init.zeros_(module.attribute_mean)
@@ -523,6 +522,9 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
         if self.config.latent_size:
             if latent is None:
                 latent = self.prior_sample(len(inputs) if inputs is not None else 1, inputs)
+                if noise is None:
+                    told = self.sketch(latent, self.known_bars(inputs) if inputs is not None else None)
+                    latent, noise = told["latent"], told.get("noise")
             if noise is not None:
                 if not self.config.latent_noise:
                     raise ValueError(f"noise={noise}: this model was trained without (latent_noise=0)")

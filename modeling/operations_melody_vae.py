@@ -291,6 +291,39 @@ class MelodyOperations:
             latent = self.complete(latent, is_known, labels, guidance=guidance, generator=generator)
         return latent
 
+    def sketch(
+        self,
+        latent: torch.Tensor,
+        is_known: torch.Tensor | None = None,
+        amount: float | None = None,
+        generator: Generators | None = None,
+    ) -> dict[str, Any]:
+        """Leave part of latents to the melody decoder: mix bars that are not known with noise, and tell it how much.
+
+        Args:
+            latent: `(B, Z)`.
+            is_known: `(B, N)`, bars that stay as they are; none by default.
+            amount: From 0 (nothing changes) to 1 (the latent does not matter); `config.sampling_noise` by default.
+            generator: One for each latent; the global random state by default.
+
+        Returns:
+            Options of [`generate`], `latent` and, where there is any, `noise`.
+
+        Raises:
+            ValueError: If the model was trained without noise, or the amount is not from 0 to 1.
+        """
+        amount = self.config.sampling_noise if amount is None else amount
+        if not amount:
+            return {"latent": latent}
+        if not self.config.latent_noise or not 0 <= amount <= 1:
+            told = "is not from 0 to 1" if self.config.latent_noise else "and a model trained without (latent_noise=0)"
+            raise ValueError(f"noise={amount} {told}")
+        noise = latent.new_full((len(latent), self.config.max_bars), amount)
+        if is_known is not None:
+            noise = noise.masked_fill(is_known, 0.0)
+        drawn = draw_normal(latent, generator)
+        return {"latent": self.bar_conditioner.add_noise(latent, noise, drawn), "noise": noise}
+
     def complete(
         self,
         latent: torch.Tensor,
@@ -380,6 +413,7 @@ class MelodyOperations:
         guidance: float = 1.0,
         attempts: int = 8,
         generator: Generators | None = None,
+        noise: float | None = None,
         **generate_kwargs,
     ) -> torch.Tensor:
         """Sample `n` melodies from the prior.
@@ -400,6 +434,8 @@ class MelodyOperations:
             generator: Instead of a seed, one for each melody, which then is the same in whatever batch it is drawn:
                 bit by bit where matrix products do not depend on the number of rows (one thread of a CPU), else but
                 for a rare token on which rounding decides.
+            noise: How much of its latent a melody leaves to the melody decoder, from 0 to 1, see
+                [`MelodyOperations.sketch`]; `config.sampling_noise` by default.
             generate_kwargs: As in [`generate`]; `scale`, `time_signature` and the range of pitches may be lists with
                 one for each melody, or None where it is open.
 
@@ -413,6 +449,10 @@ class MelodyOperations:
         self.check_generator(generator, seed, n)
         bars = self.config.max_bars if bars is None else bars
         options = {"do_sample": True, "temperature": temperature, "top_k": 0, "bars": bars, **generate_kwargs}
+        if self.config.latent_size:
+            options["noise"] = noise
+        elif noise:
+            raise ValueError(f"noise={noise}: this model has no latent")
         if generator is not None:
             options["generator"] = generator
         elif is_list(temperature):
@@ -463,7 +503,8 @@ class MelodyOperations:
         if not is_list(bars) and bars > self.config.max_bars:
             return self.compose(n, bars, asked, guidance, options)
         if self.config.latent_size:
-            options["latent"] = self.prior_sample(n, None, asked, guidance, options.get("generator"))
+            latent = self.prior_sample(n, None, asked, guidance, options.get("generator"))
+            options |= self.sketch(latent, None, options.pop("noise", None), options.get("generator"))
         else:
             options["inputs"] = torch.full((n, 1), self.config.bos_token_id, device=self.device)
         return self.generate(bars=torch.as_tensor(bars), **self.apart(options))
@@ -513,7 +554,8 @@ class MelodyOperations:
                 own = take_rows(options, new)
                 if self.config.latent_size:
                     conditions = take_conditions(asked, new)
-                    own["latent"] = self.prior_sample(len(new), primer, conditions, guidance, own.get("generator"))
+                    latent = self.prior_sample(len(new), primer, conditions, guidance, own.get("generator"))
+                    own |= self.sketch(latent, self.known_bars(primer), own.pop("noise", None), own.get("generator"))
                 if made[0]:
                     own["time_signature"] = None  # the primer has its own
                 ids = self.generate(primer, bars=known + count, **self.apart(own))
@@ -555,6 +597,7 @@ class MelodyOperations:
         conditions: Conditions | None = None,
         guidance: float = 1.0,
         generator: Generators | None = None,
+        noise: float | None = None,
         **generate_kwargs,
     ) -> torch.Tensor:
         """Generate some bars of melodies anew; the others come back as they are.
@@ -567,6 +610,7 @@ class MelodyOperations:
             conditions: What the melodies shall be like; see [`MelodyOperations.conditions_of`].
             guidance: By how much conditions are exaggerated; 1 is not at all.
             generator: Instead of a seed, one for each melody.
+            noise: As in [`sample`], of the bars that are filled.
             generate_kwargs: As in [`generate`].
 
         Returns:
@@ -593,7 +637,7 @@ class MelodyOperations:
                     latent = self.complete(mean, ~regenerate, labels, guidance=guidance, generator=generator)
                 else:
                     latent = torch.where(self.spread_over_latent(regenerate), draw_normal(mean, generator), mean)
-                options["latent"] = latent
+                options |= self.sketch(latent, ~regenerate, noise, generator)
             else:
                 options["inputs"] = torch.full_like(input_ids[:, :1], self.config.bos_token_id)
             return self.generate(template=input_ids, regenerate=regenerate, **self.apart(options))

@@ -240,7 +240,8 @@ class MelodyGenerationPipeline(Pipeline):
         }
         with model.seeded(seed):
             if model.config.latent_size:
-                options["latent"] = model.prior_sample(len(primer), primer, conditions, guidance)
+                latent = model.prior_sample(len(primer), primer, conditions, guidance)
+                options |= model.sketch(latent, model.known_bars(primer))
             return model.generate(primer, **{**options, **generate_kwargs})
 
     def postprocess(

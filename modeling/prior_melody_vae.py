@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .configuration_melody_vae import MelodyVAEConfig
-from .relative_attention import MelodyVAELayer
+from .relative_attention import MelodyVAELayer, ZeroLinear
 
 
 class LatentPrior(nn.Module):
@@ -43,7 +43,7 @@ class LatentPrior(nn.Module):
             MelodyVAELayer(config, index, is_causal=False) for index in range(config.num_prior_layers)
         )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.direction_proj = nn.Linear(config.hidden_size, share)
+        self.direction_proj = ZeroLinear(config.hidden_size, share)
         self.register_buffer("mean", torch.zeros(config.latent_size))
         self.register_buffer("scale", torch.ones(config.latent_size))
         self.register_buffer("attribute_mean", torch.zeros(attributes))  # of the training data

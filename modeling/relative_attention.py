@@ -186,6 +186,10 @@ class ResidualLinear(nn.Linear):
     """Linear layer whose output is added to a residual stream; starts smaller the more of them there are (GPT-2)."""
 
 
+class ZeroLinear(nn.Linear):
+    """Linear layer that starts at zero, also when it is added to a model that is trained already."""
+
+
 class RelativeAttention(nn.Module):
     r"""Multi-head attention with a learned vector for each distance between query and key.
 

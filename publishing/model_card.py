@@ -158,6 +158,13 @@ def table_of_metrics(values: Mapping[str, Any]) -> list[dict[str, Any]]:
             f"a tighter bound on the same, by {likelihood.get('importance_samples')} importance samples",
             likelihood.get("importance_weighted_interval"),
         )
+        add(
+            "Bits per note, without a latent",
+            "bits_per_note_without_latent",
+            likelihood.get("without_latent_bits_per_note"),
+            "the melody decoder as a language model, told that its latent is nothing but noise",
+            likelihood.get("without_latent_interval"),
+        )
     grid = "share of 256 sixteenth steps whose class of 90 (88 pitches, note-off, no event) comes back"
     for name, found, how in (
         ("Step accuracy, free-running", free, "decoded greedily from the posterior mean alone"),

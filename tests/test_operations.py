@@ -11,6 +11,7 @@ from modeling import MelodyVAEModel
 from modeling.attributes_melody_vae import KEY_NAMES, key_of
 from modeling.operations_melody_vae import choose, decode_apart
 from tests.test_constraints import model_for, processor_for
+from tests.tiny_models import make_model
 
 BAR_STEPS = 16
 
@@ -57,6 +58,20 @@ def test_infill_gives_the_other_bars_back_as_they_are(model, processor):
     assert before != after
     with pytest.raises(ValueError, match="bar 6 cannot be filled: bars count from 0 to 5 here"):
         model.infill(ids, bars=[6])
+
+
+def test_with_noise_the_other_bars_stay_and_long_pieces_go_on(processor):
+    noisy = make_model(processor, max_bars=model_for(4).config.max_bars, latent_noise=0.5, sampling_noise=0.4)
+    noisy.set_grammar(processor.grammar_table())
+    ids = noisy.sample(3, seed=1, bars=6, time_signature="4/4")
+    filled = noisy.infill(ids, bars=[1, 4], seed=2)
+    assert not torch.equal(filled, noisy.infill(ids, bars=[1, 4], seed=2, noise=0.0))
+    for before, after in zip(processor.to_lines(ids), processor.to_lines(filled), strict=True):
+        assert notes(after, [0, 2, 3, 5]) == notes(before, [0, 2, 3, 5])
+    bars = 2 * noisy.config.max_bars
+    pieces = [noisy.sample(2, seed=3, bars=bars, **options) for options in ({}, {"noise": 0.0})]
+    assert all(line["bars"] == bars for piece in pieces for line in processor.to_lines(piece))
+    assert not torch.equal(*pieces)
 
 
 def test_a_piece_longer_than_a_latent_is_carried_on_from_its_second_half(model, processor):

@@ -117,6 +117,46 @@ def test_bars_of_a_beginning_stay_in_the_priors_samples(model):
     assert model.known_bars(SHORT_IDS).sum(1).tolist() == [2, 1, 1]
 
 
+def test_a_sketch_keeps_what_is_known_and_tells_how_noisy_the_rest_is():
+    noisy = make_prior_model(latent_noise=0.5)
+    latent, is_known = make_latent(), torch.zeros(3, N, dtype=torch.bool)
+    is_known[:, 2:5] = True
+    spread = noisy.spread_over_latent(is_known)
+    torch.manual_seed(0)
+    sketch = noisy.sketch(latent, is_known, 0.25)
+    assert torch.equal(sketch["latent"][spread], latent[spread])
+    assert torch.equal(sketch["noise"], torch.where(is_known, 0.0, 0.25))
+    drawn = (sketch["latent"] - 0.75 * latent)[~spread] / 0.25
+    assert drawn.std().item() == pytest.approx(1, abs=0.2)
+    assert noisy.sketch(latent, is_known, 0.0) == {"latent": latent}
+    of_seed = [torch.Generator().manual_seed(seed) for seed in (5, 6, 5)]
+    once = noisy.sketch(latent[:1].expand(3, -1), amount=0.5, generator=of_seed)["latent"]
+    assert torch.equal(once[0], once[2])
+    assert not torch.equal(once[0], once[1])
+
+
+def test_sampling_leaves_a_part_to_the_melody_decoder(model):
+    noisy = make_prior_model(latent_noise=0.5)
+    with torch.no_grad():
+        noisy.bar_conditioner.noise_proj.weight.normal_()
+    options = {"seed": 5, "bars": 3, "max_length": 40}
+    plain = noisy.sample(4, noise=0.0, **options)
+    assert torch.equal(plain, noisy.sample(4, **options))
+    alone = noisy.sample(4, noise=1.0, **options)
+    assert not torch.equal(alone, plain)
+    noisy.config.sampling_noise = 1.0
+    assert torch.equal(alone, noisy.sample(4, **options))
+    assert noisy.generate(IDS, do_sample=False, bars=5, max_length=67).shape[0] == len(IDS)
+    with pytest.raises(ValueError, match=r"noise=0.5 and a model trained without \(latent_noise=0\)"):
+        model.sample(1, noise=0.5)
+    with pytest.raises(ValueError, match="noise=2 is not from 0 to 1"):
+        noisy.sample(1, noise=2)
+    with pytest.raises(ValueError, match="this model has no latent"):
+        make_model(latent_size=0).sample(1, noise=0.5)
+    with pytest.raises(ValueError, match="sampling_noise=0.3"):
+        make_model(sampling_noise=0.3)
+
+
 @pytest.mark.slow
 def test_the_loss_learns_a_distribution():
     torch.manual_seed(0)

@@ -207,6 +207,22 @@ def test_evaluation_command(dataset, trained, tmp_path):
     assert 0 < likelihood["importance_weighted_bits_per_note"] < likelihood["bits_per_note"] * 1.05
 
 
+def test_evaluation_of_a_decoder_that_can_do_without_a_latent(dataset, trained, tmp_path):
+    overrides = f"{TINY},latent_noise=0.5"
+    argv = arguments(dataset, tmp_path / "noisy", "--init_from", str(trained), "--config_overrides", overrides)
+    run([*argv, "--max_train_steps", "1"])
+    output = tmp_path / "noisy.json"
+    argv = ["--model", str(tmp_path / "noisy"), "--dataset", str(dataset), "--output", str(output)]
+    assert evaluate_model.main([*argv, "--parts", "likelihood", "--importance_samples", "2"]) == 0
+    found = json.loads(output.read_text())["likelihood"]
+    alone, bound = found["without_latent_bits_per_note"], found["importance_weighted_bits_per_note"]
+    bit = found["count"] / found["notes"]  # of a choice between two models, for each note of a melody
+    assert found["mixture_bits_per_note"] <= min(alone, bound) + bit + 1e-6
+    assert found["mixture_bits_per_note"] >= min(alone, bound) - 5 * bit
+    history = json.loads((tmp_path / "noisy" / train.LOG_NAME).read_text())["history"]
+    assert history[-1]["bits_per_note_without_latent"] > 0
+
+
 def test_a_perfect_decoder_scores_one_when_teacher_forced(dataset):
     windows = evaluate_model.choose_windows(str(dataset), "test", 3, 0)
     for window in windows:

@@ -268,3 +268,11 @@ def test_a_compiled_model_learns_the_same(dataset, tmp_path):  # noqa: F811
         run(arguments(dataset, folder, "--max_train_steps", "3", "--config_overrides", TINY + ",dropout=0.0", *options))
         histories.append(json.loads((folder / train.LOG_NAME).read_text())["history"][-1])
     assert histories[0]["bits_per_note"] == pytest.approx(histories[1]["bits_per_note"], rel=1e-3)
+
+
+def test_a_trained_model_goes_on_as_it_was_and_hears_of_noise(trained):  # noqa: F811
+    processor = models.load_tokenizing_processor(str(trained))
+    plain, noisy = (models.load_model(str(trained), text, processor).eval() for text in ("", "latent_noise=0.5"))
+    assert not noisy.bar_conditioner.noise_proj.weight.any()
+    latent = torch.randn(2, plain.config.latent_size, generator=torch.Generator().manual_seed(1))
+    assert noisy.decode(latent, bars=2).tolist() == plain.decode(latent, bars=2).tolist()

@@ -16,6 +16,7 @@ from training.errors import UserError
 from training.options import MELODY_VAE, MUSIC_VAE
 
 TOKENIZER = "tokenizer_of_windows"  # folder in the run's, where its model reads no tokens
+ADDABLE = {"bar_conditioner.noise_proj.weight"}  # begin as zeros, so that a trained model goes on as it was
 HUB_SECONDS = 10  # to wait for the Hub's first answer
 
 
@@ -135,7 +136,7 @@ def load_model(source: str, config_overrides: str, processor: MelodyProcessor) -
     config = overridden(config, config_overrides)
     options = {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, found = load_pretrained(MelodyVAEModel, source, **options)  # pyright: ignore[reportGeneralTypeIssues]
-    if wrong := sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}):
+    if wrong := sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])} - ADDABLE):
         raise UserError(
             f"--config_overrides {config_overrides}: {source} has no weights of this shape for {wrong[0]}; leave out "
             "what changes the model's size"

@@ -1,5 +1,8 @@
 """How good the model is on melodies that it has not seen, and what to do when it is not."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
@@ -10,6 +13,20 @@ ACTIVE_UNIT_VARIANCE = 0.01  # Burda et al. 2015, arXiv:1509.00519
 TURN = 0.01  # validation has turned when it is so much worse, as a share, than it was
 FEWEST_MELODIES = 16  # fewer do not tell which units are active
 TURN_EVALUATIONS = 2  # for so many evaluations in a row
+
+
+def nats_without_latent(model: torch.nn.Module, batch: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
+    """Return -log p(x) of each melody, `(B,)`, for a melody decoder that has learned to do without a latent.
+
+    Args:
+        model: With `config.latent_noise`.
+        batch: `input_ids` and `attention_mask` `(B, T)`.
+        labels: `(B, T)`, -100 at padding.
+    """
+    config: Any = model.config
+    nothing = torch.zeros(len(labels), config.latent_size, device=labels.device)
+    noise = torch.ones(len(labels), config.max_bars, device=labels.device)
+    return reconstruction_nats(model(**batch, latent=nothing, noise=noise, use_cache=False).logits, labels)
 
 
 @torch.no_grad()
@@ -37,9 +54,7 @@ def evaluate(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoade
             means.append(accelerator.gather_for_metrics(posterior.latent_mean))
         nats = reconstruction_nats(model(**batch, latent=latent, use_cache=False).logits, labels)
         if getattr(whole.config, "latent_noise", 0):
-            noise = torch.ones(len(labels), whole.config.max_bars, device=labels.device)
-            logits = model(**batch, latent=torch.zeros_like(latent), noise=noise, use_cache=False).logits
-            alone.append(accelerator.gather_for_metrics(reconstruction_nats(logits, labels)))
+            alone.append(accelerator.gather_for_metrics(nats_without_latent(model, batch, labels)))
         rows.append(accelerator.gather_for_metrics(torch.stack([nats, kl_nats, num_notes.to(nats)], dim=1)))
     nats, kl_nats, notes = torch.cat(rows).double().unbind(1)
     active = 0
