@@ -105,8 +105,8 @@ def bars_of(is_first: np.ndarray) -> tuple[list[int], int, int]:
         of beats from the start of the first bar to the first beat, where the music has begun before a downbeat.
     """
     places = np.flatnonzero(is_first)
-    lengths = [int(length) for length in np.diff(places)] or [LONGEST_BAR]
-    usual = Counter(lengths).most_common(1)[0][0]
+    lengths = [int(length) for length in np.diff(places)]
+    usual = Counter(lengths or [LONGEST_BAR]).most_common(1)[0][0]
     bars: list[int] = []
     for length in [*lengths, usual]:
         bars += [usual] * (length // usual) + [length % usual] * (length % usual > 0)

@@ -153,7 +153,7 @@ def test_sampling_leaves_a_part_to_the_melody_decoder(model):
         noisy.sample(1, noise=2)
     with pytest.raises(ValueError, match="this model has no latent"):
         make_model(latent_size=0).sample(1, noise=0.5)
-    with pytest.raises(ValueError, match="sampling_noise=0.3"):
+    with pytest.raises(ValueError, match=r"sampling_noise=0\.3"):
         make_model(sampling_noise=0.3)
 
 
