@@ -75,6 +75,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="melodies to sample, and windows to compare them with, at most; samples are at most "
         f"{SAMPLES_PER_WINDOW} times as many as the split has windows",
     )
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the samples")
+    parser.add_argument(
+        "--sampling_noise",
+        type=float,
+        help="how much of its latent a sample leaves to the melody decoder; left out: as the model has it",
+    )
     parser.add_argument("--importance_samples", type=int, default=16, help="latents per melody in the tighter bound")
     parser.add_argument("--pairs", type=int, default=32, help="pairs of melodies to interpolate between")
     parser.add_argument("--ngram_melodies", type=int, default=20_000, help="training windows for the n-gram models")
@@ -379,9 +385,9 @@ class Evaluation:
             "duration": [min(duration, end - start) for (start, duration, _), end in zip(notes, ends, strict=False)],
         }
 
-    def sample(self, count: int) -> list[dict]:
-        """Sample melodies of 16 bars in 4/4 at temperature 1."""
-        asked = {"bars": BARS} | ({"time_signature": "4/4"} if self.reads_bars else {})
+    def sample(self, count: int, temperature: float = 1.0) -> list[dict]:
+        """Sample melodies of 16 bars in 4/4."""
+        asked = {"bars": BARS, "temperature": temperature} | ({"time_signature": "4/4"} if self.reads_bars else {})
         lines = []
         for first in tqdm(range(0, count, self.batch_size), desc="Sampling", unit=" batches"):
             ids = self.model.sample(min(self.batch_size, count - first), seed=self.seed + first, **asked)
@@ -515,6 +521,12 @@ def measure(args: argparse.Namespace) -> dict:
     """Compute everything that the command writes."""
     clock = time.perf_counter()
     model, processor = load(args.model)
+    if args.sampling_noise is not None:
+        if not (getattr(model.config, "latent_noise", 0) and 0 <= args.sampling_noise <= 1):
+            raise UserError(
+                f"--sampling_noise {args.sampling_noise}: from 0 to 1, for models trained with latent_noise"
+            )
+        model.config.sampling_noise = args.sampling_noise
     windows = choose_windows(args.dataset, args.split, max(args.melodies, args.samples), args.seed)
     if len(windows) < LIMITS["melodies"]:
         raise UserError(f"{args.dataset}: 1 window of {BARS} bars in split '{args.split}'; two are needed to compare")
@@ -621,7 +633,7 @@ def measure_samples(
     reference = MelodySet(windows[: args.samples], BARS, STEPS)
     count = min(args.samples, SAMPLES_PER_WINDOW * len(reference.lines))
     lines = {
-        "model": evaluation.sample(count),
+        "model": evaluation.sample(count, args.temperature),
         **({"floor: 4-gram": floors.sample(count, args.seed)} if evaluation.reads_bars else {}),
         "ceiling: train": training_windows[: args.samples],
     }
@@ -639,7 +651,8 @@ def measure_samples(
         "sets": found,
         "distributions": distributions({**sets, "split": reference}),
         "index": index.about,
-        "temperature": 1.0,
+        "temperature": args.temperature,
+        "sampling_noise": getattr(evaluation.model.config, "sampling_noise", None),
     }
 
 

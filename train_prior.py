@@ -59,6 +59,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max_train_steps", type=int, default=6000, help="steps")
     parser.add_argument("--batch_size", type=int, default=256, help="latents in a step")
     parser.add_argument("--learning_rate", type=float, default=1e-3, help="highest learning rate, after a twentieth")
+    parser.add_argument(
+        "--sampling_noise",
+        type=float,
+        default=0.0,
+        help="how much of its latent a sample leaves to the melody decoder, for models trained with latent_noise",
+    )
     parser.add_argument("--max_tokens", type=int, default=256, help="longest window, in tokens")
     parser.add_argument("--transpose", type=int, default=6, help="semitones up and down")
     parser.add_argument("--num_proc", type=int, default=4, help="processes that tokenise")
@@ -208,6 +214,8 @@ def training_function(args: argparse.Namespace) -> None:
     # This program's own classes: the folder may come with the code of an older version.
     old = load_pretrained(MelodyVAEModel, args.model).to("cuda" if torch.cuda.is_available() else "cpu").eval()
     processor = load_pretrained(MelodyProcessor, args.model)
+    if args.sampling_noise and not (old.config.latent_noise and 0 <= args.sampling_noise <= 1):
+        raise UserError(f"--sampling_noise {args.sampling_noise}: from 0 to 1, for models trained with latent_noise")
     if not old.config.latent_size:
         raise UserError(f"{args.model} has no latent, hence no prior; train one with latent_size")
     old.set_grammar(processor.grammar_table())
@@ -229,6 +237,7 @@ def training_function(args: argparse.Namespace) -> None:
     )
 
     config = copy.deepcopy(old.config)
+    config.sampling_noise = args.sampling_noise
     config.num_prior_layers, config.conditions = args.num_prior_layers, conditions
     config.attributes, config.section_returns = list(ATTRIBUTES), [round(chance, 4) for chance in returns]
     torch.manual_seed(args.seed)

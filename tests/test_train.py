@@ -207,7 +207,7 @@ def test_evaluation_command(dataset, trained, tmp_path):
     assert 0 < likelihood["importance_weighted_bits_per_note"] < likelihood["bits_per_note"] * 1.05
 
 
-def test_evaluation_of_a_decoder_that_can_do_without_a_latent(dataset, trained, tmp_path):
+def test_evaluation_of_a_decoder_that_can_do_without_a_latent(dataset, trained, tmp_path, capsys):
     overrides = f"{TINY},latent_noise=0.5"
     argv = arguments(dataset, tmp_path / "noisy", "--init_from", str(trained), "--config_overrides", overrides)
     run([*argv, "--max_train_steps", "1"])
@@ -221,6 +221,14 @@ def test_evaluation_of_a_decoder_that_can_do_without_a_latent(dataset, trained, 
     assert found["mixture_bits_per_note"] >= min(alone, bound) - 5 * bit
     history = json.loads((tmp_path / "noisy" / train.LOG_NAME).read_text())["history"]
     assert history[-1]["bits_per_note_without_latent"] > 0
+    sampling = [*argv, "--parts", "samples", "--samples", "4", "--melodies", "2", "--ngram_melodies", "20"]
+    sampling += ["--sampling_noise", "1", "--temperature", "0.7"]
+    assert evaluate_model.main(sampling) == 0
+    samples = json.loads(output.read_text())["samples"]
+    assert (samples["sampling_noise"], samples["temperature"]) == (1, 0.7)
+    wrong = [str(trained) if each == str(tmp_path / "noisy") else each for each in sampling]
+    assert evaluate_model.main(wrong) == 2
+    assert "--sampling_noise 1.0: from 0 to 1, for models trained with latent_noise" in capsys.readouterr().err
 
 
 def test_a_perfect_decoder_scores_one_when_teacher_forced(dataset):
