@@ -2,7 +2,8 @@
 
 Every variant is the baseline's command with one option changed, at equal steps, seed and batch size, in a process
 of its own. Bits per note are those of the model that train.py keeps, on the same validation windows for all. A variant
-that is in the output file already is not run again, so the same command goes on where it was stopped.
+that is in the output file already is not run again, so the same command goes on where it was stopped. Several commands
+with other variants (`--only`) may run beside each other on one output file.
 """
 
 import argparse
@@ -142,35 +143,43 @@ def run_all(args: argparse.Namespace) -> None:
     wanted = {BASELINE: {}} | {name: VARIANTS[name] for name in VARIANTS if name in (args.only or VARIANTS)}
     if args.pretrain_dataset:
         wanted["transfer"] = {}
-    results = json.loads(args.output.read_text()) if args.output.is_file() else {"variants": {}}
-    if results.get("baseline_options", base) != base:
-        raise UserError(f"{args.output}: results of other options; give another --output, or remove it")
-    results |= {"baseline_options": base, "machine": machine()}
     todo = [(name, seed) for name in wanted for seed in args.seeds]
     for name, seed in tqdm(todo, desc="ablations", unit="run"):
-        of_variant = results["variants"].setdefault(name, {"options": wanted[name], "seeds": {}})
-        if str(seed) in of_variant["seeds"]:
+        if str(seed) in read(args.output, base)["variants"].get(name, {}).get("seeds", {}):
             continue
         folder = args.runs / f"{name.replace(' ', '_')}-seed{seed}"
-        options = varied(base, wanted[name]) | {"--seed": str(seed)}
+        options, told = varied(base, wanted[name]) | {"--seed": str(seed)}, wanted[name]
         if name == "transfer":
             before = folder.with_name(f"{folder.name}-before")
             train(options | {"--dataset": args.pretrain_dataset}, before)
             options |= {"--init_from": str(before)}
-            of_variant["options"] = {"--init_from": f"{args.steps} steps on {args.pretrain_dataset}"}
-        of_variant["seeds"][str(seed)] = measure(train(options, folder))
-        write(results, args.output)
-    write(results, args.output)
-    print(table(results))
+            told = {"--init_from": f"{args.steps} steps on {args.pretrain_dataset}"}
+        found = measure(train(options, folder))
+        results = read(args.output, base)  # again: other variants may have been run beside this one
+        results["variants"].setdefault(name, {"options": told, "seeds": {}})["seeds"][str(seed)] = found
+        write({**results, "baseline_options": base, "machine": machine()}, args.output)
+    print(table(read(args.output, base)))
+
+
+def read(output: Path, base: dict[str, str]) -> dict:
+    """Read the results so far.
+
+    Raises:
+        UserError: If they are of other options.
+    """
+    results = json.loads(output.read_text()) if output.is_file() else {"variants": {}}
+    if results.get("baseline_options", base) != base:
+        raise UserError(f"{output}: results of other options; give another --output, or remove it")
+    return results
 
 
 def write(results: dict, output: Path) -> None:
     """Write the results at once, with each variant's mean and its difference from the baseline's."""
     for of_variant in results["variants"].values():
         of_variant["bits_per_note"] = mean_bits(of_variant)
-    baseline = results["variants"][BASELINE]["bits_per_note"]
-    for of_variant in results["variants"].values():
-        of_variant["difference"] = of_variant["bits_per_note"] - baseline
+    if baseline := results["variants"].get(BASELINE):
+        for of_variant in results["variants"].values():
+            of_variant["difference"] = of_variant["bits_per_note"] - baseline["bits_per_note"]
     replace_json(results, output)
 
 
@@ -184,7 +193,7 @@ def table(results: dict) -> str:
     """Tabulate the variants, the best first."""
     rows = sorted(results["variants"].items(), key=lambda item: item[1]["bits_per_note"])
     width = max(len(name) for name, _ in rows)
-    lines = [f"{name:<{width}}  {row['bits_per_note']:7.3f}  {row['difference']:+7.3f}" for name, row in rows]
+    lines = [f"{name:<{width}}  {row['bits_per_note']:7.3f}  {row.get('difference', 0):+7.3f}" for name, row in rows]
     return "\n".join([f"{'variant':<{width}}  bits per note, difference", *lines])
 
 

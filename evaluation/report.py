@@ -52,56 +52,6 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 
 
-def first_run() -> str:
-    """Describe `results/first_run.json`: the data's funnel, the training, the numbers on the test split."""
-    results = json.loads((RESULTS / "first_run.json").read_text())
-    data, training, machine = results["data"], results["training"], results["machine"]
-    likelihood, free, forced = (results[name] for name in ("likelihood", "free_running", "teacher_forced_by_bar"))
-    steps = free["step_accuracy"]
-    files, tracks, lines = data["files"], data["tracks"], data["lines"]
-
-    def dropped(stage: dict) -> str:
-        return ", ".join(f"{reason} {count:,}" for reason, count in stage["dropped"].items())
-
-    funnel = table(
-        ["stage", "read", "kept", "dropped"],
-        [
-            ["files", f"{files['read']:,}", f"{files['with_melody']:,}", dropped(files)],
-            ["tracks", f"{tracks['read']:,}", f"{tracks['with_melody']:,}", dropped(tracks)],
-            ["melody lines", f"{lines['read']:,}", f"{lines['kept']:,}", dropped(lines)],
-        ],
-    )
-    numbers = table(
-        ["on the test split", "value", "floor"],
-        [
-            ["bits per note (ELBO)", f"{likelihood['bits_per_note']:.2f}", ""],
-            [
-                f"bits per note ({likelihood['importance_samples']} importance samples)",
-                f"{likelihood['importance_weighted_bits_per_note']:.2f}",
-                "",
-            ],
-            ["KL, nats per melody", f"{likelihood['kl_nats']:.0f}", ""],
-            ["active units", f"{likelihood['active_units']}", ""],
-            ["step accuracy, free-running", f"{steps['accuracy']:.3f}", f"{steps['floor']:.3f}"],
-            ["step accuracy, true bars before", f"{forced['step_accuracy']['accuracy']:.3f}", f"{steps['floor']:.3f}"],
-            ["note F1, free-running", f"{free['note_f1']['f1']:.3f}", f"{free['note_f1_floor']:.3f}"],
-            ["exact reconstructions", f"{steps['exact']:.3f}", ""],
-        ],
-    )
-    return (
-        f"The first run on real data: {files['read']:,} files of Lakh (`{data['input']}`), read at "
-        f"{data['files_per_second']:.0f} files/s; {data['notes']:,} notes in all.\n\n{funnel}\n"
-        f"A model of {results['parameters'] / 1e6:.1f} M parameters saw {training['melodies_seen']:,} windows in "
-        f"{training['seconds'] / 60:.0f} minutes ({training['melodies_per_second']:.0f} melodies/s, "
-        f"{training['cpu_threads']} threads of {machine['processor']}). {results['melodies']} windows of "
-        f"{results['bars']} bars in 4/4 from lead lines, seed {results['seed']}:\n\n{numbers}\n"
-        "Step accuracy is MusicVAE's (90 classes on 256 sixteenths), free-running from the posterior mean; its floor "
-        "is silence. Note F1's floor is the reconstruction of another melody. Written by `make report` from "
-        "`results/first_run.json`.\n\n"
-        "![Validation bits per note over training steps](results/first_run.png)\n"
-    )
-
-
 def dataset() -> str:
     """Sum up `results/dataset.json`: the data set that was built from the files at hand."""
     results = json.loads((RESULTS / "dataset.json").read_text())
@@ -244,7 +194,6 @@ def tree() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "baselines": lambda: report_blocks.baselines(RESULTS),
     "dataset": dataset,
-    "first_run": first_run,
     "melody_vae": lambda: report_blocks.melody_vae(RESULTS),
     "operations": operations,
     "originality": lambda: report_blocks.originality_index(RESULTS),
