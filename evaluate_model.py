@@ -89,6 +89,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--rate_distortion", nargs="+", default=[], metavar="MODEL", help="models trained with other kl_weights"
     )
     parser.add_argument(
+        "--other_data", nargs="+", default=[], metavar="DATASET", help="reconstruct melodies of other origin as well"
+    )
+    parser.add_argument(
         "--examples", metavar="DATASET", help="melodies free to be shown, to be pictured from the results"
     )
     parser.add_argument("--batch_size", type=int, default=64, help="melodies at a time")
@@ -300,11 +303,20 @@ class Evaluation:
             decoded += self.processor.to_lines(self.model.reconstruct(**batch))
         return decoded
 
-    def groups(self, by_meter: dict[str, list[dict]]) -> dict[str, Any]:
-        """Measure reconstruction by length, density, genre and meter, free-running.
+    def each(self, kinds: dict[str, list[dict]], description: str) -> dict[str, Any]:
+        """Measure reconstruction, free-running, of kinds of windows: 16 bars or fewer, those of a kind in one meter."""
+        found = {}
+        for kind, lines in tqdm(kinds.items(), desc=description):
+            steps = max(line["bars"] for line in lines) * steps_per_bar(lines[0])
+            found[kind] = summary(self.reconstruct(lines, BARS), lines, steps, self.seed)
+        return found
+
+    def groups(self, by_meter: dict[str, list[dict]], others: dict[str, list[dict]]) -> dict[str, Any]:
+        """Measure reconstruction by length, density, genre, meter and origin, free-running.
 
         Args:
             by_meter: Windows of each time signature, of 16 bars or fewer.
+            others: Windows of other data sets, likewise.
         """
         lengths = {}
         for bars in tqdm(SHORTER_BARS, desc="Lengths"):
@@ -314,15 +326,12 @@ class Evaluation:
             if kept:
                 lengths[str(bars)] = summary(self.reconstruct(kept, bars), kept, steps, self.seed)
         lengths[str(BARS)] = summary(self.decoded, self.melodies, STEPS, self.seed)
-        meters = {}
-        for meter, lines in tqdm(by_meter.items(), desc="Time signatures"):
-            steps = max(line["bars"] for line in lines) * steps_per_bar(lines[0])
-            meters[meter] = summary(self.reconstruct(lines, BARS), lines, steps, self.seed)
         return {
             "by_bars": lengths,
             "by_density": by_group(self.decoded, self.melodies, density_groups(self.melodies), STEPS),
             "by_genre": by_group(self.decoded, self.melodies, lambda line: line["genre"], STEPS),
-            "by_time_signature": meters,
+            "by_time_signature": self.each(by_meter, "Time signatures"),
+            "by_data_set": self.each(others, "Other data"),
         }
 
     def teacher_forced(self) -> dict:
@@ -575,10 +584,16 @@ def measure(args: argparse.Namespace) -> dict:
             "models": other_models(args.rate_distortion, windows[: args.melodies], args),
         }
     if "groups" in parts:
-        by_meter = windows_by_meter(
-            args.dataset, args.split, args.melodies, args.seed, FEWEST_IN_GROUP, processor.can_read
+        by_meter, *of_others = (
+            windows_by_meter(dataset, args.split, args.melodies, args.seed, FEWEST_IN_GROUP, processor.can_read)
+            for dataset in (args.dataset, *args.other_data)
         )
-        results["groups"] = evaluation.groups(by_meter)
+        others = {
+            f"{Path(dataset).name}, {meter}": lines
+            for dataset, found in zip(args.other_data, of_others, strict=True)
+            for meter, lines in found.items()
+        }
+        results["groups"] = evaluation.groups(by_meter, others)
     if "latent_space" in parts:
         results.update(measure_latent_space(evaluation, floors, args))
     if "samples" in parts:

@@ -204,7 +204,10 @@ def comparison(models: Mapping[str, Results]) -> str:
     ]
     if told := find(first, "samples/sets"):
         counts = told["model"]["melodies"], told["split"]["melodies"], told["ceiling: train"]["melodies"]
-        notes.append("{:,} samples at temperature 1 against {:,} test and {:,} training windows.".format(*counts))
+        how = f"at temperature {find(first, 'samples/temperature'):g}"
+        if noise := find(first, "samples/sampling_noise"):
+            how += f", {noise:g} of each latent left to the melody decoder,"
+        notes.append(f"{counts[0]:,} samples {how} against {counts[1]:,} test and {counts[2]:,} training windows.")
     if signature := find(first, "free_running/note_bleu/signature"):
         notes.append(f"BLEU: `{signature}`.")
     if told := find(first, "leak/lead_lines/leak"):
@@ -214,7 +217,13 @@ def comparison(models: Mapping[str, Results]) -> str:
 
 def groups(results: Results) -> str:
     """Write the table of reconstruction by length, density, genre and time signature; nothing where there is none."""
-    titles = {"by_bars": "bars", "by_density": "density", "by_genre": "genre", "by_time_signature": "meter"}
+    titles = {
+        "by_bars": "bars",
+        "by_density": "density",
+        "by_genre": "genre",
+        "by_time_signature": "meter",
+        "by_data_set": "origin",
+    }
     rows = [
         [
             title,

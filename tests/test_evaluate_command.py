@@ -1,6 +1,7 @@
 """The evaluation command on tiny models, and the tables and figures made of what it writes."""
 
 import json
+from pathlib import Path
 
 import datasets
 import pytest
@@ -40,8 +41,10 @@ def music_vae(dataset, tmp_path_factory):  # noqa: F811 (fixture)
 def results(dataset, trained, tmp_path_factory):  # noqa: F811 (fixtures)
     output = tmp_path_factory.mktemp("results") / "vae.json"
     argv = ["--model", str(trained), "--dataset", str(dataset), "--output", str(output), *SMALL]
-    argv += ["--rate_distortion", str(trained), "--examples", str(dataset)]
-    assert evaluate_model.main(argv) == 0
+    argv += ["--rate_distortion", str(trained), "--examples", str(dataset), "--other_data", str(dataset)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate_model, "FEWEST_IN_GROUP", 2)
+        assert evaluate_model.main(argv) == 0
     return output
 
 
@@ -72,6 +75,10 @@ def test_every_number_of_the_design_is_there(results):
     assert len(found["rate_distortion"]["decoder"]) >= 4
     assert found["rate_distortion"]["models"][0]["kl_weight"] == found["kl_weight"]
     assert set(found["groups"]["by_bars"]) <= {"1", "2", "4", "8", "16"}
+    by_meter, name = found["groups"]["by_time_signature"], Path(found["dataset"]).name
+    assert by_meter
+    same = {f"{name}, {meter}": row for meter, row in by_meter.items()}
+    assert found["groups"]["by_data_set"] == same  # the same data, as if they were others
     assert len(found["interpolation"]["latent"]["from_start"]) == found["interpolation"]["points"]
     assert len(found["locality"]["change"]) == 16
     assert found["not_measured"] == {"leak": "the data set is not a folder that dataset_script.build made"}
