@@ -276,15 +276,19 @@ def check(args: argparse.Namespace) -> None:
 
 
 def sample(studio: Studio) -> Section:
-    """Write melodies from nothing."""
+    """Write melodies from nothing, each by a seed of its own."""
+    import torch
+
     args = studio.args
+    seeds = range(args.seed, args.seed + args.num)
+    generators = [torch.Generator(studio.model.device).manual_seed(seed) for seed in seeds]
     with studio.progress("Writing samples") as counter:
         batch = studio.model.sample(
-            args.num, seed=args.seed, temperature=args.temperature, bars=args.bars, logits_processor=counter
+            args.num, generator=generators, temperature=args.temperature, bars=args.bars, logits_processor=counter
         )
     items = [
-        studio.album.melody(f"sample-seed{args.seed}-{number}", f"Sample {number}", studio.score(ids, {}), args.bars)
-        for number, ids in enumerate(batch, start=1)
+        studio.album.melody(f"sample-seed{seed}", f"Sample of seed {seed}", studio.score(ids, {}), args.bars)
+        for seed, ids in zip(seeds, batch, strict=True)
     ]
     items = studio.with_originality(items, batch)
     return Section("Samples", "Melodies from nothing: the model drew a latent from its prior and wrote it out.", items)

@@ -71,10 +71,11 @@ def write_samples(folder: Path, name: str, output: Path) -> None:
     args: Namespace = generate.make_parser().parse_args(wish)
     studio = generate.Studio(args)
     section = generate.sample(studio)
-    introduction = (
-        f"The first {NUM_SAMPLES} melodies of {name}, drawn by seed {SEED}. Nothing was picked out or mended."
+    seeds = f"{SEED} to {SEED + NUM_SAMPLES - 1}"
+    introduction = f"Melodies of {name}, drawn by the seeds {seeds}. Nothing was picked out or mended."
+    studio.album.publish(
+        f"Melodies of {name}", introduction, [section], f"{name}, seeds {SEED} to {SEED + NUM_SAMPLES - 1}"
     )
-    studio.album.publish(f"Melodies of {name}", introduction, [section], f"{name}, seed {SEED}")
 
 
 def metric_files() -> dict[str, Path]:

@@ -136,12 +136,17 @@ class TestSample:
         options = ("--num", 3, "--seed", 5, "--tempo", 97, "--program", 40)
         folder = run(capsys, "sample", "--model", model, "--output", tmp_path / "new" / "folder", *options)
         found = melodies(folder)
-        assert list(found) == ["sample-seed5-1", "sample-seed5-2", "sample-seed5-3"]
+        assert list(found) == ["sample-seed5", "sample-seed6", "sample-seed7"]
         assert len({tuple(notes) for notes in found.values()}) == 3
         assert all(len(notes) > 4 for notes in found.values())
-        score = Score(folder / "sample-seed5-1.mid")
+        score = Score(folder / "sample-seed5.mid")
         assert score.tempos[0].qpm == pytest.approx(97, abs=0.01)
         assert score.tracks[0].program == 40
+
+    def test_each_seed_has_its_melody(self, model, tmp_path, capsys):
+        some = hashes(run(capsys, "sample", "--model", model, "--output", tmp_path / "some", "--num", 3, "--seed", 5))
+        one = hashes(run(capsys, "sample", "--model", model, "--output", tmp_path / "one", "--num", 1, "--seed", 6))
+        assert one["sample-seed6.mid"] == some["sample-seed6.mid"]
 
     def test_bars(self, model, tmp_path, capsys):
         found = melodies(run(capsys, "sample", "--model", model, "--output", tmp_path, "--bars", 2))
@@ -155,7 +160,7 @@ class TestSample:
 
         first, again, other = sample("a", 1), sample("b", 1), sample("c", 2)
         assert first == again
-        assert first["sample-seed1-1.mid"] != other["sample-seed2-1.mid"]
+        assert first["sample-seed1.mid"] != other["sample-seed2.mid"]
 
     def test_temperature(self, model, tmp_path, capsys):
         def sample(name, temperature):
@@ -276,7 +281,7 @@ class TestTour:
             assert "not a log of train.py" in capsys.readouterr().err
         finally:
             log.unlink()
-        names = {"sample-seed0-1", "reconstruction-1-original", "reconstruction-1-rebuilt", "continuation-primer"}
+        names = {"sample-seed0", "reconstruction-1-original", "reconstruction-1-rebuilt", "continuation-primer"}
         names |= {"continuation-1", "interpolation-a-original", "interpolation-b-original"}
         assert set(melodies(folder)) == names | {"interpolation-1", "interpolation-2"}
         html = (folder / "index.html").read_text(encoding="utf-8")
