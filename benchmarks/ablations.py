@@ -40,6 +40,8 @@ VARIANTS: dict[str, dict[str, str]] = {
     "warm-up, stable, decay": {"--lr_scheduler_type": "warmup_stable_decay"},
     "learning rate 1e-4 (the guideline)": {"--learning_rate": "1e-4"},
     "learning rate 2e-3": {"--learning_rate": "2e-3"},
+    "initial weights of 0.05": {OVERRIDES: "initializer_range=0.05"},
+    "initial weights of 0.1": {OVERRIDES: "initializer_range=0.1"},
 }
 """Options that differ from the baseline's; overrides of the configuration come on top of the baseline's own."""
 
