@@ -298,7 +298,10 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
         "variations": lambda: operations.variations(melodies[:16], 4),
         "infill": lambda: operations.infills(melodies, (4, 5, 10)),
         "conditions": lambda: operations.conditions(3 * options.melodies, options.guidance),
-        "genre": lambda: operations.genres(chosen, options.guidance),
+        "genre": lambda: operations.genres(
+            {split: choose_windows(options.dataset, split, sys.maxsize, 0) for split in ("train", "test")},
+            options.guidance,
+        ),
         "long": lambda: operations.long_pieces(16, options.dataset),
         "validity": lambda: operations.validity(options.samples, options.bars),
         "attributes": lambda: control(model, operations.processor, chosen, options.shifts),

@@ -28,6 +28,7 @@ PER_MELODY = ("generator", "bars", "temperature", "scale", "time_signature", "lo
 
 FEWEST_ROWS = 4  # products of fewer rows are summed up in another order (MKL), and might round to another token
 NUMBERS_AT_ONCE = 64
+FREE_DRAWS = 2  # of a melody in a key; in further ones nothing lies outside the key
 # Of Heun's method; latents of 64 steps then differ by 0.013 of their standard deviation, at 32 by 0.005.
 PRIOR_STEPS = 8
 
@@ -411,7 +412,7 @@ class MelodyOperations:
         bars: int | Sequence[int] | None = None,
         conditions: Conditions | None = None,
         guidance: float = 1.0,
-        attempts: int = 8,
+        attempts: int = 12,
         generator: Generators | None = None,
         noise: float | None = None,
         **generate_kwargs,
@@ -419,7 +420,8 @@ class MelodyOperations:
         """Sample `n` melodies from the prior.
 
         A time signature that is asked for holds by the tokens' grammar. A melody in another key than asked for is
-        drawn again; genre, tempo and attributes are in the hands of the prior.
+        drawn again, from the third attempt on with no pitches outside the key; genre, tempo and attributes are in the
+        hands of the prior.
 
         Args:
             n: Number of melodies.
@@ -464,11 +466,14 @@ class MelodyOperations:
             raise ValueError(f"bars={bars}: where each melody has its own, at most max_bars={self.config.max_bars}")
         with self.seeded(seed):
             ids = self.draw(n, asked, guidance, options)
-            for _ in range(attempts - 1):
+            for attempt in range(1, attempts):
                 wrong = self.rows_in_another_key(ids, asked)
                 if not wrong:
                     break
-                drawn = self.draw(len(wrong), take_conditions(asked, wrong), guidance, take_rows(options, wrong))
+                own = take_rows(options, wrong)
+                if attempt >= FREE_DRAWS and own.get("scale") is None:
+                    own["scale"] = [asked["key"][row] for row in wrong]
+                drawn = self.draw(len(wrong), take_conditions(asked, wrong), guidance, own)
                 ids = self.replace_rows(ids, wrong, drawn)
         return ids
 

@@ -27,7 +27,7 @@ METERS = (
 )  # offered where the vocabulary has them
 MAX_TRACKS = 32
 MAX_FILE_NOTES = 100_000
-ATTEMPTS = 3  # at a melody in the key that is asked for
+ATTEMPTS = 6  # at a melody in the key that is asked for
 
 
 def generators(seed: int, count: int, **_: Any) -> list[torch.Generator]:

@@ -153,6 +153,16 @@ def test_melodies_in_another_key_are_drawn_again(told, processor):
     assert torch.equal(ids, told.sample(3, seed=5, bars=2, conditions=asked, attempts=97))
 
 
+def test_from_the_third_draw_on_nothing_lies_outside_the_key(told, processor):
+    asked = {"conditions": {"key": "D minor"}, "bars": 2, "seed": 5}
+    freely, strictly = (processor.to_lines(told.sample(24, attempts=attempts, **asked)) for attempts in (2, 3))
+    again = [new for old, new in zip(freely, strictly, strict=True) if key_of(old) != "D minor"]
+    assert len(again) > 3
+    assert {pitch % 12 for line in again for pitch in line["pitch"]} <= {2, 4, 5, 7, 9, 10, 0}
+    scale = told.sample(24, attempts=3, scale="C major pentatonic", **asked)  # a scale that is asked for stays
+    assert {pitch % 12 for line in processor.to_lines(scale) for pitch in line["pitch"]} <= {0, 2, 4, 7, 9}
+
+
 def test_sections_return_as_often_as_the_configuration_says(told, processor):
     model = copy.deepcopy(told)
     size = model.config.max_bars // 2
