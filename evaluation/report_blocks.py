@@ -59,6 +59,11 @@ def melody_vae(results: Path) -> str:
     return (
         comparison({NAMES["melody_vae"]: found})
         + (f"\nFree-running, by groups of test melodies:\n\n{table}" if table else "")
+        + "\n![Five melodies from one tune to another, as piano rolls](results/figures/melody_vae-strip.png)\n"
+        + "\nFrom one tune of ours to another along the great circle. Below: rate against distortion, and what samples "
+        "are like beside melodies; `make figures` draws them and more.\n"
+        + "\n| ![Rate against distortion](results/figures/rate-distortion.png) "
+        "| ![Features of samples and of melodies](results/figures/melody_vae-features.png) |\n| --- | --- |\n"
         + "\nWritten by `make report` from `results/melody_vae.json`.\n"
     )
 

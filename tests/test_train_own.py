@@ -98,12 +98,13 @@ def test_a_mistyped_model_is_told_at_once(monkeypatch):
     class Auto:
         @staticmethod
         def from_pretrained(source, **options):
-            asked.append(options)
-            raise OSError(f"{source} is not there")
+            asked.append((source, options))
 
-    with pytest.raises(train.UserError, match="runs/lakhh: no trained model"):
+    with pytest.raises(train.UserError, match="runs/lakhh: no such folder, and the Hub cannot be reached"):
         models.load_pretrained(Auto, "runs/lakhh")
-    assert asked == [{"trust_remote_code": True, "local_files_only": True}]
+    monkeypatch.setattr(models, "try_to_load_from_cache", lambda *_: "config.json")  # as if it had been loaded before
+    models.load_pretrained(Auto, "owner/model")
+    assert asked == [("owner/model", {"trust_remote_code": True, "local_files_only": True})]
 
 
 def test_own_files_with_adapters_in_one_command(trained, cache, tmp_path, capsys):  # noqa: F811

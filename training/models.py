@@ -5,7 +5,7 @@ from pathlib import Path
 
 import httpx2
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import OfflineModeIsEnabled
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
@@ -27,6 +27,10 @@ def load_pretrained(auto_class, source: str, **options):
         UserError: If there is none.
     """
     if not Path(source).exists() and not is_hub_there(source):
+        if not isinstance(try_to_load_from_cache(source, "config.json"), str):
+            raise UserError(
+                f"{source}: no such folder, and the Hub cannot be reached; give a folder that train.py wrote"
+            )
         options["local_files_only"] = True
     try:
         return auto_class.from_pretrained(source, trust_remote_code=True, **options)
@@ -41,7 +45,7 @@ def is_hub_there(model_id: str) -> bool:
         HfApi().model_info(model_id, timeout=HUB_SECONDS)
     except (httpx2.TransportError, OfflineModeIsEnabled):
         return False
-    except Exception:  # no such model, no rights: transformers says what is wrong
+    except Exception:  # no such model, no rights, no name of a model: transformers says what is wrong
         return True
     return True
 
