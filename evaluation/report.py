@@ -192,6 +192,7 @@ def tree() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
+    "ablations": lambda: report_blocks.ablations(RESULTS),
     "baselines": lambda: report_blocks.baselines(RESULTS),
     "dataset": dataset,
     "melody_vae": lambda: report_blocks.melody_vae(RESULTS),

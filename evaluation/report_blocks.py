@@ -49,6 +49,33 @@ def budget(found: dict) -> str:
     )
 
 
+def ablations(results: Path) -> str:
+    """Write what each practice was worth in `results/ablations.json`, and transfer the other way round."""
+    path = results / "ablations.json"
+    if not path.is_file():
+        return "Not measured yet: `python -m benchmarks.ablations`.\n"
+    found = json.loads(path.read_text())
+    baseline, seen = found["baseline_options"], found["variants"]["baseline"]["seeds"]["0"]["melodies_seen"]
+    rows = [
+        f"| {name} | {row['bits_per_note']:.2f} | {row['difference']:+.2f} |"
+        for name, row in sorted(found["variants"].items(), key=lambda item: item[1]["bits_per_note"])
+    ]
+    table = "\n".join(["| variant | bits per note | difference |", "| --- | --- | --- |", *rows])
+    text = (
+        f"{table}\n\nA small VAE, {baseline['--max_train_steps']} steps of 64 windows ({seen:,} in all), one seed, so "
+        "differences of a few hundredths say nothing, and what pays in long trainings (dropout, say) may not pay here. "
+        "Transfer is as many steps on folk tunes and POP909 first, tokenizer included."
+    )
+    path = results / "transfer_to_folk.json"
+    if path.is_file():
+        other = json.loads(path.read_text())["variants"]
+        text += (
+            f" The other way round, from Lakh to folk tunes and POP909: {other['transfer']['bits_per_note']:.2f} "
+            f"instead of {other['baseline']['bits_per_note']:.2f}."
+        )
+    return f"{text}\n\nWritten by `make report` from `results/ablations.json`.\n"
+
+
 def melody_vae(results: Path) -> str:
     """Write the numbers of `results/melody_vae.json`, our largest model, with reconstruction by groups of melodies."""
     path = results / "melody_vae.json"

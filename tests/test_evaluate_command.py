@@ -154,6 +154,7 @@ def test_older_results_are_still_read():
 def test_blocks(results, tmp_path):
     assert "Not measured yet" in report_blocks.melody_vae(tmp_path)
     assert "Not measured yet" in report_blocks.baselines(tmp_path)
+    assert "Not measured yet" in report_blocks.ablations(tmp_path)
     assert "has not been measured" in report_blocks.originality_index(tmp_path)
     (tmp_path / "melody_vae.json").write_text(results.read_text())
     told = report_blocks.melody_vae(tmp_path)
