@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import symusic
+import symusic.types
 from tqdm import tqdm
 
 from dataset_script.midi_sources import InputError
@@ -115,7 +116,7 @@ def bars_of(is_first: np.ndarray) -> tuple[list[int], int, int]:
     return [usual] * filled + bars, 8 if usual > LONGEST_BAR else 4, filled * usual - before
 
 
-def on_the_beat(midi: bytes, text: str) -> symusic.Score:
+def on_the_beat(midi: bytes, text: str) -> symusic.types.Score:
     """Write a score whose beats are where the annotation has them.
 
     Args:
