@@ -53,9 +53,11 @@ class EncoderGraph(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, time: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode melodies `(B, T)`; returns mean and log-variance, `(B, Z)` each."""
-        posterior = self.model.encode(input_ids, attention_mask)
+        posterior = self.model.encode(input_ids, attention_mask, time)
         return posterior.latent_mean, posterior.latent_log_variance
 
 
@@ -72,7 +74,8 @@ class DecoderGraph(nn.Module):
         attention_mask: torch.Tensor,
         keys: list[torch.Tensor],
         values: list[torch.Tensor],
-        bar_ids: torch.Tensor | None = None,
+        time: torch.Tensor,
+        previous_ids: torch.Tensor | None = None,
         bar_conditions: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Predict the tokens after `input_ids` `(B, T)`; keys and values of P tokens before are `(B, H, P, D)`."""
@@ -82,7 +85,8 @@ class DecoderGraph(nn.Module):
         output = self.model(
             input_ids,
             torch.where(is_seen, 0.0, torch.finfo(torch.float32).min),
-            bar_ids=bar_ids,
+            time=time,
+            previous_ids=previous_ids,
             bar_conditions=bar_conditions,
             past_key_values=cache,
             use_cache=True,
@@ -111,27 +115,28 @@ def make_graphs(model: Any) -> dict[str, Graph]:
                 "attention_mask": torch.ones(BATCH, PAST + LENGTH, dtype=torch.long),
                 "keys": [example(*cached) for _ in layers],
                 "values": [example(*cached) for _ in layers],
+                "time": torch.zeros(ids.shape),
             },
             {
                 "input_ids": free,
                 "attention_mask": {0: "batch", 1: "total_length"},
                 "keys": free_cache,
                 "values": free_cache,
+                "time": free,
             },
             ["logits", *(f"present.{index}.{kind}" for index in layers for kind in ("key", "value"))],
         )
     }
+    decoder = graphs["decoder"]
+    if config.previous_token:
+        decoder.inputs["previous_ids"], decoder.axes["previous_ids"] = ids.clone(), free
     if config.latent_size:
-        decoder = graphs["decoder"]
-        decoder.inputs["bar_ids"] = torch.zeros_like(ids)
         decoder.inputs["bar_conditions"] = example(
             BATCH, config.max_bars + 1, config.num_hidden_layers, config.hidden_size
         )
-        decoder.axes.update({"bar_ids": free, "bar_conditions": {0: "batch"}})
-        inputs, axes = (
-            {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
-            dict.fromkeys(("input_ids", "attention_mask"), free),
-        )
+        decoder.axes["bar_conditions"] = {0: "batch"}
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "time": torch.zeros(ids.shape)}
+        axes = dict.fromkeys(inputs, free)
         graphs["encoder"] = Graph(EncoderGraph(model), inputs, axes, ["latent_mean", "latent_log_variance"])
         inputs, axes = {"latent": example(BATCH, config.latent_size)}, {"latent": {0: "batch"}}
         graphs["bar_conditioner"] = Graph(model.bar_conditioner, inputs, axes, ["bar_conditions"])
@@ -186,13 +191,17 @@ def export(model: Any, folder: Path) -> None:
     config = model.config
     for name, graph in tqdm(make_graphs(model).items(), desc="Exporting", unit="graph"):
         write_graph(graph, folder / f"{name}.onnx")
-    names = ("latent_size", "max_bars", "vocab_size", "num_attention_heads")
+    names = ("latent_size", "max_bars", "vocab_size", "num_attention_heads", "musical_time", "previous_token")
     names += ("bar_token_ids", "pad_token_id", "bos_token_id", "eos_token_id")
+    constants = sys.modules[type(model).__module__]
     about = {name: getattr(config, name) for name in names} | {
         "head_size": config.hidden_size // config.num_attention_heads,
         "max_length": model.generation_config.max_length,
-        "max_tokens_per_bar": sys.modules[type(model).__module__].MAX_TOKENS_PER_BAR,
+        "max_tokens_per_bar": constants.MAX_TOKENS_PER_BAR,
     }
+    if config.musical_time:
+        about["last_onset"] = model.token_grammar[:, constants.LAST_ONSET].tolist()
+        about["bar_steps"] = model.token_grammar[:, constants.BAR_STEPS].tolist()
     (folder / "onnx_config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     shutil.copy(RUNTIME, folder)
 

@@ -20,15 +20,19 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+NO_ONSET = 1 << 14  # more grid steps than a bar has
+
 
 class OnnxMelodyVAE:
     """The three graphs of a melody VAE, of which a plain Music Transformer has the last only.
 
-    encoder.onnx: `input_ids`, `attention_mask` `(B, T)` to `latent_mean`, `latent_log_variance` `(B, Z)`.
+    encoder.onnx: `input_ids`, `attention_mask`, `time` `(B, T)` to `latent_mean`, `latent_log_variance` `(B, Z)`.
     bar_conditioner.onnx: `latent` `(B, Z)` to `bar_conditions` `(B, N + 1, K, C)`.
-    decoder.onnx: `input_ids`, `bar_ids` `(B, T)`, `attention_mask` `(B, P + T)`, `bar_conditions` and for each layer
+    decoder.onnx: `input_ids`, `time` `(B, T)`, `attention_mask` `(B, P + T)`, `bar_conditions` and for each layer
     `past_key_values.I.key` and `.value` `(B, H, P, D)`, to `logits` `(B, T, V)` and for each layer `present.I.key` and
-    `.value` `(B, H, P + T, D)`. P is 0 at the start.
+    `.value` `(B, H, P + T, D)`. P is 0 at the start. Models with `previous_token` take `previous_ids` `(B, T)` too.
+
+    `time` is what [`OnnxMelodyVAE.musical_time`] returns, `previous_ids` what [`OnnxMelodyVAE.previous_ids`] does.
 
     Args:
         folder: What `export_onnx.py` wrote.
@@ -56,6 +60,22 @@ class OnnxMelodyVAE:
             raise FileNotFoundError(f"{path} is missing; write it with export_onnx.py")
         return onnxruntime.InferenceSession(path, self.options, providers=["CPUExecutionProvider"])
 
+    def musical_time(self, input_ids: np.ndarray) -> np.ndarray:
+        """Where in the music each token is, as `MelodyVAEModel.musical_time` has it, `(B, T)`, in bars."""
+        bars = self.is_bar_token[input_ids].cumsum(-1) - 1
+        if not self.config["musical_time"]:
+            return bars.astype(np.float32)
+        onset, steps = (np.asarray(self.config[name])[input_ids] for name in ("last_onset", "bar_steps"))
+        signature = np.maximum.accumulate(np.where(steps > 0, np.arange(input_ids.shape[1]), 0), axis=-1)
+        reached = np.maximum.accumulate(bars * NO_ONSET + onset + 1, axis=-1) % NO_ONSET
+        part = np.maximum(reached - 1, 0) / np.maximum(np.take_along_axis(steps, signature, axis=-1), 1)
+        return (bars + np.minimum(part, 0.999)).astype(np.float32)
+
+    def previous_ids(self, input_ids: np.ndarray) -> np.ndarray:
+        """The token before each, `(B, T)`; where there is none, or padding, the token itself."""
+        previous = np.concatenate([input_ids[:, :1], input_ids[:, :-1]], axis=1)
+        return np.where(previous == self.config["pad_token_id"], input_ids, previous)
+
     def encode(self, input_ids: np.ndarray, attention_mask: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Encode melodies `(B, T)`; returns the posterior's mean and log-variance, `(B, Z)` each.
 
@@ -68,7 +88,8 @@ class OnnxMelodyVAE:
             raise ValueError(f"a melody of {longest} bars does not fit a latent of {self.config['max_bars']}")
         if attention_mask is None:
             attention_mask = np.ones_like(input_ids)
-        mean, log_variance = self.encoder.run(None, {"input_ids": input_ids, "attention_mask": attention_mask})
+        feeds = {"input_ids": input_ids, "attention_mask": attention_mask, "time": self.musical_time(input_ids)}
+        mean, log_variance = self.encoder.run(None, feeds)
         return mean, log_variance  # pyright: ignore[reportReturnType] - onnxruntime can return other things than arrays
 
     def generate(
@@ -106,12 +127,15 @@ class OnnxMelodyVAE:
         cache_names = [each.name.replace("present", "past_key_values") for each in self.decoder.get_outputs()[1:]]
         empty = np.zeros((len(ids), config["num_attention_heads"], 0, config["head_size"]), np.float32)
         cache: list[Any] = [empty] * len(cache_names)
+        decoder_inputs = {each.name for each in self.decoder.get_inputs()}  # one that is never read is left out
         counts = None if bars is None else np.broadcast_to(bars, len(ids))
         is_done, past = np.zeros(len(ids), dtype=bool), 0
         while ids.shape[1] < (max_length or config["max_length"]) and not is_done.all():
             feeds |= {"input_ids": ids[:, past:], "attention_mask": mask, **dict(zip(cache_names, cache, strict=True))}
-            if latent is not None:
-                feeds["bar_ids"] = (self.is_bar_token[ids].cumsum(-1) - 1)[:, past:]
+            if "time" in decoder_inputs:
+                feeds["time"] = self.musical_time(ids)[:, past:]
+            if config["previous_token"]:
+                feeds["previous_ids"] = self.previous_ids(ids)[:, past:]
             logits, *cache = self.decoder.run(None, feeds)
             scores = np.asarray(logits)[:, -1]
             if counts is not None:

@@ -23,6 +23,14 @@ from training.record import LOG_NAME, replace_json
 ROOT = Path(__file__).parents[1]
 OVERRIDES = "--config_overrides"
 BASELINE = "baseline"
+BASELINE_OPTIONS = {
+    "--learning_rate": "1e-3",
+    "--lr_scheduler_type": "cosine",
+    OVERRIDES: "musical_time=false,previous_token=false",
+}
+"""The usual, whatever train.py's defaults are by now."""
+LATE_DECAY = {"--lr_scheduler_type": "warmup_stable_decay"}
+BEST = {"--learning_rate": "4e-3", **LATE_DECAY, OVERRIDES: "musical_time=true,previous_token=true"}
 VARIANTS: dict[str, dict[str, str]] = {
     "no transposition": {"--transpose": "0"},
     "notes of at most 4 beats": {"--max_duration": "4"},
@@ -37,9 +45,18 @@ VARIANTS: dict[str, dict[str, str]] = {
     "linear": {"--lr_scheduler_type": "linear"},
     "cosine to a tenth": {"--min_lr_ratio": "0.1"},
     "inverse square root": {"--lr_scheduler_type": "inverse_sqrt"},
-    "warm-up, stable, decay": {"--lr_scheduler_type": "warmup_stable_decay"},
+    "warm-up, stable, decay": LATE_DECAY,
     "learning rate 1e-4 (the guideline)": {"--learning_rate": "1e-4"},
     "learning rate 2e-3": {"--learning_rate": "2e-3"},
+    "learning rate 4e-3": {"--learning_rate": "4e-3"},
+    "learning rate 2e-3, warm-up, stable, decay": {"--learning_rate": "2e-3", **LATE_DECAY},
+    "learning rate 4e-3, warm-up, stable, decay": {"--learning_rate": "4e-3", **LATE_DECAY},
+    "musical time": {OVERRIDES: "musical_time=true"},
+    "previous token": {OVERRIDES: "previous_token=true"},
+    "musical time, previous token": {OVERRIDES: "musical_time=true,previous_token=true"},
+    "all of these four": BEST,
+    "all of these four, label smoothing 0.1": {**BEST, "--label_smoothing": "0.1"},
+    "all of these four, averaged weights 0.99": {**BEST, "--ema_decay": "0.99"},
     "initial weights of 0.05": {OVERRIDES: "initializer_range=0.05"},
     "initial weights of 0.1": {OVERRIDES: "initializer_range=0.1"},
 }
@@ -141,7 +158,7 @@ def options_of(args: argparse.Namespace, checkpoints: int) -> dict[str, str]:
 
 def run_all(args: argparse.Namespace) -> None:
     """Run what is not there yet, and write the results after each run."""
-    base = options_of(args, checkpoints=4)
+    base = varied(BASELINE_OPTIONS, options_of(args, checkpoints=4))
     wanted = {BASELINE: {}} | {name: VARIANTS[name] for name in VARIANTS if name in (args.only or VARIANTS)}
     if args.pretrain_dataset:
         wanted["transfer"] = {}

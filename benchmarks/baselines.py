@@ -22,7 +22,8 @@ from training.record import replace_json
 
 OBJECTIVE = "kl_weight=0.2,free_bits=256"  # MusicVAE's for 16 bars, for both VAEs
 SHAPES = {
-    "melody_vae": "hidden_size=96,intermediate_size=384,num_attention_heads=4,num_encoder_layers=2,num_hidden_layers=4",
+    "melody_vae": "hidden_size=96,intermediate_size=384,num_attention_heads=4,num_encoder_layers=2,num_hidden_layers=4,"
+    "musical_time=false,previous_token=false",  # like Music Transformer, whose decoder it has
     "music_vae": "encoder_size=136,decoder_size=68",
     "lstm": "hidden_size=128,recurrent_size=288,attention_size=64",
     "rnn": "hidden_size=192,recurrent_size=480",
@@ -76,7 +77,7 @@ def run_all(args: argparse.Namespace) -> None:
     Raises:
         UserError: If the results are of other options, the models differ too much in size, or a command fails.
     """
-    base = options_of(args, checkpoints=16)
+    base = {"--lr_scheduler_type": "cosine"} | options_of(args, checkpoints=16)
     measured = {"--dataset": args.dataset, "--parts": " ".join(PARTS), **parse_options(args.evaluate)}
     told = {"options": base, "evaluation": measured}
     for model_type in tqdm(args.only, desc="models", unit="model"):

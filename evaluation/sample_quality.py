@@ -1,6 +1,6 @@
 """How like the test split's melodies a set of melodies is, and how much of it is copied from the training split."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ class MelodySet:
     """Melodies with what is computed of each once.
 
     Args:
-        lines: Melodies in 4/4 on a grid of sixteenths.
+        lines: Melodies in 4/4 on a grid of sixteenths; those of a data set with the `group` of their song.
         bars: Of each.
         num_steps: Length of their grid.
     """
@@ -33,6 +33,7 @@ class MelodySet:
         self.num_steps = num_steps
         self.lines = [{**line, **fit_to_grid(line, num_steps), "bars": bars} for line in lines]
         self.features = [feature_vectors(line, bars, num_steps // bars) for line in self.lines]
+        self.groups: list[Hashable] = [line.get("group", object()) for line in self.lines]  # without one, its own
 
     def statistics(self) -> dict[str, Any]:
         """Return the means of the melody statistics."""
@@ -95,14 +96,15 @@ def distributions(sets: Mapping[str, MelodySet]) -> dict[str, Any]:
 
 
 def discernibility(melodies: MelodySet, reference: MelodySet, seed: int) -> dict[str, Any] | None:
-    """Measure the two-sample AUC over all features; None if there are fewer melodies than folds."""
-    if min(len(melodies.lines), len(reference.lines)) < FOLDS:
+    """Measure the two-sample AUC over all features; None if there are fewer melodies, or songs of them, than folds."""
+    if min(len(set(of.groups)) for of in (melodies, reference)) < FOLDS:
         return None
     sizes = {}
     for name in reference.features[0]:
         vectors = [*reference.vectors(name), *melodies.vectors(name)]
         sizes[name] = len(vectors[0]) if vectors else 1
-    return two_sample_auc(melodies.rows(sizes), reference.rows(sizes), FOLDS, seed)
+    groups = [*melodies.groups, *reference.groups]
+    return two_sample_auc(melodies.rows(sizes), reference.rows(sizes), FOLDS, seed, groups=groups)
 
 
 def copied(melodies: MelodySet, index: OriginalityIndex, seed: int, description: str) -> dict[str, Any]:

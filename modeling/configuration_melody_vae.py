@@ -30,6 +30,9 @@ class MelodyVAEConfig(PreTrainedConfig):
         section_returns: In pieces longer than a latent, the probability that a section is the one so many sections
             before over again: that of the one before, of the one before that, ...
         max_relative_distance: Distance in tokens from which on relative embeddings are shared.
+        musical_time: Whether each token is told how far into its bar and its phrase the melody has got, and attention
+            how many bars and parts of a bar lie between two tokens, beside the distance in tokens.
+        previous_token: Whether each token is told the token before it, at the input of the melody decoder.
         dropout: Dropout rate of embeddings, attention and residual branches.
         token_dropout: Share of the melody decoder's input tokens that are masked in training, so that it has to
             read its latent (Bowman et al. 2016, arXiv:1511.06349).
@@ -67,7 +70,9 @@ class MelodyVAEConfig(PreTrainedConfig):
     attributes: list[str] | None = None
     section_returns: list[float] | None = None
     max_relative_distance: int = 256
-    dropout: float = 0.1
+    musical_time: bool = False
+    previous_token: bool = False
+    dropout: float = 0.0
     token_dropout: float = 0.0
     kl_weight: float = 0.2
     free_bits: float = 256.0

@@ -23,14 +23,23 @@ from transformers.masking_utils import create_bidirectional_mask, create_causal_
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .configuration_melody_vae import MelodyVAEConfig
-from .constraints_melody_vae import MAX_TOKENS_PER_BAR, MelodyLogitsProcessor, scale_mask
+from .constraints_melody_vae import (
+    BAR_STEPS,
+    LAST_ONSET,
+    MAX_TOKENS_PER_BAR,
+    NO_ONSET,
+    MelodyLogitsProcessor,
+    scale_mask,
+)
 from .operations_melody_vae import MelodyOperations
 from .pipeline_melody_vae import custom_pipelines
 from .prior_melody_vae import LatentPrior
-from .relative_attention import MelodyVAELayer, RelativeAttention, ResidualLinear, ZeroLinear
+from .relative_attention import MelodyVAELayer, RelativeAttention, ResidualLinear, ZeroLinear, rotation_of
 
 NATS_PER_BIT = 0.6931471805599453  # ln 2
 NOISE_HARMONICS = 8  # by which a bar is told how noisy its latent is
+BAR_HARMONICS = 24  # by which a token is told its place in the bar: 48 places can be told apart
+PHRASES = (2.0, 4.0, 8.0, 16.0)  # bars, in which it is told its place as well
 
 
 @dataclass
@@ -143,11 +152,15 @@ class MelodyEncoder(nn.Module):
         self.log_variance_proj = nn.Linear(config.hidden_size, config.latent_size // config.max_bars)
 
     def forward(
-        self, hidden_states: torch.Tensor, bar_one_hot: torch.Tensor, attention_mask: torch.Tensor | None
+        self,
+        hidden_states: torch.Tensor,
+        bar_one_hot: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        rotation: torch.Tensor | None = None,
     ) -> MelodyVAEPosterior:
         """Encode embedded tokens `(B, T, C)`; `bar_one_hot` `(B, T, N)` is zero for tokens outside bars."""
         for layer in self.layers:
-            hidden_states = layer(hidden_states, attention_mask=attention_mask)
+            hidden_states = layer(hidden_states, attention_mask=attention_mask, rotation=rotation)
         tokens_per_bar = bar_one_hot.sum(1)[..., None]  # (B, N, 1)
         bars = bar_one_hot.transpose(1, 2) @ hidden_states / tokens_per_bar.clamp_min(1)  # (B, N, C)
         bars = self.norm(torch.where(tokens_per_bar > 0, bars, self.absent_bar.to(bars.dtype)))
@@ -155,6 +168,21 @@ class MelodyEncoder(nn.Module):
             latent_mean=self.mean_proj(bars).flatten(1),  # (B, Z)
             latent_log_variance=self.log_variance_proj(bars).flatten(1),
         )
+
+
+class TimeEmbedding(nn.Module):
+    """What a token's place in its bar and in phrases of 2, 4, 8 and 16 bars adds to its embedding; nothing at first."""
+
+    def __init__(self, config: MelodyVAEConfig):
+        super().__init__()
+        self.proj = ZeroLinear(2 * (BAR_HARMONICS + len(PHRASES)), config.hidden_size, bias=False)
+
+    def forward(self, time: torch.Tensor) -> torch.Tensor:
+        """Embed musical time `(B, T)`, in bars, as `(B, T, C)`."""
+        harmonics = torch.arange(1, BAR_HARMONICS + 1, device=time.device, dtype=torch.float32)
+        frequencies = torch.cat([harmonics, 1 / torch.tensor(PHRASES, device=time.device)])
+        angles = 2 * math.pi * time[..., None] * frequencies
+        return self.proj(torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.proj.weight.dtype))
 
 
 class BarConditioner(nn.Module):
@@ -288,6 +316,10 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.dropout = nn.Dropout(config.dropout)
+        if config.musical_time:
+            self.time_embedding = TimeEmbedding(config)
+        if config.previous_token:
+            self.previous_proj = ZeroLinear(config.hidden_size, config.hidden_size, bias=False)
         if config.latent_size:
             self.melody_encoder = MelodyEncoder(config)
             self.bar_conditioner = BarConditioner(config)
@@ -320,23 +352,57 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
         self.config.grammar_columns = table.shape[1]
         self.register_buffer("token_grammar", table.to(self.device, torch.int32))
 
-    def bar_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Index of the bar each token belongs to, `(B, T)`; -1 before the first."""
-        return self.is_bar_token[input_ids].cumsum(-1) - 1
+    def musical_time(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Where in the music each token is, `(B, T)`, in bars since the melody began.
 
-    def bar_one_hot(self, bar_ids: torch.Tensor) -> torch.Tensor:
-        """Rows of [`BarConditioner`]'s table for `bar_ids` `(B, T)`, one-hot, `(B, T, N + 1)`."""
-        rows = (bar_ids + 1).clamp(0, self.config.max_bars)
+        The whole part is the index of the token's bar, -1 before the first. The rest says how far into the bar the
+        latest onset is, for models with `config.musical_time`; for others it is 0.
+
+        Raises:
+            ValueError: If the model needs to know its tokens and does not.
+        """
+        bars = self.is_bar_token[input_ids].cumsum(-1) - 1
+        if not self.config.musical_time:
+            return bars.float()
+        if "token_grammar" not in self._buffers:
+            raise ValueError("this model does not know its tokens: model.set_grammar(processor.grammar_table())")
+        rows = self.token_grammar[input_ids]
+        onset, steps = rows[..., LAST_ONSET], rows[..., BAR_STEPS]
+        place = torch.arange(input_ids.shape[1], device=input_ids.device)
+        signature = torch.where(steps > 0, place, 0).cummax(-1).values  # where the latest time signature is
+        reached = (bars * NO_ONSET + onset + 1).cummax(-1).values % NO_ONSET  # latest onset of the bar, 0 for none
+        return bars + ((reached - 1).clamp_min(0) / steps.gather(-1, signature).clamp_min(1)).clamp_max(0.999)
+
+    def previous_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The token before each, `(B, T)`; where there is none, or padding, the token itself."""
+        previous = torch.cat([input_ids[:, :1], input_ids[:, :-1]], dim=1)
+        return torch.where(previous == self.config.pad_token_id, input_ids, previous)
+
+    def told(self, embedded: torch.Tensor, time: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Add to embedded tokens `(B, T, C)` where they are in the music, and compute what turns queries and keys."""
+        if not self.config.musical_time:
+            return embedded, None
+        rotation = rotation_of(time, self.config.hidden_size // self.config.num_attention_heads)
+        return embedded + self.time_embedding(time), rotation
+
+    def bar_one_hot(self, time: torch.Tensor) -> torch.Tensor:
+        """Rows of [`BarConditioner`]'s table for musical time `(B, T)`, one-hot, `(B, T, N + 1)`."""
+        rows = (time.floor().long() + 1).clamp(0, self.config.max_bars)
         return nn.functional.one_hot(rows, self.config.max_bars + 1).to(self.dtype)
 
     def encode(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        time: torch.Tensor | None = None,
+        **kwargs,
     ) -> MelodyVAEPosterior:
         """Encode melodies of up to `max_bars` bars.
 
         Args:
             input_ids: `(B, T)`.
             attention_mask: `(B, T)`, 0 at padding.
+            time: `(B, T)`, what [`MelodyVAEModel.musical_time`] returns, if it was computed already.
             kwargs: Ignored, so that a processor's whole output can be passed.
 
         Returns:
@@ -347,18 +413,20 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
         """
         if not self.config.latent_size:
             raise ValueError("latent_size=0: this model is a plain Music Transformer and has no latent to encode into")
-        bar_ids = self.bar_ids(input_ids)
-        if not torch.compiler.is_compiling() and bar_ids.numel() and bar_ids.max() >= self.config.max_bars:
+        if time is None:
+            time = self.musical_time(input_ids)
+        if not torch.compiler.is_compiling() and time.numel() and time.max() >= self.config.max_bars:
             raise ValueError(
-                f"a melody of {int(bar_ids.max()) + 1} bars does not fit a latent of max_bars={self.config.max_bars}: "
+                f"a melody of {int(time.max()) + 1} bars does not fit a latent of max_bars={self.config.max_bars}: "
                 "cut it into windows"
             )
-        one_hot = self.bar_one_hot(bar_ids)[..., 1:]  # (B, T, N)
+        one_hot = self.bar_one_hot(time)[..., 1:]  # (B, T, N)
         if attention_mask is not None:
             one_hot = one_hot * attention_mask[..., None]
-        embedded = self.dropout(self.embed_tokens(input_ids))
+        embedded, rotation = self.told(self.embed_tokens(input_ids), time)
+        embedded = self.dropout(embedded)
         mask = create_bidirectional_mask(self.config, embedded, attention_mask)
-        return self.melody_encoder(embedded, one_hot.to(embedded.dtype), mask)
+        return self.melody_encoder(embedded, one_hot.to(embedded.dtype), mask, rotation)
 
     @can_return_tuple
     def forward(
@@ -371,7 +439,8 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
         kl_weight: float | None = None,
         tokens_per_melody: float | torch.Tensor | None = None,
         bar_conditions: torch.Tensor | None = None,
-        bar_ids: torch.Tensor | None = None,
+        time: torch.Tensor | None = None,
+        previous_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -395,7 +464,9 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
             tokens_per_melody: What the loss is divided by; the batch's own mean by default. A constant gives every
                 melody the same weight whatever batch it is in, so that accumulated batches equal one large one.
             bar_conditions: `(B, N + 1, K, C)`, a latent that [`BarConditioner`] has expanded already.
-            bar_ids: `(B, T)`, needed where `past_key_values` holds the melody's beginning.
+            time: `(B, T)`, see [`MelodyVAEModel.musical_time`]; needed where `past_key_values` holds the melody's
+                beginning.
+            previous_ids: `(B, T)`, see [`MelodyVAEModel.previous_ids`]; needed there likewise.
             past_key_values: Cache of the melody decoder.
             use_cache: Whether to return a cache.
             logits_to_keep: Number of last positions to compute logits for (0: all), or their indices.
@@ -405,16 +476,16 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
             A [`MelodyVAEOutput`].
         """
         posterior = MelodyVAEPosterior()
+        if time is None:
+            time = self.musical_time(input_ids)
         if self.config.latent_size and bar_conditions is None:
             if latent is None:
-                posterior = self.encode(input_ids, attention_mask)
+                posterior = self.encode(input_ids, attention_mask, time)
                 latent = posterior.sample() if self.training else posterior.latent_mean
                 if self.training and self.config.latent_noise:
                     noise = self.bar_conditioner.draw_noise(len(latent))
                     latent = self.bar_conditioner.add_noise(latent, noise)
             bar_conditions = self.bar_conditioner(latent, noise)
-        if bar_ids is None:
-            bar_ids = self.bar_ids(input_ids)
         if self.training and self.config.token_dropout:
             is_dropped = torch.rand(input_ids.shape, device=input_ids.device) < self.config.token_dropout
             input_ids = input_ids.masked_fill(is_dropped, self.config.mask_token_id)
@@ -423,13 +494,22 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 
-        hidden_states = self.dropout(self.embed_tokens(input_ids))
+        hidden_states, rotation = self.told(self.embed_tokens(input_ids), time)
+        if self.config.previous_token:
+            previous_ids = self.previous_ids(input_ids) if previous_ids is None else previous_ids
+            hidden_states = hidden_states + self.previous_proj(self.embed_tokens(previous_ids))
+        hidden_states = self.dropout(hidden_states)
         mask = create_causal_mask(self.config, hidden_states, attention_mask, past_key_values)
-        bar_one_hot = self.bar_one_hot(bar_ids).to(hidden_states.dtype)
+        bar_one_hot = self.bar_one_hot(time).to(hidden_states.dtype)
         for index, layer in enumerate(self.layers):
             condition = None if bar_conditions is None else bar_one_hot @ bar_conditions[:, :, index]  # (B, T, C)
             hidden_states = layer(
-                hidden_states, condition, attention_mask=mask, past_key_values=past_key_values, **kwargs
+                hidden_states,
+                condition,
+                attention_mask=mask,
+                past_key_values=past_key_values,
+                rotation=rotation,
+                **kwargs,
             )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(self.norm(hidden_states[:, kept]))  # (B, T, V)
@@ -450,9 +530,12 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
         return output
 
     def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, **kwargs):
-        """Count bars over the whole sequence, of which a cached step sees the last token only."""
+        """Read time over the whole sequence, of which a cached step sees the last token only."""
         inputs = super().prepare_inputs_for_generation(input_ids, next_sequence_length=next_sequence_length, **kwargs)
-        inputs["bar_ids"] = self.bar_ids(input_ids)[:, -inputs["input_ids"].shape[1] :].contiguous()
+        kept = slice(-inputs["input_ids"].shape[1], None)
+        inputs["time"] = self.musical_time(input_ids)[:, kept].contiguous()
+        if self.config.previous_token:
+            inputs["previous_ids"] = self.previous_ids(input_ids)[:, kept].contiguous()
         return inputs
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 Dimension key: B batch, L query positions, S key positions, H heads, D head size, C hidden size, M distances.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 QUERIES_PER_BLOCK = 64  # in training on a CPU; 32 and 128 were slower
+SHORTEST_PERIOD, LONGEST_PERIOD = 1 / 8, 32.0  # of `rotation_of`, in bars
 
 
 def skew(relative_logits: torch.Tensor, num_keys: int) -> torch.Tensor:
@@ -35,6 +37,35 @@ def skew(relative_logits: torch.Tensor, num_keys: int) -> torch.Tensor:
     length, num_distances = relative_logits.shape[-2:]
     shifted = relative_logits.flatten(-2)[..., length - 1 : length - 1 + length * (num_distances - 1)]
     return shifted.unflatten(-1, (length, num_distances - 1))[..., :num_keys]
+
+
+def rotation_of(time: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """Compute what [`rotate`] turns queries and keys by, so that their product depends on the time between them.
+
+    These are rotary embeddings (Su et al. 2021, arXiv:2104.09864) of musical time instead of token indices: a bar ago
+    is a bar ago, however many tokens there were in it. Half of each head is turned, by angles whose periods go from
+    `SHORTEST_PERIOD` to `LONGEST_PERIOD`.
+
+    Args:
+        time: `(B, L)`, in bars.
+        head_dim: D.
+
+    Returns:
+        `(2, B, 1, L, D // 4)`: cosines and sines.
+    """
+    pairs = head_dim // 4
+    steps = torch.arange(pairs, device=time.device, dtype=torch.float32) / max(pairs - 1, 1)
+    periods = SHORTEST_PERIOD * (LONGEST_PERIOD / SHORTEST_PERIOD) ** steps
+    angles = 2 * math.pi * time[:, None, :, None] / periods
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def rotate(states: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+    """Turn queries or keys `(B, H, L, D)` by a rotation `(2, B, 1, L, P)`; P pairs of their first 2 P entries turn."""
+    cos, sin = rotation.to(states.dtype)
+    pairs = cos.shape[-1]
+    first, second, rest = states.split([pairs, pairs, states.shape[-1] - 2 * pairs], dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos, rest], dim=-1)
 
 
 def eager_attention_forward(
@@ -273,9 +304,13 @@ class RelativeAttention(nn.Module):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
+        rotation: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        """Attend from every position of `hidden_states` `(B, L, C)`; returns the same shape."""
+        """Attend from every position of `hidden_states` `(B, L, C)`; returns the same shape.
+
+        `rotation` is what [`rotation_of`] computes.
+        """
         batch, length, _ = hidden_states.shape
         past = past_key_values.get_seq_length(self.layer_idx) if past_key_values is not None else 0
         if isinstance(past, torch.Tensor):
@@ -283,6 +318,8 @@ class RelativeAttention(nn.Module):
         query, key, value = (
             self.qkv_proj(hidden_states).view(batch, length, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         )  # (B, H, L, D) each
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         if self.is_blockwise(query, past_key_values):

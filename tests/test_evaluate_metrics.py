@@ -263,6 +263,17 @@ class TestTwoSampleAUC:
         assert apart["interval"][0] < apart["auc"] < apart["interval"][1]
         assert apart["p_value"] < 1e-6
 
+    def test_songs_are_not_known_again(self):
+        """Windows of a song are alike; training and test songs are not, although their windows are drawn alike."""
+        generator = np.random.default_rng(2)
+        songs = np.arange(400) // 4
+        windows = generator.normal(size=(100, 3))[songs] + 0.01 * generator.normal(size=(400, 3))
+        ours, theirs = windows[:200], windows[200:]
+        assert two_sample_auc(ours, theirs)["auc"] > 0.85
+        apart = two_sample_auc(ours, theirs, groups=songs.tolist())
+        assert apart["interval"][0] < 0.6
+        assert apart["auc"] < 0.65
+
     def test_missing_values_tell_too(self):
         real = [[float(number % 5)] for number in range(60)]
         assert two_sample_auc([[None]] * 60, real)["auc"] > 0.99
@@ -279,6 +290,14 @@ class TestTwoSampleAUC:
     def test_refusals(self, ours, theirs, message):
         with pytest.raises(ValueError, match=re.escape(message)):
             two_sample_auc(ours, theirs)
+
+    @pytest.mark.parametrize(
+        ("groups", "message"),
+        [(["a"] * 9, "10 melodies need as many groups, got 9"), ([0, 1, 2, 3, 4, 5, 5, 5, 5, 6], "each side, got 2")],
+    )
+    def test_groups_that_do_not_fit(self, groups, message):
+        with pytest.raises(ValueError, match=message):
+            two_sample_auc([[1.0]] * 5, [[1.0]] * 5, groups=groups)
 
 
 class TestRatioInterval:

@@ -297,6 +297,8 @@ class TestSamples:
         assert found["overlap"]["features"]["pitch_range"] is not None
         assert found["originality"]["copied"] is None
         assert found["two_sample"]["auc"] > 0.9
+        windows_of_a_song = [{**line, "group": 7} for line in self.make(4, 17)]
+        assert quality(MelodySet(windows_of_a_song, 16, STEPS), reference, index, 0, "song")["two_sample"] is None
         few = quality(MelodySet([empty] * 3, 16, STEPS), reference, index, 0, "few")
         assert few["two_sample"] is None
         assert few["overlap"]["mean"] == {"overlapped_area": None, "kl_divergence": None}

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel, MelodyVAEPosterior
+from modeling.constraints_melody_vae import BAR_STEPS, LAST_ONSET, SPECIAL_ROW
 from modeling.modeling_melody_vae import MAX_TOKENS_PER_BAR, BarCountLogitsProcessor, reconstruction_nats
 from modeling.operations_melody_vae import slerp
 from modeling.processing_melody_vae import line_to_words
@@ -59,12 +60,31 @@ def make_model(**overrides) -> MelodyVAEModel:
         for name, parameter in model.named_parameters():
             if name.endswith("bias") and not name.endswith("log_variance_proj.bias"):
                 parameter.normal_(std=0.1)
+            if name in ("time_embedding.proj.weight", "previous_proj.weight"):  # zeros too
+                parameter.normal_(std=0.5)
+    if model.config.musical_time:
+        model.register_buffer("token_grammar", make_grammar())
     return model
 
 
-@pytest.fixture(scope="module")
-def model() -> MelodyVAEModel:
-    return make_model()
+def make_grammar() -> torch.Tensor:
+    """Say of each token what musical time needs to know: bars of 12 and 16 steps, onsets in most tokens."""
+    table = torch.tensor([SPECIAL_ROW] * V, dtype=torch.int32)
+    table[BAR_TOKENS, BAR_STEPS] = torch.tensor([12, 16, 0, 16, 12], dtype=torch.int32)  # one is told later
+    others = [token for token in range(MASK + 1, V) if token not in BAR_TOKENS]
+    table[others, LAST_ONSET] = torch.tensor([token * 7 % 13 - 1 for token in others], dtype=torch.int32)
+    return table
+
+
+KINDS = [
+    pytest.param({}, id="plain"),
+    pytest.param({"musical_time": True, "previous_token": True}, id="musical time and previous token"),
+]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request) -> MelodyVAEModel:
+    return make_model(**request.param)
 
 
 LEARNT_IDS = torch.cat([IDS, torch.nn.functional.pad(SHORT_IDS, (0, T - SHORT_IDS.shape[1]), value=PAD)])
@@ -120,8 +140,9 @@ def gradients(model: MelodyVAEModel) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("latent_size", [Z, 0])
-def test_decoder_is_causal_by_gradient_in_both_directions(latent_size, implementation):
-    model = make_model(latent_size=latent_size, attn_implementation=implementation)
+@pytest.mark.parametrize("musical_time", [False, True])
+def test_decoder_is_causal_by_gradient_in_both_directions(latent_size, implementation, musical_time):
+    model = make_model(latent_size=latent_size, attn_implementation=implementation, musical_time=musical_time)
     (embedded, handle) = embedded_inputs(model)
     logits = model(IDS, latent=make_latent() if latent_size else None).logits
     handle.remove()
@@ -170,12 +191,12 @@ def test_a_token_hears_its_own_bar_and_the_next():
         assert heard.nonzero().flatten().tolist() == [bar for bar in (row - 1, row) if 0 <= bar < N]
 
     logits = model(IDS, latent=latent).logits
-    bar_ids = model.bar_ids(IDS)
-    assert bar_ids[0].tolist() == [-1, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2]
+    time = model.musical_time(IDS)
+    assert time[0].tolist() == [-1, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2]
     for position in range(T):
         (gradient,) = torch.autograd.grad(logits[0, position].square().sum(), latent, retain_graph=True)
         heard = (gradient[0].view(N, -1) != 0).any(-1)
-        assert heard.tolist() == [bar <= bar_ids[0, position] + 1 for bar in range(N)]
+        assert heard.tolist() == [bar <= time[0, position] + 1 for bar in range(N)]
 
 
 @torch.no_grad()
@@ -200,19 +221,60 @@ def test_each_layer_is_told_its_row_of_the_table(model):
         handle.remove()
 
 
+@torch.no_grad()
+def test_musical_time_is_what_the_melody_says():
+    """By its tokens: the bar's index, and how far into the bar the latest onset is."""
+    lines = [
+        {"pitch": [60, 62, 64], "start": [0, 5, 30], "duration": [2, 3, 9], "time_signature": "4/4", "bars": 3},
+        {"pitch": [71, 70], "start": [13, 23], "duration": [4, 1], "time_signature": "3/4", "bars": 2},
+    ]
+    lines = [{**line, "steps_per_beat": 4} for line in lines]
+    processor = MelodyProcessor.train([line_to_words(line) for line in lines], vocab_size=331, max_bars=N)
+    tokens = processor.tokenizer
+    model = make_model(
+        vocab_size=len(tokens), bar_token_ids=processor.bar_token_ids, musical_time=True, previous_token=True
+    )
+    with pytest.raises(ValueError, match="set_grammar"):
+        MelodyVAEModel(model.config).musical_time(IDS)
+    model.set_grammar(processor.grammar_table())
+    ids = processor(lines=lines, return_tensors="pt")["input_ids"]
+    time = model.musical_time(ids)
+    for line, row, found in zip(lines, ids, time, strict=True):
+        steps = 12 if line["time_signature"] == "3/4" else 16
+        reached = [-1.0, *range(line["bars"]), *(start / steps for start in line["start"])]
+        assert all(any(each == pytest.approx(other) for other in reached) for each in found.tolist())
+        assert found.max().item() == pytest.approx(max(reached))
+        assert found.diff().min() >= 0
+        bars = model.is_bar_token[row].cumsum(-1) - 1
+        assert torch.equal(found.floor().long(), bars)
+    plain = make_model(vocab_size=len(tokens), bar_token_ids=processor.bar_token_ids)
+    assert torch.equal(plain.musical_time(ids), time.floor())
+
+
+def test_the_token_before_each():
+    model = make_model(previous_token=True)
+    assert model.previous_ids(torch.tensor([[PAD, PAD, BOS, 5, 17], [BOS, 23, 6, EOS, PAD]])).tolist() == [
+        [PAD, PAD, BOS, BOS, 5],
+        [BOS, BOS, 23, 6, EOS],
+    ]
+
+
 # --- Fast equals slow -----------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_cached_logits_equal_uncached(implementation):
-    model = make_model(attn_implementation=implementation)
+@pytest.mark.parametrize("kind", KINDS)
+def test_cached_logits_equal_uncached(implementation, kind):
+    model = make_model(attn_implementation=implementation, **kind)
     latent = make_latent()
     expected = model(IDS, latent=latent, use_cache=False)
     assert expected.past_key_values is None
-    bar_ids, cache, logits = model.bar_ids(IDS), None, []
-    for chunk, bars in zip(IDS.split([7, 1, 3], dim=1), bar_ids.split([7, 1, 3], dim=1), strict=True):
-        output = model(chunk, latent=latent, bar_ids=bars, past_key_values=cache, use_cache=True)
+    cache, logits = None, []
+    parts = [whole.split([7, 1, 3], dim=1) for whole in (IDS, model.musical_time(IDS), model.previous_ids(IDS))]
+    for chunk, time, previous in zip(*parts, strict=True):
+        told = {"time": time, "previous_ids": previous, "past_key_values": cache}
+        output = model(chunk, latent=latent, use_cache=True, **told)
         cache = output.past_key_values
         logits.append(output.logits)
     assert cache.get_seq_length() == T
@@ -230,8 +292,9 @@ GENERATE = [
 @pytest.mark.parametrize("kwargs", GENERATE)
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("has_primer", [False, True])
-def test_generate_is_the_same_with_any_cache(kwargs, implementation, has_primer):
-    model = make_model(attn_implementation=implementation)
+@pytest.mark.parametrize("kind", KINDS)
+def test_generate_is_the_same_with_any_cache(kwargs, implementation, has_primer, kind):
+    model = make_model(attn_implementation=implementation, **kind)
     if has_primer:  # of different lengths, so padded on the left
         kwargs = {**kwargs, "input_ids": torch.tensor([[PAD, PAD, BOS, 5], [BOS, 23, 6, 7], [PAD, BOS, 31, 13]])}
     results = []
@@ -477,10 +540,11 @@ def test_every_parameter_learns():
     assert not model.embed_tokens.weight.grad[MASK].equal(torch.zeros(H * D))  # as an output: the weights are tied
 
 
-def test_gradient_checkpointing_changes_no_gradient():
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_checkpointing_changes_no_gradient(kind):
     results = []
     for is_checkpointed in (False, True):
-        model = make_model(dropout=0.3, token_dropout=0.3).train()
+        model = make_model(dropout=0.3, token_dropout=0.3, **kind).train()
         if is_checkpointed:
             model.activation_checkpointing_enable()
         runs = []
@@ -532,7 +596,7 @@ def test_token_dropout_does_not_lose_the_bar_count():
     latent = make_latent()
     with torch.no_grad():
         model(IDS, latent=latent)
-        expected = model.bar_conditioner(latent)[0, model.bar_ids(IDS)[0] + 1, 0]
+        expected = model.bar_conditioner(latent)[0, model.musical_time(IDS)[0].long() + 1, 0]
     handle.remove()
     assert torch.allclose(told[0][0], expected, atol=1e-6)
 

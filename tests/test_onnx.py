@@ -44,6 +44,8 @@ def save_model(folder: Path, learnt: bool = True, **overrides) -> Path:
     sizes = {"hidden_size": 26, "intermediate_size": 53, "num_encoder_layers": 2, "num_hidden_layers": 3}
     fields = {**sizes, "latent_size": Z, "free_bits": 1e3, "initializer_range": 0.1, **overrides}
     model = make_model(processor, **fields)
+    if model.config.musical_time:
+        model.set_grammar(processor.grammar_table())
     if learnt:
         learn(model, processor(lines=LINES, return_tensors="pt"), steps=100, learning_rate=5e-3)
     model.save_pretrained(folder)
@@ -159,6 +161,30 @@ def test_the_folder_runs_without_torch_and_without_the_repository(exported):
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert json.loads(result.stdout) == model.decode(latent, bars=2).tolist()
+
+
+@pytest.mark.slow
+def test_musical_time_and_previous_tokens_are_read_as_by_torch(tmp_path, capsys):
+    """From left-padded beginnings too, and by the encoder."""
+    folder = save_model(tmp_path / "model", musical_time=True, previous_token=True)
+    assert export_onnx.main(["--model", str(folder), "--output", str(folder / "onnx")]) == 0
+    processor, model = load_model(str(folder))
+    runtime = OnnxMelodyVAE(folder / "onnx")
+    batch = processor(lines=LINES, return_tensors="pt")
+    assert np.array_equal(runtime.musical_time(batch["input_ids"].numpy()), model.musical_time(batch["input_ids"]))
+    assert (model.musical_time(batch["input_ids"]) % 1).unique().numel() > 4
+    mean, _ = runtime.encode(batch["input_ids"].numpy(), batch["attention_mask"].numpy())
+    assert np.allclose(mean, model.encode(**batch).latent_mean.detach(), atol=1e-4)
+    model.config.grammar_columns = 0
+    primer = batch["input_ids"][:, :6]
+    padded = torch.nn.functional.pad(primer, (2, 0), value=model.config.pad_token_id)
+    mask = (padded != model.config.pad_token_id).long()
+    latent = make_latent(len(primer))
+    expected = model.generate(padded, attention_mask=mask, latent=latent, bars=N, do_sample=False)
+    found = runtime.generate(latent.numpy(), padded.numpy(), mask.numpy(), bars=N)
+    assert found.tolist() == expected.tolist()
+    alone = model.generate(primer[:1], latent=latent[:1], bars=N, do_sample=False)[0]
+    assert expected[0, 2:][: len(alone)].tolist() == alone.tolist()
 
 
 @pytest.mark.slow

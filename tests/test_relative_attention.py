@@ -11,7 +11,14 @@ from torch.utils._pytree import tree_leaves
 from transformers.cache_utils import DynamicCache, StaticCache
 
 from modeling import MelodyVAEConfig, MelodyVAEModel, relative_attention
-from modeling.relative_attention import QUERIES_PER_BLOCK, BlockwiseRelativeAttention, RelativeAttention, skew
+from modeling.relative_attention import (
+    QUERIES_PER_BLOCK,
+    BlockwiseRelativeAttention,
+    RelativeAttention,
+    rotate,
+    rotation_of,
+    skew,
+)
 
 B, T, H, D = 3, 11, 2, 5
 FAR = 37  # a max_relative_distance that no pair of tokens reaches
@@ -351,3 +358,44 @@ def test_flex_attention_equals_sdpa(is_padded):
     assert (sdpa.logits - flex.logits)[is_token].abs().max() < 1e-4 < sdpa.logits.abs().max() / 1e3
     models[1].layers[0].attention.distance_embedding.zero_()
     assert (sdpa.logits - models[1](ids, attention_mask=is_token.long()).logits)[is_token].abs().max() > 0.1
+
+
+def test_rotated_products_depend_on_the_time_between():
+    """On nothing else of the times; the last half of each head and the lengths of vectors stay as they are."""
+    generator = torch.Generator().manual_seed(3)
+    head_size = 16
+    query, key = torch.randn(2, B, H, T, head_size, generator=generator)
+    time = torch.randint(16 * 20, (B, T), generator=generator) / 16
+
+    def products(shift: float) -> torch.Tensor:
+        rotation = rotation_of(time + shift, head_size)
+        return rotate(query, rotation) @ rotate(key, rotation).transpose(2, 3)
+
+    assert torch.allclose(products(0.0), products(7.25), atol=1e-3)
+    other = rotation_of(time.flip(-1), head_size)
+    assert not torch.allclose(products(0.0), rotate(query, other) @ rotate(key, other).transpose(2, 3), atol=0.1)
+    turned = rotate(query, rotation_of(time, head_size))
+    assert torch.equal(turned[..., head_size // 2 :], query[..., head_size // 2 :])
+    assert torch.allclose(turned.norm(dim=-1), query.norm(dim=-1), atol=1e-5)
+    assert torch.equal(rotate(query, rotation_of(torch.zeros(B, T), head_size)), query)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_rotated_attention_is_the_same_by_blocks_and_with_a_cache(is_causal):
+    length = QUERIES_PER_BLOCK + 7
+    attention = make_attention(is_causal, head_size=8)
+    rotation = rotation_of(torch.arange(length)[None].expand(B, -1) / 8, 8)
+    hidden_states = torch.randn(B, length, H * 8, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    mask = causal_mask(length, length, 0, torch.float64) if is_causal else None
+    with torch.no_grad():
+        plain = attention(hidden_states, mask, rotation=rotation)
+    assert torch.allclose(attention(hidden_states.requires_grad_(), mask, rotation=rotation), plain)  # by blocks
+    assert not torch.allclose(attention(hidden_states, mask), plain, atol=0.01)
+    if is_causal:
+        cache = DynamicCache(config=attention.config)
+        parts = []
+        with torch.no_grad():
+            for begin, end in ((0, 40), (40, length)):
+                part = causal_mask(end - begin, end, begin, torch.float64)
+                parts.append(attention(hidden_states[:, begin:end], part, cache, rotation=rotation[:, :, :, begin:end]))
+        assert torch.allclose(torch.cat(parts, dim=1), plain)

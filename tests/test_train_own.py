@@ -253,11 +253,12 @@ def test_a_run_that_diverges_ends_with_a_line(dataset, tmp_path, monkeypatch):  
 )
 def test_documented_commands_start_as_many_processes(dataset, tmp_path, launch):  # noqa: F811
     command = [sys.executable, "-m", "accelerate.commands.launch", *launch, "--main_process_port", "0", "train.py"]
-    done = subprocess.run(
-        [*command, *arguments(dataset, tmp_path, "--max_train_steps", "3")], capture_output=True, text=True, cwd=ROOT
-    )
+    options = ["--max_train_steps", "3", "--config_overrides", f"{TINY},latent_noise=0.5"]
+    done = subprocess.run([*command, *arguments(dataset, tmp_path, *options)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"{launch[-1]} process(es) on cpu" in done.stdout
+    history = json.loads((tmp_path / train.LOG_NAME).read_text())["history"]
+    assert history[-1]["bits_per_note_without_latent"] > 0
 
 
 @pytest.mark.slow

@@ -16,7 +16,8 @@ from training.errors import UserError
 from training.options import MELODY_VAE, MUSIC_VAE
 
 TOKENIZER = "tokenizer_of_windows"  # folder in the run's, where its model reads no tokens
-ADDABLE = {"bar_conditioner.noise_proj.weight"}  # begin as zeros, so that a trained model goes on as it was
+# Begin as zeros, so that a trained model goes on as it was; `musical_time` also turns its queries and keys, at once.
+ADDABLE = {"bar_conditioner.noise_proj.weight", "previous_proj.weight", "time_embedding.proj.weight"}
 HUB_SECONDS = 10  # to wait for the Hub's first answer
 
 
@@ -91,6 +92,8 @@ def build_model(args: argparse.Namespace, processor: MelodyProcessor) -> PreTrai
         eos_token_id=tokenizer.eos_token_id,
         mask_token_id=tokenizer.mask_token_id,
         max_bars=processor.max_bars,
+        musical_time=True,
+        previous_token=True,
     )
     model = MelodyVAEModel(overridden(config, args.config_overrides))
     model.set_grammar(processor.grammar_table())

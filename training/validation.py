@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import extract_model_from_parallel
 from torch.utils.data import DataLoader
 
 from modeling.modeling_melody_vae import NATS_PER_BIT, reconstruction_nats
@@ -19,11 +20,11 @@ def nats_without_latent(model: torch.nn.Module, batch: Mapping[str, Any], labels
     """Return -log p(x) of each melody, `(B,)`, for a melody decoder that has learned to do without a latent.
 
     Args:
-        model: With `config.latent_noise`.
+        model: With `config.latent_noise`, or what accelerate has wrapped it in.
         batch: `input_ids` and `attention_mask` `(B, T)`.
         labels: `(B, T)`, -100 at padding.
     """
-    config: Any = model.config
+    config: Any = extract_model_from_parallel(model).config
     nothing = torch.zeros(len(labels), config.latent_size, device=labels.device)
     noise = torch.ones(len(labels), config.max_bars, device=labels.device)
     return reconstruction_nats(model(**batch, latent=nothing, noise=noise, use_cache=False).logits, labels)

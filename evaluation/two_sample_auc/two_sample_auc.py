@@ -3,14 +3,14 @@
 This file stands alone, so that `evaluate.load("evaluation/two_sample_auc")` can copy it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import datasets
 import evaluate
 import numpy as np
 from scipy.stats import norm, rankdata
 from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedGroupKFold
 
 SMALLEST_LEAF = 5  # melodies; with scikit-learn's 20, sets of a few dozens would never be divided
 
@@ -35,6 +35,7 @@ def two_sample_auc(
     seed: int = 0,
     rounds: int = 1000,
     level: float = 0.95,
+    groups: Sequence[Hashable] | None = None,
 ) -> dict[str, float | int | list[float]]:
     """Train a classifier to tell two sets apart, and measure it on melodies that it has not been trained on.
 
@@ -50,6 +51,8 @@ def two_sample_auc(
         seed: Of the folds and the bootstrap.
         rounds: Of the bootstrap over melodies, within each fold.
         level: Of the interval.
+        groups: Of the predictions, then of the references: melodies of one group, such as the windows of a song, are
+            always in one fold, or a classifier would know songs again; each melody is its own group by default.
 
     Returns:
         `auc`: 0.5 if the sets cannot be told apart, 1 if always; `interval`: for melodies drawn again, the classifiers
@@ -57,7 +60,8 @@ def two_sample_auc(
         `predictions`, `references`: melodies.
 
     Raises:
-        ValueError: If a side has fewer melodies than there are folds, vectors differ in length, or a value is infinite.
+        ValueError: If a side has fewer melodies or groups than there are folds, vectors differ in length, a value is
+            infinite, or `groups` is of another length.
     """
     smallest = min(len(predictions), len(references))
     if folds < 2 or smallest < folds:
@@ -72,10 +76,18 @@ def two_sample_auc(
     for value in features[np.isinf(features)]:
         raise ValueError(f"values must be finite or missing, got {value}")
     is_prediction = np.arange(len(features)) < len(predictions)
+    groups = range(len(features)) if groups is None else groups
+    if len(groups) != len(features):
+        raise ValueError(f"{len(features)} melodies need as many groups, got {len(groups)}")
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    group_of = np.array([numbers[group] for group in groups])
+    fewest = min(len(set(group_of[side])) for side in (is_prediction, ~is_prediction))
+    if fewest < folds:
+        raise ValueError(f"{folds} folds need as many groups of melodies on each side, got {fewest}")
     generator = np.random.default_rng(seed)
     areas, deviations, drawn = [], [], np.zeros(rounds)
-    splits = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    for train, test in splits.split(features, is_prediction):
+    splits = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    for train, test in splits.split(features, is_prediction, group_of):
         classifier = HistGradientBoostingClassifier(
             min_samples_leaf=SMALLEST_LEAF, early_stopping=False, random_state=seed
         )
@@ -111,6 +123,6 @@ class TwoSampleAUC(evaluate.Metric):
             reference_urls=["https://arxiv.org/abs/1610.06545"],
         )
 
-    def _compute(self, predictions, references, folds: int = 5, seed: int = 0):
+    def _compute(self, predictions, references, folds: int = 5, seed: int = 0, groups=None):
         ours, theirs = ([vector for row in rows for vector in row] for rows in (predictions, references))
-        return two_sample_auc(ours, theirs, folds=folds, seed=seed)
+        return two_sample_auc(ours, theirs, folds=folds, seed=seed, groups=groups)
