@@ -54,10 +54,14 @@ class EncoderGraph(nn.Module):
         self.model = model
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, time: torch.Tensor
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        time: torch.Tensor,
+        pitch: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode melodies `(B, T)`; returns mean and log-variance, `(B, Z)` each."""
-        posterior = self.model.encode(input_ids, attention_mask, time)
+        posterior = self.model.encode(input_ids, attention_mask, time, pitch)
         return posterior.latent_mean, posterior.latent_log_variance
 
 
@@ -75,6 +79,7 @@ class DecoderGraph(nn.Module):
         keys: list[torch.Tensor],
         values: list[torch.Tensor],
         time: torch.Tensor,
+        pitch: torch.Tensor | None = None,
         previous_ids: torch.Tensor | None = None,
         bar_conditions: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -86,6 +91,7 @@ class DecoderGraph(nn.Module):
             input_ids,
             torch.where(is_seen, 0.0, torch.finfo(torch.float32).min),
             time=time,
+            pitch=pitch,
             previous_ids=previous_ids,
             bar_conditions=bar_conditions,
             past_key_values=cache,
@@ -128,6 +134,8 @@ def make_graphs(model: Any) -> dict[str, Graph]:
         )
     }
     decoder = graphs["decoder"]
+    if config.musical_pitch:
+        decoder.inputs["pitch"], decoder.axes["pitch"] = torch.zeros(ids.shape), free
     if config.previous_token:
         decoder.inputs["previous_ids"], decoder.axes["previous_ids"] = ids.clone(), free
     if config.latent_size:
@@ -136,6 +144,8 @@ def make_graphs(model: Any) -> dict[str, Graph]:
         )
         decoder.axes["bar_conditions"] = {0: "batch"}
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "time": torch.zeros(ids.shape)}
+        if config.musical_pitch:
+            inputs["pitch"] = torch.zeros(ids.shape)
         axes = dict.fromkeys(inputs, free)
         graphs["encoder"] = Graph(EncoderGraph(model), inputs, axes, ["latent_mean", "latent_log_variance"])
         inputs, axes = {"latent": example(BATCH, config.latent_size)}, {"latent": {0: "batch"}}
@@ -191,7 +201,8 @@ def export(model: Any, folder: Path) -> None:
     config = model.config
     for name, graph in tqdm(make_graphs(model).items(), desc="Exporting", unit="graph"):
         write_graph(graph, folder / f"{name}.onnx")
-    names = ("latent_size", "max_bars", "vocab_size", "num_attention_heads", "musical_time", "previous_token")
+    names = ("latent_size", "max_bars", "vocab_size", "num_attention_heads")
+    names += ("musical_time", "musical_pitch", "previous_token")
     names += ("bar_token_ids", "pad_token_id", "bos_token_id", "eos_token_id")
     constants = sys.modules[type(model).__module__]
     about = {name: getattr(config, name) for name in names} | {
@@ -199,9 +210,9 @@ def export(model: Any, folder: Path) -> None:
         "max_length": model.generation_config.max_length,
         "max_tokens_per_bar": constants.MAX_TOKENS_PER_BAR,
     }
-    if config.musical_time:
-        about["last_onset"] = model.token_grammar[:, constants.LAST_ONSET].tolist()
-        about["bar_steps"] = model.token_grammar[:, constants.BAR_STEPS].tolist()
+    if config.musical_time or config.musical_pitch:
+        for column in ("LAST_ONSET", "BAR_STEPS", "LOWEST_PITCH", "HIGHEST_PITCH"):
+            about[column.lower()] = model.token_grammar[:, getattr(constants, column)].tolist()
     (folder / "onnx_config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     shutil.copy(RUNTIME, folder)
 

@@ -30,9 +30,10 @@ class OnnxMelodyVAE:
     bar_conditioner.onnx: `latent` `(B, Z)` to `bar_conditions` `(B, N + 1, K, C)`.
     decoder.onnx: `input_ids`, `time` `(B, T)`, `attention_mask` `(B, P + T)`, `bar_conditions` and for each layer
     `past_key_values.I.key` and `.value` `(B, H, P, D)`, to `logits` `(B, T, V)` and for each layer `present.I.key` and
-    `.value` `(B, H, P + T, D)`. P is 0 at the start. Models with `previous_token` take `previous_ids` `(B, T)` too.
+    `.value` `(B, H, P + T, D)`. P is 0 at the start.
 
-    `time` is what [`OnnxMelodyVAE.musical_time`] returns, `previous_ids` what [`OnnxMelodyVAE.previous_ids`] does.
+    `time` is what [`OnnxMelodyVAE.musical_time`] returns. Models with `musical_pitch` take `pitch` `(B, T)` in both,
+    models with `previous_token` `previous_ids` `(B, T)` in the decoder; the methods of these names return them.
 
     Args:
         folder: What `export_onnx.py` wrote.
@@ -65,11 +66,21 @@ class OnnxMelodyVAE:
         bars = self.is_bar_token[input_ids].cumsum(-1) - 1
         if not self.config["musical_time"]:
             return bars.astype(np.float32)
-        onset, steps = (np.asarray(self.config[name])[input_ids] for name in ("last_onset", "bar_steps"))
+        onset, steps = self._columns(input_ids, "last_onset", "bar_steps")
         signature = np.maximum.accumulate(np.where(steps > 0, np.arange(input_ids.shape[1]), 0), axis=-1)
         reached = np.maximum.accumulate(bars * NO_ONSET + onset + 1, axis=-1) % NO_ONSET
         part = np.maximum(reached - 1, 0) / np.maximum(np.take_along_axis(steps, signature, axis=-1), 1)
         return (bars + np.minimum(part, 0.999)).astype(np.float32)
+
+    def musical_pitch(self, input_ids: np.ndarray) -> np.ndarray:
+        """Pitch of the latest note at each token, as `MelodyVAEModel.musical_pitch` has it, `(B, T)`, in semitones."""
+        lowest, highest = self._columns(input_ids, "lowest_pitch", "highest_pitch")
+        latest = np.maximum.accumulate(np.where(highest > 0, np.arange(input_ids.shape[1]), 0), axis=-1)
+        pitch = np.where(highest > 0, (lowest + highest) / 2, 0.0).astype(np.float32)
+        return np.take_along_axis(pitch, latest, axis=-1)
+
+    def _columns(self, input_ids: np.ndarray, *names: str) -> list[np.ndarray]:
+        return [np.asarray(self.config[name])[input_ids] for name in names]
 
     def previous_ids(self, input_ids: np.ndarray) -> np.ndarray:
         """The token before each, `(B, T)`; where there is none, or padding, the token itself."""
@@ -89,6 +100,8 @@ class OnnxMelodyVAE:
         if attention_mask is None:
             attention_mask = np.ones_like(input_ids)
         feeds = {"input_ids": input_ids, "attention_mask": attention_mask, "time": self.musical_time(input_ids)}
+        if self.config["musical_pitch"]:
+            feeds["pitch"] = self.musical_pitch(input_ids)
         mean, log_variance = self.encoder.run(None, feeds)
         return mean, log_variance  # pyright: ignore[reportReturnType] - onnxruntime can return other things than arrays
 
@@ -134,6 +147,8 @@ class OnnxMelodyVAE:
             feeds |= {"input_ids": ids[:, past:], "attention_mask": mask, **dict(zip(cache_names, cache, strict=True))}
             if "time" in decoder_inputs:
                 feeds["time"] = self.musical_time(ids)[:, past:]
+            if config["musical_pitch"]:
+                feeds["pitch"] = self.musical_pitch(ids)[:, past:]
             if config["previous_token"]:
                 feeds["previous_ids"] = self.previous_ids(ids)[:, past:]
             logits, *cache = self.decoder.run(None, feeds)

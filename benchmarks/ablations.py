@@ -26,11 +26,12 @@ BASELINE = "baseline"
 BASELINE_OPTIONS = {
     "--learning_rate": "1e-3",
     "--lr_scheduler_type": "cosine",
-    OVERRIDES: "musical_time=false,previous_token=false",
+    OVERRIDES: "musical_time=false,musical_pitch=false,previous_token=false",
 }
 """The usual, whatever train.py's defaults are by now."""
 LATE_DECAY = {"--lr_scheduler_type": "warmup_stable_decay"}
-BEST = {"--learning_rate": "4e-3", **LATE_DECAY, OVERRIDES: "musical_time=true,previous_token=true"}
+MUSICAL = {OVERRIDES: "musical_time=true,musical_pitch=true,previous_token=true"}
+BEST = {"--learning_rate": "4e-3", **LATE_DECAY, **MUSICAL}
 VARIANTS: dict[str, dict[str, str]] = {
     "no transposition": {"--transpose": "0"},
     "notes of at most 4 beats": {"--max_duration": "4"},
@@ -53,10 +54,11 @@ VARIANTS: dict[str, dict[str, str]] = {
     "learning rate 4e-3, warm-up, stable, decay": {"--learning_rate": "4e-3", **LATE_DECAY},
     "musical time": {OVERRIDES: "musical_time=true"},
     "previous token": {OVERRIDES: "previous_token=true"},
-    "musical time, previous token": {OVERRIDES: "musical_time=true,previous_token=true"},
-    "all of these four": BEST,
-    "all of these four, label smoothing 0.1": {**BEST, "--label_smoothing": "0.1"},
-    "all of these four, averaged weights 0.99": {**BEST, "--ema_decay": "0.99"},
+    "pitch intervals": {OVERRIDES: "musical_pitch=true"},
+    "musical time, pitch intervals, previous token": MUSICAL,
+    "all of these": BEST,
+    "all of these, label smoothing 0.1": {**BEST, "--label_smoothing": "0.1"},
+    "all of these, averaged weights 0.99": {**BEST, "--ema_decay": "0.99"},
     "initial weights of 0.05": {OVERRIDES: "initializer_range=0.05"},
     "initial weights of 0.1": {OVERRIDES: "initializer_range=0.1"},
 }

@@ -23,7 +23,7 @@ from training.record import replace_json
 OBJECTIVE = "kl_weight=0.2,free_bits=256"  # MusicVAE's for 16 bars, for both VAEs
 SHAPES = {
     "melody_vae": "hidden_size=96,intermediate_size=384,num_attention_heads=4,num_encoder_layers=2,num_hidden_layers=4,"
-    "musical_time=false,previous_token=false",  # like Music Transformer, whose decoder it has
+    "musical_time=false,musical_pitch=false,previous_token=false",  # like Music Transformer, whose decoder it has
     "music_vae": "encoder_size=136,decoder_size=68",
     "lstm": "hidden_size=128,recurrent_size=288,attention_size=64",
     "rnn": "hidden_size=192,recurrent_size=480",

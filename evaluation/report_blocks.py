@@ -62,8 +62,10 @@ def ablations(results: Path) -> str:
     ]
     table = "\n".join(["| variant | bits per note | difference |", "| --- | --- | --- |", *rows])
     text = (
-        f"{table}\n\nA small VAE, {baseline['--max_train_steps']} steps of 64 windows ({seen:,} in all), one seed, so "
-        "differences of a few hundredths say nothing, and what pays in long trainings (dropout, say) may not pay here. "
+        f"{table}\n\nA small VAE, {baseline['--max_train_steps']} steps of 64 windows ({seen:,} in all), one seed; the "
+        f"baseline's learning rate of {baseline['--learning_rate']} is on a {baseline['--lr_scheduler_type']}, and it "
+        "has distances in tokens only. What train.py does by default follows from this. A few hundredths "
+        "say nothing, and what pays in long trainings (dropout, say) may not pay here. "
         "Transfer is as many steps on folk tunes and POP909 first, tokenizer included."
     )
     path = results / "transfer_to_folk.json"

@@ -32,6 +32,7 @@ class MelodyVAEConfig(PreTrainedConfig):
         max_relative_distance: Distance in tokens from which on relative embeddings are shared.
         musical_time: Whether each token is told how far into its bar and its phrase the melody has got, and attention
             how many bars and parts of a bar lie between two tokens, beside the distance in tokens.
+        musical_pitch: Whether attention knows the interval between the latest notes at two tokens.
         previous_token: Whether each token is told the token before it, at the input of the melody decoder.
         dropout: Dropout rate of embeddings, attention and residual branches.
         token_dropout: Share of the melody decoder's input tokens that are masked in training, so that it has to
@@ -71,6 +72,7 @@ class MelodyVAEConfig(PreTrainedConfig):
     section_returns: list[float] | None = None
     max_relative_distance: int = 256
     musical_time: bool = False
+    musical_pitch: bool = False
     previous_token: bool = False
     dropout: float = 0.0
     token_dropout: float = 0.0

@@ -25,7 +25,9 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 from .configuration_melody_vae import MelodyVAEConfig
 from .constraints_melody_vae import (
     BAR_STEPS,
+    HIGHEST_PITCH,
     LAST_ONSET,
+    LOWEST_PITCH,
     MAX_TOKENS_PER_BAR,
     NO_ONSET,
     MelodyLogitsProcessor,
@@ -352,6 +354,16 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
         self.config.grammar_columns = table.shape[1]
         self.register_buffer("token_grammar", table.to(self.device, torch.int32))
 
+    def grammar_rows(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """What each token stands for, `(B, T, grammar_columns)`.
+
+        Raises:
+            ValueError: If the model has not been told.
+        """
+        if "token_grammar" not in self._buffers:
+            raise ValueError("this model does not know its tokens: model.set_grammar(processor.grammar_table())")
+        return self.token_grammar[input_ids]
+
     def musical_time(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Where in the music each token is, `(B, T)`, in bars since the melody began.
 
@@ -364,26 +376,42 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
         bars = self.is_bar_token[input_ids].cumsum(-1) - 1
         if not self.config.musical_time:
             return bars.float()
-        if "token_grammar" not in self._buffers:
-            raise ValueError("this model does not know its tokens: model.set_grammar(processor.grammar_table())")
-        rows = self.token_grammar[input_ids]
+        rows = self.grammar_rows(input_ids)
         onset, steps = rows[..., LAST_ONSET], rows[..., BAR_STEPS]
         place = torch.arange(input_ids.shape[1], device=input_ids.device)
         signature = torch.where(steps > 0, place, 0).cummax(-1).values  # where the latest time signature is
         reached = (bars * NO_ONSET + onset + 1).cummax(-1).values % NO_ONSET  # latest onset of the bar, 0 for none
         return bars + ((reached - 1).clamp_min(0) / steps.gather(-1, signature).clamp_min(1)).clamp_max(0.999)
 
+    def musical_pitch(self, input_ids: torch.Tensor) -> torch.Tensor | None:
+        """Pitch of the latest note at each token, `(B, T)`, in semitones; None unless `config.musical_pitch` asks.
+
+        It is 0 before the first note, and the middle of its pitches where a token has several.
+
+        Raises:
+            ValueError: If the model needs to know its tokens and does not.
+        """
+        if not self.config.musical_pitch:
+            return None
+        rows = self.grammar_rows(input_ids)
+        lowest, highest = rows[..., LOWEST_PITCH], rows[..., HIGHEST_PITCH]
+        place = torch.arange(input_ids.shape[1], device=input_ids.device)
+        latest = torch.where(highest > 0, place, 0).cummax(-1).values
+        return torch.where(highest > 0, (lowest + highest) / 2, 0.0).gather(-1, latest)
+
     def previous_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The token before each, `(B, T)`; where there is none, or padding, the token itself."""
         previous = torch.cat([input_ids[:, :1], input_ids[:, :-1]], dim=1)
         return torch.where(previous == self.config.pad_token_id, input_ids, previous)
 
-    def told(self, embedded: torch.Tensor, time: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def told(
+        self, embedded: torch.Tensor, time: torch.Tensor, pitch: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Add to embedded tokens `(B, T, C)` where they are in the music, and compute what turns queries and keys."""
+        head_dim = self.config.hidden_size // self.config.num_attention_heads
         if not self.config.musical_time:
-            return embedded, None
-        rotation = rotation_of(time, self.config.hidden_size // self.config.num_attention_heads)
-        return embedded + self.time_embedding(time), rotation
+            return embedded, rotation_of(head_dim, None, pitch)
+        return embedded + self.time_embedding(time), rotation_of(head_dim, time, pitch)
 
     def bar_one_hot(self, time: torch.Tensor) -> torch.Tensor:
         """Rows of [`BarConditioner`]'s table for musical time `(B, T)`, one-hot, `(B, T, N + 1)`."""
@@ -395,6 +423,7 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         time: torch.Tensor | None = None,
+        pitch: torch.Tensor | None = None,
         **kwargs,
     ) -> MelodyVAEPosterior:
         """Encode melodies of up to `max_bars` bars.
@@ -403,6 +432,7 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
             input_ids: `(B, T)`.
             attention_mask: `(B, T)`, 0 at padding.
             time: `(B, T)`, what [`MelodyVAEModel.musical_time`] returns, if it was computed already.
+            pitch: `(B, T)`, what [`MelodyVAEModel.musical_pitch`] returns, likewise.
             kwargs: Ignored, so that a processor's whole output can be passed.
 
         Returns:
@@ -414,7 +444,7 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
         if not self.config.latent_size:
             raise ValueError("latent_size=0: this model is a plain Music Transformer and has no latent to encode into")
         if time is None:
-            time = self.musical_time(input_ids)
+            time, pitch = self.musical_time(input_ids), self.musical_pitch(input_ids)
         if not torch.compiler.is_compiling() and time.numel() and time.max() >= self.config.max_bars:
             raise ValueError(
                 f"a melody of {int(time.max()) + 1} bars does not fit a latent of max_bars={self.config.max_bars}: "
@@ -423,7 +453,7 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
         one_hot = self.bar_one_hot(time)[..., 1:]  # (B, T, N)
         if attention_mask is not None:
             one_hot = one_hot * attention_mask[..., None]
-        embedded, rotation = self.told(self.embed_tokens(input_ids), time)
+        embedded, rotation = self.told(self.embed_tokens(input_ids), time, pitch)
         embedded = self.dropout(embedded)
         mask = create_bidirectional_mask(self.config, embedded, attention_mask)
         return self.melody_encoder(embedded, one_hot.to(embedded.dtype), mask, rotation)
@@ -440,6 +470,7 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
         tokens_per_melody: float | torch.Tensor | None = None,
         bar_conditions: torch.Tensor | None = None,
         time: torch.Tensor | None = None,
+        pitch: torch.Tensor | None = None,
         previous_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
@@ -466,6 +497,7 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
             bar_conditions: `(B, N + 1, K, C)`, a latent that [`BarConditioner`] has expanded already.
             time: `(B, T)`, see [`MelodyVAEModel.musical_time`]; needed where `past_key_values` holds the melody's
                 beginning.
+            pitch: `(B, T)`, see [`MelodyVAEModel.musical_pitch`]; belongs to `time`.
             previous_ids: `(B, T)`, see [`MelodyVAEModel.previous_ids`]; needed there likewise.
             past_key_values: Cache of the melody decoder.
             use_cache: Whether to return a cache.
@@ -477,10 +509,10 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
         """
         posterior = MelodyVAEPosterior()
         if time is None:
-            time = self.musical_time(input_ids)
+            time, pitch = self.musical_time(input_ids), self.musical_pitch(input_ids)
         if self.config.latent_size and bar_conditions is None:
             if latent is None:
-                posterior = self.encode(input_ids, attention_mask, time)
+                posterior = self.encode(input_ids, attention_mask, time, pitch)
                 latent = posterior.sample() if self.training else posterior.latent_mean
                 if self.training and self.config.latent_noise:
                     noise = self.bar_conditioner.draw_noise(len(latent))
@@ -494,7 +526,7 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 
-        hidden_states, rotation = self.told(self.embed_tokens(input_ids), time)
+        hidden_states, rotation = self.told(self.embed_tokens(input_ids), time, pitch)
         if self.config.previous_token:
             previous_ids = self.previous_ids(input_ids) if previous_ids is None else previous_ids
             hidden_states = hidden_states + self.previous_proj(self.embed_tokens(previous_ids))
@@ -534,6 +566,8 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
         inputs = super().prepare_inputs_for_generation(input_ids, next_sequence_length=next_sequence_length, **kwargs)
         kept = slice(-inputs["input_ids"].shape[1], None)
         inputs["time"] = self.musical_time(input_ids)[:, kept].contiguous()
+        if (pitch := self.musical_pitch(input_ids)) is not None:
+            inputs["pitch"] = pitch[:, kept].contiguous()
         if self.config.previous_token:
             inputs["previous_ids"] = self.previous_ids(input_ids)[:, kept].contiguous()
         return inputs

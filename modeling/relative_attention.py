@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 QUERIES_PER_BLOCK = 64  # in training on a CPU; 32 and 128 were slower
-SHORTEST_PERIOD, LONGEST_PERIOD = 1 / 8, 32.0  # of `rotation_of`, in bars
+BARS, SEMITONES = (1 / 8, 32.0), (6.0, 96.0)  # shortest and longest period of `rotation_of`
 
 
 def skew(relative_logits: torch.Tensor, num_keys: int) -> torch.Tensor:
@@ -39,25 +39,30 @@ def skew(relative_logits: torch.Tensor, num_keys: int) -> torch.Tensor:
     return shifted.unflatten(-1, (length, num_distances - 1))[..., :num_keys]
 
 
-def rotation_of(time: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """Compute what [`rotate`] turns queries and keys by, so that their product depends on the time between them.
+def rotation_of(head_dim: int, time: torch.Tensor | None, pitch: torch.Tensor | None = None) -> torch.Tensor | None:
+    """Compute what [`rotate`] turns queries and keys by, so that their product depends on how far apart they are.
 
-    These are rotary embeddings (Su et al. 2021, arXiv:2104.09864) of musical time instead of token indices: a bar ago
-    is a bar ago, however many tokens there were in it. Half of each head is turned, by angles whose periods go from
-    `SHORTEST_PERIOD` to `LONGEST_PERIOD`.
+    These are rotary embeddings (Su et al. 2021, arXiv:2104.09864) of musical time and pitch instead of token indices: a
+    bar ago is a bar ago, however many tokens there were in it. Time turns half of each head, pitch a quarter, each pair
+    of entries by an angle with a period of its own, from `BARS` and `SEMITONES`.
 
     Args:
-        time: `(B, L)`, in bars.
         head_dim: D.
+        time: `(B, L)`, in bars.
+        pitch: `(B, L)`, in semitones.
 
     Returns:
-        `(2, B, 1, L, D // 4)`: cosines and sines.
+        `(2, B, 1, L, P)`: cosines and sines, P up to 3 D / 8; None if there is neither time nor pitch.
     """
-    pairs = head_dim // 4
-    steps = torch.arange(pairs, device=time.device, dtype=torch.float32) / max(pairs - 1, 1)
-    periods = SHORTEST_PERIOD * (LONGEST_PERIOD / SHORTEST_PERIOD) ** steps
-    angles = 2 * math.pi * time[:, None, :, None] / periods
-    return torch.stack([angles.cos(), angles.sin()])
+    angles = []
+    for values, pairs, (shortest, longest) in ((time, head_dim // 4, BARS), (pitch, head_dim // 8, SEMITONES)):
+        if values is not None:
+            steps = torch.arange(pairs, device=values.device, dtype=torch.float32) / max(pairs - 1, 1)
+            angles.append(2 * math.pi * values[:, None, :, None] / (shortest * (longest / shortest) ** steps))
+    if not angles:
+        return None
+    whole = torch.cat(angles, dim=-1)
+    return torch.stack([whole.cos(), whole.sin()])
 
 
 def rotate(states: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:

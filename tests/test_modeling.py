@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel, MelodyVAEPosterior
-from modeling.constraints_melody_vae import BAR_STEPS, LAST_ONSET, SPECIAL_ROW
+from modeling.constraints_melody_vae import BAR_STEPS, HIGHEST_PITCH, LAST_ONSET, LOWEST_PITCH, SPECIAL_ROW
 from modeling.modeling_melody_vae import MAX_TOKENS_PER_BAR, BarCountLogitsProcessor, reconstruction_nats
 from modeling.operations_melody_vae import slerp
 from modeling.processing_melody_vae import line_to_words
@@ -62,7 +62,7 @@ def make_model(**overrides) -> MelodyVAEModel:
                 parameter.normal_(std=0.1)
             if name in ("time_embedding.proj.weight", "previous_proj.weight"):  # zeros too
                 parameter.normal_(std=0.5)
-    if model.config.musical_time:
+    if model.config.musical_time or model.config.musical_pitch:
         model.register_buffer("token_grammar", make_grammar())
     return model
 
@@ -72,13 +72,15 @@ def make_grammar() -> torch.Tensor:
     table = torch.tensor([SPECIAL_ROW] * V, dtype=torch.int32)
     table[BAR_TOKENS, BAR_STEPS] = torch.tensor([12, 16, 0, 16, 12], dtype=torch.int32)  # one is told later
     others = [token for token in range(MASK + 1, V) if token not in BAR_TOKENS]
+    table[others, HIGHEST_PITCH] = torch.tensor([token * 5 % 31 + 40 for token in others], dtype=torch.int32)
+    table[others, LOWEST_PITCH] = table[others, HIGHEST_PITCH]
     table[others, LAST_ONSET] = torch.tensor([token * 7 % 13 - 1 for token in others], dtype=torch.int32)
     return table
 
 
 KINDS = [
     pytest.param({}, id="plain"),
-    pytest.param({"musical_time": True, "previous_token": True}, id="musical time and previous token"),
+    pytest.param({"musical_time": True, "musical_pitch": True, "previous_token": True}, id="musical"),
 ]
 
 
@@ -229,10 +231,10 @@ def test_musical_time_is_what_the_melody_says():
         {"pitch": [71, 70], "start": [13, 23], "duration": [4, 1], "time_signature": "3/4", "bars": 2},
     ]
     lines = [{**line, "steps_per_beat": 4} for line in lines]
-    processor = MelodyProcessor.train([line_to_words(line) for line in lines], vocab_size=331, max_bars=N)
+    processor = MelodyProcessor.train([line_to_words(line) for line in lines], vocab_size=219, max_bars=N)
     tokens = processor.tokenizer
     model = make_model(
-        vocab_size=len(tokens), bar_token_ids=processor.bar_token_ids, musical_time=True, previous_token=True
+        vocab_size=len(tokens), bar_token_ids=processor.bar_token_ids, musical_time=True, musical_pitch=True
     )
     with pytest.raises(ValueError, match="set_grammar"):
         MelodyVAEModel(model.config).musical_time(IDS)
@@ -247,8 +249,12 @@ def test_musical_time_is_what_the_melody_says():
         assert found.diff().min() >= 0
         bars = model.is_bar_token[row].cumsum(-1) - 1
         assert torch.equal(found.floor().long(), bars)
+    for line, found in zip(lines, model.musical_pitch(ids), strict=True):
+        assert found[0] == 0
+        assert [int(each) for each in found.unique_consecutive()][1:] == line["pitch"]
     plain = make_model(vocab_size=len(tokens), bar_token_ids=processor.bar_token_ids)
     assert torch.equal(plain.musical_time(ids), time.floor())
+    assert plain.musical_pitch(ids) is None
 
 
 def test_the_token_before_each():
@@ -271,9 +277,14 @@ def test_cached_logits_equal_uncached(implementation, kind):
     expected = model(IDS, latent=latent, use_cache=False)
     assert expected.past_key_values is None
     cache, logits = None, []
-    parts = [whole.split([7, 1, 3], dim=1) for whole in (IDS, model.musical_time(IDS), model.previous_ids(IDS))]
-    for chunk, time, previous in zip(*parts, strict=True):
-        told = {"time": time, "previous_ids": previous, "past_key_values": cache}
+    wholes = {
+        "time": model.musical_time(IDS),
+        "pitch": model.musical_pitch(IDS),
+        "previous_ids": model.previous_ids(IDS),
+    }
+    for part, chunk in zip((slice(7), slice(7, 8), slice(8, T)), IDS.split([7, 1, 3], dim=1), strict=True):
+        told = {name: None if whole is None else whole[:, part] for name, whole in wholes.items()}
+        told["past_key_values"] = cache
         output = model(chunk, latent=latent, use_cache=True, **told)
         cache = output.past_key_values
         logits.append(output.logits)

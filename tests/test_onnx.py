@@ -166,12 +166,13 @@ def test_the_folder_runs_without_torch_and_without_the_repository(exported):
 @pytest.mark.slow
 def test_musical_time_and_previous_tokens_are_read_as_by_torch(tmp_path, capsys):
     """From left-padded beginnings too, and by the encoder."""
-    folder = save_model(tmp_path / "model", musical_time=True, previous_token=True)
+    folder = save_model(tmp_path / "model", musical_time=True, musical_pitch=True, previous_token=True, hidden_size=32)
     assert export_onnx.main(["--model", str(folder), "--output", str(folder / "onnx")]) == 0
     processor, model = load_model(str(folder))
     runtime = OnnxMelodyVAE(folder / "onnx")
     batch = processor(lines=LINES, return_tensors="pt")
     assert np.array_equal(runtime.musical_time(batch["input_ids"].numpy()), model.musical_time(batch["input_ids"]))
+    assert np.array_equal(runtime.musical_pitch(batch["input_ids"].numpy()), model.musical_pitch(batch["input_ids"]))
     assert (model.musical_time(batch["input_ids"]) % 1).unique().numel() > 4
     mean, _ = runtime.encode(batch["input_ids"].numpy(), batch["attention_mask"].numpy())
     assert np.allclose(mean, model.encode(**batch).latent_mean.detach(), atol=1e-4)

@@ -360,31 +360,36 @@ def test_flex_attention_equals_sdpa(is_padded):
     assert (sdpa.logits - models[1](ids, attention_mask=is_token.long()).logits)[is_token].abs().max() > 0.1
 
 
-def test_rotated_products_depend_on_the_time_between():
-    """On nothing else of the times; the last half of each head and the lengths of vectors stay as they are."""
+def test_rotated_products_depend_on_time_and_interval_between():
+    """On nothing else of them; the last entries of each head and the lengths of vectors stay as they are."""
     generator = torch.Generator().manual_seed(3)
     head_size = 16
     query, key = torch.randn(2, B, H, T, head_size, generator=generator)
     time = torch.randint(16 * 20, (B, T), generator=generator) / 16
+    pitch = torch.randint(40, 90, (B, T), generator=generator).float()
 
-    def products(shift: float) -> torch.Tensor:
-        rotation = rotation_of(time + shift, head_size)
+    def products(time: torch.Tensor, pitch: torch.Tensor) -> torch.Tensor:
+        rotation = rotation_of(head_size, time, pitch)
         return rotate(query, rotation) @ rotate(key, rotation).transpose(2, 3)
 
-    assert torch.allclose(products(0.0), products(7.25), atol=1e-3)
-    other = rotation_of(time.flip(-1), head_size)
-    assert not torch.allclose(products(0.0), rotate(query, other) @ rotate(key, other).transpose(2, 3), atol=0.1)
-    turned = rotate(query, rotation_of(time, head_size))
+    expected = products(time, pitch)
+    assert torch.allclose(products(time + 7.25, pitch - 5), expected, atol=1e-3)
+    assert not torch.allclose(products(time.flip(-1), pitch), expected, atol=0.1)
+    assert not torch.allclose(products(time, pitch.flip(-1)), expected, atol=0.1)
+    turned = rotate(query, rotation_of(head_size, time))
     assert torch.equal(turned[..., head_size // 2 :], query[..., head_size // 2 :])
+    turned = rotate(query, rotation_of(head_size, time, pitch))
+    assert torch.equal(turned[..., 3 * head_size // 4 :], query[..., 3 * head_size // 4 :])
     assert torch.allclose(turned.norm(dim=-1), query.norm(dim=-1), atol=1e-5)
-    assert torch.equal(rotate(query, rotation_of(torch.zeros(B, T), head_size)), query)
+    assert torch.equal(rotate(query, rotation_of(head_size, torch.zeros(B, T))), query)
+    assert rotation_of(head_size, None) is None
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_rotated_attention_is_the_same_by_blocks_and_with_a_cache(is_causal):
     length = QUERIES_PER_BLOCK + 7
     attention = make_attention(is_causal, head_size=8)
-    rotation = rotation_of(torch.arange(length)[None].expand(B, -1) / 8, 8)
+    rotation = rotation_of(8, torch.arange(length)[None].expand(B, -1) / 8)
     hidden_states = torch.randn(B, length, H * 8, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     mask = causal_mask(length, length, 0, torch.float64) if is_causal else None
     with torch.no_grad():

@@ -16,7 +16,7 @@ from training.errors import UserError
 from training.options import MELODY_VAE, MUSIC_VAE
 
 TOKENIZER = "tokenizer_of_windows"  # folder in the run's, where its model reads no tokens
-# Begin as zeros, so that a trained model goes on as it was; `musical_time` also turns its queries and keys, at once.
+# Begin as zeros, so that a trained model goes on as it was; `musical_time` also turns queries and keys, at once.
 ADDABLE = {"bar_conditioner.noise_proj.weight", "previous_proj.weight", "time_embedding.proj.weight"}
 HUB_SECONDS = 10  # to wait for the Hub's first answer
 
@@ -93,6 +93,7 @@ def build_model(args: argparse.Namespace, processor: MelodyProcessor) -> PreTrai
         mask_token_id=tokenizer.mask_token_id,
         max_bars=processor.max_bars,
         musical_time=True,
+        musical_pitch=True,
         previous_token=True,
     )
     model = MelodyVAEModel(overridden(config, args.config_overrides))
