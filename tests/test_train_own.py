@@ -119,7 +119,9 @@ def test_own_files_with_adapters_in_one_command(trained, cache, tmp_path, capsys
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert any("layers.0" in name for name in changed)
-    assert not {name for name in changed if before[name].ndim != 2 or "embed" in name}
+    assert not {
+        name for name in changed if before[name].ndim != 2 or name.endswith(("embed_tokens.weight", "_embedding"))
+    }
     model = AutoModel.from_pretrained(output, trust_remote_code=True)
     assert model.sample(1, seed=0, bars=2).shape[0] == 1
     assert (output / "tokenizer.json").read_bytes() == (trained / "tokenizer.json").read_bytes()
