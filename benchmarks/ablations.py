@@ -56,9 +56,9 @@ VARIANTS: dict[str, dict[str, str]] = {
     "previous token": {OVERRIDES: "previous_token=true"},
     "pitch intervals": {OVERRIDES: "musical_pitch=true"},
     "musical time, pitch intervals, previous token": MUSICAL,
-    "all of these": BEST,
-    "all of these, label smoothing 0.1": {**BEST, "--label_smoothing": "0.1"},
-    "all of these, averaged weights 0.99": {**BEST, "--ema_decay": "0.99"},
+    "all three, 4e-3, late decay": BEST,
+    "all three, 4e-3, late decay, label smoothing 0.1": {**BEST, "--label_smoothing": "0.1"},
+    "all three, 4e-3, late decay, averaged weights 0.99": {**BEST, "--ema_decay": "0.99"},
     "initial weights of 0.05": {OVERRIDES: "initializer_range=0.05"},
     "initial weights of 0.1": {OVERRIDES: "initializer_range=0.1"},
 }
