@@ -55,13 +55,13 @@ from training.errors import UserError
 from training.feeds import StreamFeed, WindowFeed
 from training.models import (
     build_model,
-    build_optimizer,
     collator_for,
     load_pretrained,
     load_tokenizing_processor,
     save_processors,
 )
 from training.objective import training_loss
+from training.optimizers import build_optimizer
 from training.options import MUSIC_VAE, parse_args
 from training.own_midi import build_own, is_midi
 from training.record import LOG_NAME, Record
@@ -111,8 +111,12 @@ def start_accelerator(args: argparse.Namespace) -> Accelerator:
             f"{started} processes were started but each trains alone; on a CPU: "
             f"accelerate launch --config_file configs/cpu.yaml --num_processes {started} train.py ..."
         )
-    if accelerator.distributed_type == DistributedType.FSDP and (args.ema_decay or args.lora_rank):
-        raise UserError("--ema_decay and --lora_rank need whole weights in each process; leave them out with FSDP")
+    if accelerator.distributed_type == DistributedType.FSDP and (
+        args.ema_decay or args.lora_rank or args.optimizer == "muon"
+    ):
+        raise UserError(
+            "--ema_decay, --lora_rank and --optimizer muon need whole weights in each process; leave them out with FSDP"
+        )
     if accelerator.device.type == "cpu":  # accelerate launch leaves each process a single thread
         torch.set_num_threads(args.cpu_threads or max(1, (os.cpu_count() or 1) // accelerator.num_processes))
     return accelerator
@@ -266,7 +270,7 @@ def fit(args: argparse.Namespace, accelerator: Accelerator, checkpoint: Path | N
     if accelerator.distributed_type == DistributedType.FSDP:  # which of its layers are sharded, the model says itself
         present = {type(module).__name__ for module in model.modules()} & {*(model._no_split_modules or ())}
         accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(present)
-    optimizer = build_optimizer(model, args.learning_rate, args.weight_decay)
+    optimizer = build_optimizer(model, args.optimizer, args.learning_rate, args.weight_decay)
     model, optimizer, eval_loader = accelerator.prepare(model, optimizer, eval_loader)
     whole = accelerator.unwrap_model(model)
     if args.torch_compile:

@@ -17,6 +17,7 @@ from training.data import check_grid, evaluation_windows, load_lines, load_split
 from training.errors import UserError
 from training.feeds import StreamFeed
 from training.objective import smoothing_nats
+from training.optimizers import build_optimizer, orthogonalised
 from training.options import OWN_FILES, SCHEDULES, parse_args
 from training.schedules import curriculum_pacing, kl_weight_at, learning_rate_schedule
 from training.validation import is_best, is_time_to_stop, warnings_of
@@ -198,6 +199,56 @@ def evaluations(*bits: float, active: int = 30, reconstruction: float | None = N
         }
         for number, value in enumerate(bits, start=1)
     ]
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 24), (2, 24, 8), (1, 16, 16)])
+def test_orthogonalising_keeps_singular_vectors_and_evens_singular_values(shape):
+    torch.manual_seed(0)
+    matrices = torch.randn(shape, dtype=torch.float64)
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    found = left.mT @ orthogonalised(matrices) @ right.mT  # diagonal: the new singular values
+    values = torch.diagonal(found, dim1=-2, dim2=-1)
+    assert (found - torch.diag_embed(values)).abs().max() < 1e-9
+    assert 0.6 < values.min() <= values.max() < 1.3
+
+
+def muon_and_adamw(steps: int, **kept):
+    """Train a small net by Muon; returns it and its optimizer. `kept`: states to begin with."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 12), nn.LayerNorm(12), nn.Linear(12, 5, bias=False))
+    optimizer = build_optimizer(net, "muon", 0.01, 0.1)
+    if kept:
+        net.load_state_dict(kept["net"])
+        optimizer.load_state_dict(kept["optimizer"])
+    tokens = torch.arange(5)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(tokens), tokens).backward()
+        optimizer.step()
+    return net, optimizer
+
+
+def test_muon_takes_linear_layers_and_adamw_the_rest():
+    before = muon_and_adamw(0)[0].state_dict()
+    net, optimizer = muon_and_adamw(1)
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    of_muon = {names[id(p)] for group in optimizer.param_groups if "momentum" in group for p in group["params"]}
+    assert of_muon == {"1.weight", "3.weight"}
+    after = net.state_dict()
+    step = (after["1.weight"] - (1 - 0.01 * 0.1) * before["1.weight"]) / (0.01 * 0.2 * 12**0.5)
+    values = torch.linalg.svdvals(step)[:5]  # five tokens: a gradient of rank five
+    assert 0.6 < values.min() <= values.max() < 1.3  # whatever the gradient's were
+    for name in ("1.bias", "2.weight"):
+        step = (after[name] - before[name]).abs()
+        torch.testing.assert_close(step, torch.full_like(step, 0.01))  # AdamW's first
+
+
+def test_muon_goes_on_from_its_state():
+    half, optimizer = muon_and_adamw(3)
+    resumed, _ = muon_and_adamw(3, net=half.state_dict(), optimizer=optimizer.state_dict())
+    whole, _ = muon_and_adamw(6)
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name
 
 
 def test_early_stopping_waits_for_its_patience():

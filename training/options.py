@@ -4,6 +4,7 @@ import argparse
 import os
 
 from training.errors import UserError
+from training.optimizers import OPTIMIZERS
 from training.own_midi import is_midi
 from training.schedules import SCHEDULES
 
@@ -183,7 +184,13 @@ def add_schedule_options(schedule: argparse._ArgumentGroup) -> None:
     schedule.add_argument(
         "--min_lr_ratio", type=float, default=0.0, help="what the learning rate falls to, as a share of the peak"
     )
-    schedule.add_argument("--weight_decay", type=float, default=0.01, help="of AdamW, on matrices")
+    schedule.add_argument("--weight_decay", type=float, default=0.01, help="times the learning rate, on matrices")
+    schedule.add_argument(
+        "--optimizer",
+        choices=OPTIMIZERS,
+        default="adamw",
+        help="muon: weights of linear layers follow gradients with all singular values made equal, the others AdamW",
+    )
     schedule.add_argument("--max_grad_norm", type=float, default=1.0, help="gradients longer than this are shortened")
     schedule.add_argument(
         "--label_smoothing", type=float, default=0.0, help="share of each target that is spread over all tokens"
