@@ -35,6 +35,7 @@ LIMITS = {  # --bars ends at what the model can hold, see Studio
     "bars": (1, 1000),
     "primer_bars": (1, 1000),
     "temperature": (0.01, 100),
+    "similarity": (0, 1),
     "tempo": (10, 400),
     "program": (0, 127),
     "seed": (0, 2**32 - 1),
@@ -51,13 +52,14 @@ class Album:
 
     Args:
         folder: Made if it is not there.
+        audio: Ending of sound files, `wav` or `mp3`.
 
     Raises:
         UserError: If it cannot be made.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, audio: str = "wav"):
+        self.folder, self.audio = folder, audio
         self.jobs: list[Callable[[], object]] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -67,18 +69,18 @@ class Album:
             ) from error
 
     def melody(self, name: str, title: str, score, bars: int | None = None) -> Item:
-        """Announce NAME.mid, NAME.wav and NAME.png, of `bars` bars if given; returns what the page shows of them."""
+        """Announce NAME.mid, NAME.png and its sound, of `bars` bars if given; returns what the page shows of them."""
         from rendering.piano_roll import describe, write_piano_roll
-        from rendering.sound import synthesise, write_wav
+        from rendering.sound import WRITERS, synthesise
 
         def record() -> None:
             score.dump_midi(str(self.folder / f"{name}.mid"))
-            write_wav(self.folder / f"{name}.wav", synthesise(score))
+            WRITERS[self.audio](self.folder / f"{name}.{self.audio}", synthesise(score))
 
         self.jobs.append(record)
         picture = self.picture(name, f"Piano roll of {title}: {describe(score)}", write_piano_roll, score, bars=bars)
         text = f"{describe(score)}, {score.tempos[0].qpm:.0f} quarter notes a minute"
-        return Item(title, picture, f"{name}.wav", f"{name}.mid", text)
+        return Item(title, picture, f"{name}.{self.audio}", f"{name}.mid", text)
 
     def picture(self, name: str, alt: str, write: Callable, *content, caption: str = "", **options) -> Picture:
         """Announce NAME.png and NAME-dark.png, to be drawn by `write(path, *content, theme=..., **options)`."""
@@ -122,7 +124,7 @@ class Studio:
             raise UserError(
                 f"--primer_bars {args.primer_bars}: nothing is left to write of --bars {args.bars}; lower it"
             )
-        self.album = Album(Path(args.output))
+        self.album = Album(Path(args.output), args.audio)
         self.originality = load_originality(index) if (index := vars(args).get("check_originality")) else None
 
     def lines(self, count: int) -> list[dict]:
@@ -277,14 +279,12 @@ def check(args: argparse.Namespace) -> None:
 
 def sample(studio: Studio) -> Section:
     """Write melodies from nothing, each by a seed of its own."""
-    import torch
-
     args = studio.args
     seeds = range(args.seed, args.seed + args.num)
-    generators = [torch.Generator(studio.model.device).manual_seed(seed) for seed in seeds]
+    drawn = generators(studio)
     with studio.progress("Writing samples") as counter:
         batch = studio.model.sample(
-            args.num, generator=generators, temperature=args.temperature, bars=args.bars, logits_processor=counter
+            args.num, generator=drawn, temperature=args.temperature, bars=args.bars, logits_processor=counter
         )
     items = [
         studio.album.melody(f"sample-seed{seed}", f"Sample of seed {seed}", studio.score(ids, {}), args.bars)
@@ -330,8 +330,6 @@ def continue_melody(studio: Studio) -> Section:
     """Keep the first bars of a melody and write on."""
     import torch
 
-    from rendering.piano_roll import write_piano_roll
-
     args, model = studio.args, studio.model
     line = studio.lines(1)[0]
     if args.primer_bars > line["bars"]:
@@ -351,20 +349,99 @@ def continue_melody(studio: Studio) -> Section:
             logits_processor=counter,
         )
     start = studio.score(primer["input_ids"][0], line)
-    items = [studio.album.melody("continuation-primer", "The beginning", start, args.bars)]
+    beginning = studio.album.melody("continuation-primer", "The beginning", start, args.bars)
+    takes = show_takes(studio, "continuation", (f"The first {args.primer_bars} bars", start), line, batch)
+    text = f"The first {args.primer_bars} bars of {line['name']} are kept; the model wrote on, up to bar {args.bars}."
+    return Section("Continuations", text, [beginning, *takes])
+
+
+def show_takes(studio: Studio, kind: str, original: tuple[str, Any], line: dict, batch) -> list[Item]:
+    """Announce what the model made of a melody, each compared with it. `original`: the melody's title and score."""
+    from rendering.piano_roll import write_piano_roll
+
+    items, (title, start), bars = [], original, studio.args.bars
     for number, ids in enumerate(batch, start=1):
-        name, score = f"continuation-{number}", studio.score(ids, line)
-        melody = studio.album.melody(name, f"Continuation {number}", score, args.bars)
-        titles = (f"The first {args.primer_bars} bars", f"Continuation {number}")
-        alt = f"Piano rolls of the beginning, above, and of continuation {number}, below: {melody.text}"
-        both = [start, score]
+        name, score = f"{kind}-{number}", studio.score(ids, line)
+        take = f"{kind[0].upper()}{kind[1:]} {number}"
+        melody = studio.album.melody(name, take, score, bars)
+        alt = f"Piano rolls of {title[0].lower()}{title[1:]}, above, and of {kind} {number}, below: {melody.text}"
         picture = studio.album.picture(
-            f"{name}-comparison", alt, write_piano_roll, both, titles, args.bars, compare=True
+            f"{name}-comparison", alt, write_piano_roll, [start, score], (title, take), bars, compare=True
         )
         items.append(replace(melody, picture=picture))
-    items[1:] = studio.with_originality(items[1:], batch)
-    text = f"The first {args.primer_bars} bars of {line['name']} are kept; the model wrote on, up to bar {args.bars}."
-    return Section("Continuations", text, items)
+    return studio.with_originality(items, batch)
+
+
+def generators(studio: Studio) -> list:
+    """Make a generator of random numbers for each melody, so that its neighbours have no say in it."""
+    import torch
+
+    seeds = range(studio.args.seed, studio.args.seed + studio.args.num)
+    return [torch.Generator(studio.model.device).manual_seed(seed) for seed in seeds]
+
+
+def vary(studio: Studio) -> Section:
+    """Draw a melody's latent again, as close to it as is asked for."""
+    import torch
+
+    args, line = studio.args, studio.lines(1)[0]
+    batch = studio.processor(lines=line, bars=args.bars, return_tensors="pt")
+    args.bars = min(line["bars"], args.bars)
+    with torch.no_grad():
+        latent = studio.model.encode(**batch).latent_mean
+    with studio.progress("Varying") as counter:
+        varied = studio.model.vary(
+            latent,
+            n=args.num,
+            similarity=args.similarity,
+            generator=generators(studio),
+            bars=args.bars,
+            logits_processor=counter,
+        )
+    original = studio.score(batch["input_ids"][0], line)
+    first = studio.album.melody("original", "The melody", original, args.bars)
+    text = f"{line['name']} and its variations; similarity {args.similarity:g}, where 1 is the melody itself."
+    return Section(
+        "Variations", text, [first, *show_takes(studio, "variation", ("The melody", original), line, varied)]
+    )
+
+
+def infill(studio: Studio) -> Section:
+    """Write some bars of a melody anew, and leave the others as they are."""
+    args, line = studio.args, studio.lines(1)[0]
+    args.bars = min(line["bars"], args.bars)
+    wanted = [bar for bar in args.fill_bars if bar > args.bars]
+    if wanted:
+        raise UserError(f"--fill_bars: {line['name']} has {args.bars} bars and no bar {wanted[0]}; name others")
+    if not studio.model.config.grammar_columns:
+        raise UserError(f"{args.model}: knows no grammar of its tokens, as models of train.py do; take one of those")
+    batch = studio.processor(lines=line, bars=args.bars, return_tensors="pt")
+    with studio.progress("Filling") as counter:
+        filled = studio.model.infill(
+            **{name: value.repeat(args.num, 1) for name, value in batch.items()},
+            bars=[bar - 1 for bar in args.fill_bars],
+            generator=generators(studio),
+            temperature=args.temperature,
+            logits_processor=counter,
+        )
+    original = studio.score(batch["input_ids"][0], line)
+    first = studio.album.melody("original", "The melody", original, args.bars)
+    told = ", ".join(map(str, args.fill_bars))
+    text = f"Of {line['name']}, bars {told} were written anew; the others are as they were."
+    takes = show_takes(studio, "filling", ("The melody", original), line, filled)
+    return Section("Fillings", text, [first, *takes])
+
+
+def bar_numbers(text: str) -> list[int]:
+    """Read bars such as 5-8 or 2,4,7-9, counted from 1."""
+    bars: set[int] = set()
+    for part in text.split(","):
+        found = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part.strip())
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+        if not 1 <= first <= last:
+            raise argparse.ArgumentTypeError(f"{text}: name bars as in 5-8 or 2,4,7-9; the first bar is 1")
+        bars.update(range(first, last + 1))
+    return sorted(bars)
 
 
 def interpolate(studio: Studio) -> Section:
@@ -466,6 +543,8 @@ COMMANDS: dict[str, tuple[Sequence[Callable[[Studio], Section | None]], str, str
     "sample": ([sample], "New melodies", "write melodies from nothing"),
     "reconstruct": ([reconstruct], "Melodies through the latent", "squeeze melodies through the latent, and compare"),
     "continue": ([continue_melody], "A melody, continued", "keep the first bars of a melody and write on"),
+    "infill": ([infill], "Bars written anew", "write some bars of a melody anew, the others stay as they are"),
+    "vary": ([vary], "A melody and its variations", "write variations of a melody"),
     "interpolate": ([interpolate], "From one melody to another", "walk from one melody to another"),
     "tour": (
         [sample, reconstruct, continue_melody, interpolate, training_curves],
@@ -482,23 +561,22 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (_, _, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        command.set_defaults(midi=None, dataset=None, needs_latent=name not in ("sample", "continue"))
+        command.set_defaults(midi=None, dataset=None, needs_latent=name not in ("sample", "continue", "infill"))
         command.add_argument("--model", required=True, metavar="DIR_OR_ID", help="folder or Hub id of the model")
         command.add_argument("--output", required=True, metavar="DIR", help="folder for everything that is written")
         if name == "tour":
             command.add_argument("--dataset", required=True, metavar="DIR", help="data set to take melodies from")
         elif name != "sample":
             source = command.add_mutually_exclusive_group(required=name != "interpolate")
-            nargs, metavar = {"reconstruct": ("+", "FILE"), "continue": (1, "FILE"), "interpolate": (2, ("A", "B"))}[
-                name
-            ]
+            several = {"reconstruct": ("+", "FILE"), "interpolate": (2, ("A", "B"))}
+            nargs, metavar = several.get(name, (1, "FILE"))
             source.add_argument("--midi", nargs=nargs, metavar=metavar, help="MIDI files; the tune is found in each")
             source.add_argument("--dataset", metavar="DIR", help="take melodies of this data set, chosen by the seed")
         if name != "sample":
             splits = ("validation", "test", "train")
             command.add_argument("--split", choices=splits, default=splits[0], help="of the data set (%(default)s)")
         if name != "interpolate":
-            num = {"continue": 2, "tour": 3}.get(name, 4)
+            num = {"continue": 2, "infill": 2, "tour": 3}.get(name, 4)
             command.add_argument("--num", type=int, default=num, help="how many melodies (%(default)s)")
         if name in ("continue", "tour"):
             command.add_argument("--primer_bars", type=int, default=4, help="bars to keep (%(default)s)")
@@ -506,9 +584,16 @@ def make_parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--steps", type=int, default=7, help="melodies on the way, ends included (%(default)s)"
             )
-        if name in ("sample", "continue", "tour"):
+        if name == "vary":
+            help_ = "from 0, another melody, to 1, the melody itself (%(default)s)"
+            command.add_argument("--similarity", type=float, default=0.8, help=help_)
+        if name == "infill":
+            help_ = "bars to write anew, as in 5-8 or 2,4,7-9"
+            command.add_argument("--fill_bars", required=True, type=bar_numbers, metavar="BARS", help=help_)
+        if name in ("sample", "continue", "infill", "tour"):
             help_ = "below 1 tamer, above 1 bolder (%(default)s)"
             command.add_argument("--temperature", type=float, default=1.0, help=help_)
+        if name in ("sample", "continue", "infill", "vary", "tour"):
             help_ = "say what each melody has in common with training melodies (evaluation.originality build makes it)"
             command.add_argument("--check_originality", metavar="INDEX", help=help_)
         command.add_argument("--bars", type=int, help="length of the melodies (as many as the model holds, often 16)")
@@ -516,6 +601,7 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--program", type=int, help="General MIDI instrument, 0 to 127 (the original's, or 0: piano)"
         )
+        command.add_argument("--audio", choices=("wav", "mp3"), default="wav", help="sound files (%(default)s)")
         command.add_argument("--seed", type=int, default=0, help="same seed, same melodies (%(default)s)")
     return parser
 

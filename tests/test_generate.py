@@ -9,6 +9,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+import soundfile
 from matplotlib.image import imread
 from symusic import Note, Score, Tempo, TimeSignature, Track
 from tiny_models import learn, make_model
@@ -47,6 +48,7 @@ def save_model(folder, steps, **overrides):
     processor = MelodyProcessor.train([line_to_words(line) for line in LINES], vocab_size=300, max_bars=BARS)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "latent_size": 4 * BARS, "initializer_range": 0.02}
     model = make_model(processor, **(sizes | overrides))
+    model.set_grammar(processor.grammar_table())  # as train.py does
     learn(model, processor(lines=LINES, return_tensors="pt"), steps, learning_rate=1e-2, kl_weight=0.0)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -153,6 +155,15 @@ class TestSample:
         lasts = [start for notes in found.values() for start, _ in notes]
         assert STEPS <= max(lasts) < 2 * STEPS
 
+    def test_mp3_lasts_as_long(self, model, tmp_path, capsys):
+        folder = run(capsys, "sample", "--model", model, "--output", tmp_path, "--num", 1, "--audio", "mp3")
+        sound, rate = soundfile.read(folder / "sample-seed0.mp3")
+        end = Score(folder / "sample-seed0.mid").to("second").end()
+        assert len(sound) / rate == pytest.approx(end + 0.25, abs=0.1)  # an encoder pads to whole frames
+        assert 0.5 < abs(sound).max() <= 1.0
+        assert 'src="sample-seed0.mp3"' in (folder / "index.html").read_text(encoding="utf-8")
+        assert not list(folder.glob("*.wav"))
+
     def test_same_seed_same_bytes(self, model, tmp_path, capsys):
         def sample(name, seed):
             options = ("--num", 1, "--bars", 2, "--seed", seed)
@@ -237,6 +248,45 @@ class TestContinue:
         options = ("--midi", midi / "tune1.mid", "--primer_bars", 2, "--bars", 3, "--num", 1)
         found = melodies(run(capsys, "continue", "--model", music_transformer, "--output", tmp_path, *options))
         assert [note for note in found["continuation-1"] if note[0] < 2 * STEPS] == notes_of(make_line(1), 2)
+
+
+class TestVary:
+    def test_similarity(self, model, midi, tmp_path, capsys):
+        def varied(similarity):
+            options = ("--midi", midi / "tune1.mid", "--num", 2, "--bars", 3, "--similarity", similarity)
+            return melodies(run(capsys, "vary", "--model", model, "--output", tmp_path / str(similarity), *options))
+
+        options = ("--output", tmp_path / "same", "--bars", 3, "--midi", midi / "tune1.mid")
+        rebuilt = melodies(run(capsys, "reconstruct", "--model", model, *options))["reconstruction-1-rebuilt"]
+        alike, other = varied(1), varied(0)
+        assert alike.pop("original") == other.pop("original") == notes_of(make_line(1), 3)
+        assert alike == {"variation-1": rebuilt, "variation-2": rebuilt}
+        assert other["variation-1"] != other["variation-2"] != rebuilt
+
+
+class TestInfill:
+    @pytest.mark.parametrize("kind", ["model", "music_transformer"])
+    def test_other_bars_stay(self, kind, midi, tmp_path, capsys, request):
+        options = ("--midi", midi / "tune2.mid", "--fill_bars", "2,4-5", "--num", 3)
+        folder = request.getfixturevalue(kind)
+        found = melodies(run(capsys, "infill", "--model", folder, "--output", tmp_path, *options))
+        original = found.pop("original")
+        assert original == notes_of(make_line(2), BARS)
+        assert set(found) == {"filling-1", "filling-2", "filling-3"}
+        kept = [note for note in original if note[0] // STEPS in (0, 2)]
+        for notes in found.values():
+            assert [note for note in notes if note[0] // STEPS in (0, 2)] == kept
+        assert len({tuple(notes) for notes in found.values()}) > 1
+
+    def test_bars_that_are_not_there(self, model, midi, tmp_path, capsys):
+        options = ["--model", str(model), "--midi", str(midi / "tune1.mid"), "--output", str(tmp_path)]
+        assert generate.main(["infill", *options, "--bars", "3", "--fill_bars", "4"]) == 2
+        assert "tune1.mid has 3 bars and no bar 4; name others" in capsys.readouterr().err
+        for wrong in ("0", "3-2", "one", "", "1,,2"):
+            with pytest.raises(SystemExit) as end:
+                generate.main(["infill", *options, "--fill_bars", wrong])
+            assert end.value.code == 2
+            assert "name bars as in 5-8" in capsys.readouterr().err
 
 
 class TestInterpolate:
@@ -410,6 +460,7 @@ class TestBadInput:
             ("sample", "--temperature", "nan"),
             ("sample", "--tempo", "0"),
             ("sample", "--program", "128"),
+            ("vary", "--similarity", "1.5"),
             ("sample", "--seed", "-1"),
             ("interpolate", "--steps", "0"),
             ("continue", "--primer_bars", "0"),
@@ -419,7 +470,7 @@ class TestBadInput:
     )
     def test_numbers(self, model, midi, tmp_path, capsys, options):
         command, name, value = options
-        source = ("--midi", midi / "tune1.mid") if command == "continue" else ()
+        source = ("--midi", midi / "tune1.mid") if command in ("continue", "vary") else ()
         line = self.fails(capsys, command, "--model", model, "--output", tmp_path, *source, name, value)
         assert re.match(rf"generate.py: {name} {float(value):g}(\.0)?: ", line)
 
