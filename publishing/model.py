@@ -16,7 +16,7 @@ from publishing.staging import files_below, keep
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("*.json", "*.py", "*.safetensors")  # of the model's folder; checkpoints below it stay at home
-NUM_SAMPLES, SEED = 4, 0
+NUM_SAMPLES, SEED = 16, 0
 
 
 def check_folder(folder: Path) -> None:
@@ -67,7 +67,8 @@ def write_onnx(model: Any, folder: Path) -> None:
 
 def write_samples(folder: Path, name: str, output: Path) -> None:
     """Write melodies from nothing, as MIDI, sound and picture, and a page of them."""
-    wish = ["sample", "--model", str(folder), "--output", str(output), "--num", str(NUM_SAMPLES), "--seed", str(SEED)]
+    wish = ["sample", "--model", str(folder), "--output", str(output), "--num", str(NUM_SAMPLES)]
+    wish += ["--seed", str(SEED), "--audio", "mp3"]
     args: Namespace = generate.make_parser().parse_args(wish)
     studio = generate.Studio(args)
     section = generate.sample(studio)
@@ -138,7 +139,9 @@ def stage(
     program = [ROOT / "generate.py", *sorted((ROOT / "rendering").glob("*.py")), Path(__file__)]
     versions = [version(package) for package in ("torch", "transformers", "matplotlib", "symusic")]
     key = digest([*sources, *program], name, *versions)
-    samples = keep(staging / "samples", key, lambda part: write_samples(folder, name, part))
+    samples = folder / "samples"
+    if not samples.is_dir():  # a release brings its own
+        samples = keep(staging / "samples", key, lambda part: write_samples(folder, name, part))
     program = [ROOT / "export_onnx.py", export_onnx.RUNTIME, Path(__file__)]
     try:
         versions = [version(package) for package in ("torch", "transformers", *export_onnx.NEEDED)]

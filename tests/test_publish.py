@@ -20,7 +20,10 @@ from datasets import Dataset, load_dataset
 from fake_hub import Fault, Hub, running_hub
 from huggingface_hub import RepoCard
 from packaging.requirements import Requirement
+from safetensors.torch import load_file
+from symusic import Score
 from tiny_models import make_model
+from transformers import AutoModel
 
 import publish
 from dataset_script import build
@@ -29,13 +32,14 @@ from evaluation.note_f1.note_f1 import note_f1
 from modeling import MelodyProcessor, MelodyVAEModel
 from modeling.processing_melody_vae import line_to_words
 from publishing import hub as publishing_hub
-from publishing import model_card
+from publishing import model as publishing_model
+from publishing import model_card, release
 from publishing.hub import describe_size
 
 ROOT = Path(__file__).parents[1]
 CONSUMER = ROOT / "tests" / "consumer"
 NAME = "tester/melody"
-LARGE = (".safetensors", ".onnx", ".wav", ".png", ".mid", ".parquet")
+LARGE = (".safetensors", ".onnx", ".mp3", ".png", ".mid", ".parquet")
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +212,54 @@ def cut_up(rows: Dataset) -> list[dict]:
     return Dataset.from_list(found, features=rows.features).to_list()
 
 
+# --- A release ------------------------------------------------------------------------------------------------------
+
+
+def test_a_release_is_the_model_in_bfloat16_with_its_samples(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(publishing_model, "NUM_SAMPLES", 2)
+    output = tmp_path / "release" / "melody-vae-16bar"
+    for _ in range(2):  # a second one takes the first one's place
+        assert release.main(["--model", str(trained), "--output", str(output)]) == 0
+        assert "of them weights" in capsys.readouterr().out
+        assert [folder.name for folder in output.parent.iterdir()] == [output.name]
+        (output / "old").write_text("an earlier release's")
+    (output / "old").unlink()
+    stored = load_file(output / "model.safetensors")
+    whole = MelodyVAEModel.from_pretrained(trained).state_dict()
+    loaded = AutoModel.from_pretrained(output, trust_remote_code=True)
+    assert {weight.dtype for weight in loaded.parameters()} == {torch.float32}
+    for name, weight in loaded.state_dict().items():
+        if name in stored and weight.is_floating_point():
+            assert stored[name].dtype == torch.bfloat16
+            assert torch.equal(weight, whole[name].to(torch.bfloat16).float())
+    assert json.loads((output / "config.json").read_text())["dtype"] == "float32"
+    assert (output / "training_log.json").read_bytes() == (trained / "training_log.json").read_bytes()
+    samples = {file.name for file in (output / "samples").iterdir()}
+    assert samples >= {f"sample-seed{seed}.{ending}" for seed in (0, 1) for ending in ("mid", "mp3", "png")}
+    generator = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    processor = MelodyProcessor.from_pretrained(output)
+    again = processor.to_scores(loaded.sample(2, generator=generator, bars=16))
+    for seed, score in enumerate(again):
+        kept = Score(output / "samples" / f"sample-seed{seed}.mid")
+        assert [(note.start, note.pitch) for note in kept.tracks[0].notes] == [
+            (note.start, note.pitch) for note in score.tracks[0].notes
+        ]
+    monkeypatch.setattr(publishing_model, "write_onnx", lambda _, folder: None)
+    staged = publishing_model.stage(output, NAME, tmp_path / "staging", tmp_path)
+    assert staged["samples/index.html"] == output / "samples" / "index.html"
+    assert staged["model.safetensors"] == output / "model.safetensors"
+
+
+def test_a_release_takes_no_other_folders_place(trained, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("keep me")
+    assert release.main(["--model", str(trained), "--output", str(tmp_path / "mine")]) == 2
+    assert "there is something else than a model" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "letter.txt").read_text() == "keep me"
+    assert release.main(["--model", str(tmp_path / "none"), "--output", str(tmp_path / "new")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
 # --- To the Hub and back --------------------------------------------------------------------------------------------
 
 
@@ -306,7 +358,7 @@ def test_each_repository_has_all_of_its_files_in_one_commit(published, trained, 
     for file in trained.iterdir():
         if file.is_file():
             assert files[file.name] == file.read_bytes()
-    for pattern in ("onnx/decoder.onnx", "samples/*.mid", "samples/*.wav", "samples/*.png", "evaluation/note_f1/*.py"):
+    for pattern in ("onnx/decoder.onnx", "samples/*.mid", "samples/*.mp3", "samples/*.png", "evaluation/note_f1/*.py"):
         assert any(Path(path).match(pattern) for path in files), pattern
     assert not any(path.startswith("step_") for path in files)
     traces = [path for path, content in files.items() if str(ROOT).encode() in content]

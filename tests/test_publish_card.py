@@ -242,7 +242,7 @@ def test_links_lead_to_the_branch_and_the_hub_that_are_meant():
     published = make_published(revision="v2", endpoint="https://hub.example", space_id="tester/play")
     card, own, _ = model_card.render(published, {"release": evaluation()})
     assert own
-    assert "https://hub.example/tester/melody/resolve/v2/samples/sample-seed0.wav" in card
+    assert "https://hub.example/tester/melody/resolve/v2/samples/sample-seed0.mp3" in card
     assert 'AutoModel.from_pretrained("tester/melody", revision="v2", trust_remote_code=True)' in card
     assert "https://hub.example/spaces/tester/play" in card
     assert "https://hub.example/tester/melody/blob/v2/results/release.json" in model_card.eval_results_yaml(
