@@ -236,13 +236,26 @@ def eval_results_yaml(own: Evaluation, published: Published) -> str:
 
 
 def energy(log: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Estimate what a training took from its log.
+    """Estimate what a training took from its log, and what those took that it went on from.
 
     The log says how long it ran and on what; the power is an assumption, and named as one.
 
     Returns:
         `hours`, `hardware`, `assumed` (the power), `kwh` and `grams_co2`; None if the log does not say enough.
     """
+    whole = energy_of_run(log)
+    if whole is None or "before" not in log:
+        return whole
+    if (earlier := energy(log["before"])) is None:
+        return None
+    joined = {name: whole[name] + earlier[name] for name in ("hours", "kwh", "grams_co2")}
+    for name in ("hardware", "assumed"):
+        joined[name] = ", ".join(dict.fromkeys([*earlier[name].split(", "), whole[name]]))
+    return joined
+
+
+def energy_of_run(log: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Estimate what one run took from its own log, as [`energy`]."""
     threads = log.get("cpu_threads") or log.get("arguments", {}).get("cpu_threads")
     count, unit, watts = log.get("num_processes", 1), "GPU", WATTS_PER_GPU
     if not log.get("device", "cpu").startswith("cuda"):

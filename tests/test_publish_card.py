@@ -194,6 +194,12 @@ def test_energy_grows_with_hours_and_threads():
     by_gpu = model_card.energy(LOG | {"device": "cuda"})
     assert by_gpu
     assert by_gpu["kwh"] == pytest.approx(model_card.WATTS_PER_GPU / 1000)
+    continued = model_card.energy(LOG | {"before": LOG | {"seconds": 7200, "before": LOG | {"device": "cuda"}}})
+    assert continued
+    assert continued["hours"] == 4
+    assert continued["kwh"] == pytest.approx(3 * once["kwh"] + by_gpu["kwh"])
+    assert continued["hardware"] == "1 GPU, 1 CPU thread"
+    assert model_card.energy(LOG | {"before": {"arguments": {}}}) is None
     assert model_card.energy({"seconds": 3600, "arguments": {}}) is None
     assert model_card.energy({"cpu_threads": 3}) is None
 

@@ -191,6 +191,10 @@ def test_training_goes_on_from_a_model(dataset, trained, tmp_path):
     before, after = (load_file(folder / "model.safetensors") for folder in (trained, tmp_path))
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert (tmp_path / "tokenizer.json").read_bytes() == (trained / "tokenizer.json").read_bytes()
+    log, earlier = (json.loads((folder / train.LOG_NAME).read_text()) for folder in (tmp_path, trained))
+    earlier.pop("history")
+    assert log["before"] == earlier
+    assert "before" not in earlier
 
 
 def test_evaluation_command(dataset, trained, tmp_path):

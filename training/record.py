@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
+from transformers.utils.hub import cached_file
 
 from training.adapters import merged
 from training.averaging import AveragedWeights
@@ -31,6 +32,18 @@ def replace_json(value: dict, output: Path) -> None:
     partial = output.with_name(f"partial_{output.name}")
     partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     partial.replace(output)
+
+
+def earlier_log(source: str) -> dict | None:
+    """Read the log of the model that a run goes on from, without its curves; None if it has none that can be read."""
+    path = cached_file(source, LOG_NAME, _raise_exceptions_for_missing_entries=False, local_files_only=True)
+    if path is None:
+        return None
+    try:
+        log = json.loads(Path(path).read_text(encoding="utf-8"))
+        return {name: value for name, value in log.items() if name != "history"}
+    except (ValueError, AttributeError):
+        return None
 
 
 def unsharded(model: PreTrainedModel) -> PreTrainedModel:
@@ -152,9 +165,11 @@ class Record:
         self.accelerator.wait_for_everyone()
 
     def log(self) -> dict:
-        """What `training_log.json` holds."""
+        """What `training_log.json` holds: of a run that goes on from a trained model, that model's log as well."""
         state = self.state
+        before = earlier_log(self.args.init_from) if self.args.init_from else None
         return {
+            **({"before": before} if before else {}),
             "arguments": vars(self.args),
             "parameters": self.whole.num_parameters(),
             "melodies_per_second": self.melodies_seen / max(state.seconds, 1e-9),
