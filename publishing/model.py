@@ -100,6 +100,37 @@ def read_log(file: Path) -> Mapping[str, Any] | None:
         raise UserError(f"{file}: no log of a training ({first_line(error)}); take it away") from error
 
 
+def describe(
+    folder: Path,
+    repo_id: str,
+    model: Any,
+    samples: Path,
+    revision: str = "main",
+    endpoint: str = "https://huggingface.co",
+    dataset_id: str | None = None,
+    space_id: str | None = None,
+) -> model_card.Published:
+    """Gather what the card says of a model beside its results; arguments as of [`stage`].
+
+    Raises:
+        UserError: If a log is broken.
+    """
+    return model_card.Published(
+        name=folder.resolve().name,
+        repo_id=repo_id,
+        config=model.config.to_dict(),
+        parameters=model.num_parameters(),
+        logs={part: log for part, file in model_card.LOGS.items() if (log := read_log(folder / file))},
+        samples=sorted(file.stem for file in samples.glob("*.mid")),
+        has_onnx=True,
+        metrics=sorted({Path(path).parts[1] for path in metric_files()}),
+        revision=revision,
+        endpoint=endpoint,
+        dataset_id=dataset_id,
+        space_id=space_id,
+    )
+
+
 def stage(
     folder: Path,
     repo_id: str,
@@ -133,7 +164,6 @@ def stage(
     name = repo_id.split("/")[-1]
     own = {file.name: file for pattern in PARTS for file in sorted(folder.glob(pattern))}
     _, model = load_model(str(folder))
-    parameters, config = model.num_parameters(), model.config.to_dict()
 
     sources = list(own.values())
     program = [ROOT / "generate.py", *sorted((ROOT / "rendering").glob("*.py")), Path(__file__)]
@@ -150,21 +180,7 @@ def stage(
     onnx = keep(staging / "onnx", digest([*sources, *program], *versions), lambda part: write_onnx(model, part))
 
     metrics = metric_files()
-    logs = {part: log for part, file in model_card.LOGS.items() if (log := read_log(folder / file))}
-    published = model_card.Published(
-        name=folder.resolve().name,
-        repo_id=repo_id,
-        config=config,
-        parameters=parameters,
-        logs=logs,
-        samples=sorted(file.stem for file in samples.glob("*.mid")),
-        has_onnx=True,
-        metrics=sorted({Path(path).parts[1] for path in metrics}),
-        revision=revision,
-        endpoint=endpoint,
-        dataset_id=dataset_id,
-        space_id=space_id,
-    )
+    published = describe(folder, repo_id, model, samples, revision, endpoint, dataset_id, space_id)
     card, evaluation, used = model_card.render(published, model_card.read_results(results))
     (staging / "README.md").write_text(card, encoding="utf-8")
     files = own | {"README.md": staging / "README.md", "LICENSE": ROOT / "LICENSE"}

@@ -1,8 +1,9 @@
 """Make the folder of a release: `python -m publishing.release --model runs/lakh --output release/melody-vae-16bar`.
 
 It holds what a repository on the Hub does: weights in bfloat16 (loaded as float32 unless `dtype=` says otherwise),
-this repository's code, processor, tokenizer, logs of the training, and samples by the seeds 0 to 15 with a page to hear
-them. `publish.py` adds the card, ONNX graphs, metrics and results.
+this repository's code, processor, tokenizer, logs of the training, samples by the seeds 0 to 15 with a page to hear
+them, and the card. `publish.py` adds ONNX graphs, metrics and results, and writes the card for the name it publishes
+under.
 """
 
 import argparse
@@ -12,10 +13,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from generate import UserError
+from generate import UserError, load_model
+from publishing import model_card
 from publishing.hub import describe_size
-from publishing.model import check_folder, write_samples
-from publishing.model_card import LOGS
+from publishing.model import ROOT, check_folder, describe, write_samples
+
+REPO_ID = "melody-vae/melody-vae-16bar"
 
 
 def write_release(source: Path, output: Path) -> None:
@@ -43,7 +46,7 @@ def write_release(source: Path, output: Path) -> None:
     config = json.loads((part / "config.json").read_text(encoding="utf-8"))
     (part / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
     MelodyProcessor.from_pretrained(source).save_pretrained(part)
-    for log in LOGS.values():
+    for log in model_card.LOGS.values():
         if (source / log).is_file():
             shutil.copy(source / log, part)
     write_samples(part, output.name, part / "samples")
@@ -52,22 +55,47 @@ def write_release(source: Path, output: Path) -> None:
     part.parent.rmdir()
 
 
+def write_card(folder: Path, is_check: bool = False) -> None:
+    """Write a release's card from results/, as it would be published under `REPO_ID`.
+
+    Raises:
+        UserError: If `is_check` and the card is another, or there is no whole model.
+    """
+    check_folder(folder)
+    _, model = load_model(str(folder))
+    published = describe(
+        folder, REPO_ID, model, folder / "samples", dataset_id=f"{REPO_ID}-data", space_id=f"{REPO_ID}-space"
+    )
+    card, _, _ = model_card.render(published, model_card.read_results(ROOT / "results"))
+    output = folder / "README.md"
+    if is_check and (not output.is_file() or output.read_text(encoding="utf-8") != card):
+        raise UserError(f"{output}: not what results/ says; run make report")
+    if not is_check:
+        output.write_text(card, encoding="utf-8")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m publishing.release"
     )
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="trained, with its prior")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the release")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", type=Path, metavar="DIR", help="trained, with its prior: make the release of it")
+    what.add_argument("--card", action="store_true", help="write the card of the release anew, from results/")
+    what.add_argument("--check", action="store_true", help="fail if the card is not what results/ says")
     args = parser.parse_args(argv)
     try:
-        write_release(args.model, args.output)
+        if args.model:
+            write_release(args.model, args.output)
+        write_card(args.output, args.check)
     except UserError as error:
         print(f"publishing.release: {error}", file=sys.stderr)
         return 2
-    size = sum(file.stat().st_size for file in args.output.rglob("*") if file.is_file())
-    weights = (args.output / "model.safetensors").stat().st_size
-    print(f"{args.output}: {describe_size(size)}, {describe_size(weights)} of them weights")
+    if args.model:
+        size = sum(file.stat().st_size for file in args.output.rglob("*") if file.is_file())
+        weights = (args.output / "model.safetensors").stat().st_size
+        print(f"{args.output}: {describe_size(size)}, {describe_size(weights)} of them weights")
     return 0
 
 

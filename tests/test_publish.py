@@ -221,6 +221,7 @@ def test_a_release_is_the_model_in_bfloat16_with_its_samples(trained, tmp_path, 
     for _ in range(2):  # a second one takes the first one's place
         assert release.main(["--model", str(trained), "--output", str(output)]) == 0
         assert "of them weights" in capsys.readouterr().out
+        assert release.main(["--check", "--output", str(output)]) == 0
         assert [folder.name for folder in output.parent.iterdir()] == [output.name]
         (output / "old").write_text("an earlier release's")
     (output / "old").unlink()
@@ -248,6 +249,14 @@ def test_a_release_is_the_model_in_bfloat16_with_its_samples(trained, tmp_path, 
     staged = publishing_model.stage(output, NAME, tmp_path / "staging", tmp_path)
     assert staged["samples/index.html"] == output / "samples" / "index.html"
     assert staged["model.safetensors"] == output / "model.safetensors"
+
+    card = (output / "README.md").read_text()
+    assert "samples/sample-seed0.mp3" in card
+    (output / "README.md").write_text(card + "a number typed in")
+    assert release.main(["--check", "--output", str(output)]) == 2
+    assert "run make report" in capsys.readouterr().err
+    assert release.main(["--card", "--output", str(output)]) == 0
+    assert (output / "README.md").read_text() == card
 
 
 def test_a_release_takes_no_other_folders_place(trained, tmp_path, capsys):
