@@ -76,5 +76,30 @@ dataset-results: install  ## measure the data set again: LAKH=, METADATA= and PO
 	$(RUN)python -m benchmarks.collect --build $(BUILT)/build.json
 	$(MAKE) report
 
+RELEASE := release/melody-vae-16bar
+FOLK ?= ../shared/data/folk.tar.gz
+
+$(BUILT)/build.json:
+	$(RUN)python -m dataset_script.build --input $(LAKH) --metadata $(METADATA) --num_proc 4 --output $(@D)
+
+outputs/pop909/build.json:
+	$(RUN)python -m dataset_script.beats --input $(POP909) --output outputs/pop909_midi
+	$(RUN)python -m dataset_script.build --input outputs/pop909_midi --output $(@D)
+
+outputs/folk/build.json:
+	$(RUN)python -m dataset_script.build --input $(FOLK) --output $(@D)
+
+outputs/tunes/build.json:
+	$(RUN)python -m dataset_script.build --output $(@D)
+
+outputs/originality/lead.safetensors: $(BUILT)/build.json
+	$(RUN)python -m evaluation.originality build --dataset $(BUILT) --output $@
+
+evaluate: install $(addsuffix /build.json,$(BUILT) outputs/pop909 outputs/folk outputs/tunes) outputs/originality/lead.safetensors  ## measure the release again: LAKH=, METADATA=, POP909= and FOLK= say where the archives lie
+	$(RUN)python evaluate_model.py --model $(RELEASE) --dataset $(BUILT) --output results/release.json \
+	  --examples outputs/tunes --originality_index outputs/originality/lead.safetensors --other_data outputs/pop909 outputs/folk
+	$(RUN)python -m evaluation.operations --model $(RELEASE) --dataset $(BUILT) --output results/model.json
+	$(MAKE) report figures
+
 clean:  ## remove what the targets above made
 	rm -rf outputs .pytest_cache .ruff_cache
