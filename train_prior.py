@@ -33,6 +33,7 @@ from train import (
     load_pretrained,
     write_words,
 )
+from training.optimizers import OPTIMIZERS, build_optimizer
 
 RAREST = 200  # windows that a value needs to become one that can be asked for
 ENCODED_AT_ONCE = 64
@@ -58,6 +59,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--max_train_steps", type=int, default=6000, help="steps")
     parser.add_argument("--batch_size", type=int, default=256, help="latents in a step")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="as of train.py")
     parser.add_argument("--learning_rate", type=float, default=1e-3, help="highest learning rate, after a twentieth")
     parser.add_argument(
         "--sampling_noise",
@@ -170,7 +172,7 @@ def fit(prior: LatentPrior, train: Encoded, validation: Encoded, args: argparse.
     torch.manual_seed(args.seed)
     device = prior.mean.device
     average = copy.deepcopy(prior).requires_grad_(False)
-    optimizer = torch.optim.AdamW(prior.parameters(), lr=args.learning_rate, weight_decay=0.01, betas=(0.9, 0.99))
+    optimizer = build_optimizer(prior, args.optimizer, args.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, args.learning_rate, total_steps=args.max_train_steps, pct_start=0.05
     )

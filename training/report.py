@@ -17,7 +17,7 @@ CURVES = (
         ("reconstruction_nats", "kl_nats"),
     ),
     ("active_units", "Dimensions of the latent that are in use", "dimensions", ("active_units",)),
-    ("learning_rate", "Learning rate", "of AdamW", ("learning_rate",)),
+    ("learning_rate", "Learning rate", "of the weights", ("learning_rate",)),
     ("grad_norm", "Length of the gradient", "before it is shortened", ("grad_norm",)),
     ("speed", "Speed", "melodies per second, all processes", ("melodies_per_second",)),
 )
