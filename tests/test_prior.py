@@ -165,7 +165,7 @@ def test_the_loss_learns_a_distribution():
     prior = model.prior.train()
     optimizer = torch.optim.AdamW(prior.parameters(), lr=3e-3)
     losses = []
-    for _ in range(800):
+    for _ in range(1200):
         label = torch.randint(2, (128,))
         latent = (4.0 * label[:, None] - 2.0) + 0.3 * torch.randn(128, Z)
         loss = prior.loss(latent, {"key": label})
