@@ -26,11 +26,13 @@ BASELINE = "baseline"
 BASELINE_OPTIONS = {
     "--learning_rate": "1e-3",
     "--lr_scheduler_type": "cosine",
+    "--optimizer": "adamw",
     OVERRIDES: "musical_time=false,musical_pitch=false,previous_token=false",
 }
 """The usual, whatever train.py's defaults are by now."""
 LATE_DECAY = {"--lr_scheduler_type": "warmup_stable_decay"}
 MUSICAL = {OVERRIDES: "musical_time=true,musical_pitch=true,previous_token=true"}
+MUON = {"--optimizer": "muon"}
 BEST = {"--learning_rate": "4e-3", **LATE_DECAY, **MUSICAL}
 VARIANTS: dict[str, dict[str, str]] = {
     "no transposition": {"--transpose": "0"},
@@ -56,7 +58,11 @@ VARIANTS: dict[str, dict[str, str]] = {
     "previous token": {OVERRIDES: "previous_token=true"},
     "pitch intervals": {OVERRIDES: "musical_pitch=true"},
     "musical time, pitch intervals, previous token": MUSICAL,
+    "Muon": MUON,
+    "Muon, learning rate 4e-3, warm-up, stable, decay": {**MUON, "--learning_rate": "4e-3", **LATE_DECAY},
     "all three, 4e-3, late decay": BEST,
+    "all three, 4e-3, late decay, Muon": {**BEST, **MUON},
+    "all three, 8e-3, late decay, Muon": {**BEST, **MUON, "--learning_rate": "8e-3"},
     "all three, 4e-3, late decay, label smoothing 0.1": {**BEST, "--label_smoothing": "0.1"},
     "all three, 4e-3, late decay, averaged weights 0.99": {**BEST, "--ema_decay": "0.99"},
     "initial weights of 0.05": {OVERRIDES: "initializer_range=0.05"},

@@ -562,7 +562,7 @@ def test_a_run_that_is_stopped_leaves_nothing_and_the_next_goes_on(lines, tmp_pa
             while slow.times and process.poll() is None and time.monotonic() < until:
                 time.sleep(0.1)
             process.send_signal(signal.SIGINT)
-            _, error = process.communicate(timeout=60)
+            _, error = process.communicate(timeout=180)
         finally:
             process.kill()
         assert process.returncode == 130, error
