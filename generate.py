@@ -372,6 +372,13 @@ def show_takes(studio: Studio, kind: str, original: tuple[str, Any], line: dict,
     return studio.with_originality(items, batch)
 
 
+def show_beside_melody(studio: Studio, kind: str, line: dict, batch, made) -> list[Item]:
+    """Announce a whole melody, and what the model made of it."""
+    original = studio.score(batch["input_ids"][0], line)
+    first = studio.album.melody("original", "The melody", original, studio.args.bars)
+    return [first, *show_takes(studio, kind, ("The melody", original), line, made)]
+
+
 def generators(studio: Studio) -> list:
     """Make a generator of random numbers for each melody, so that its neighbours have no say in it."""
     import torch
@@ -398,21 +405,16 @@ def vary(studio: Studio) -> Section:
             bars=args.bars,
             logits_processor=counter,
         )
-    original = studio.score(batch["input_ids"][0], line)
-    first = studio.album.melody("original", "The melody", original, args.bars)
     text = f"{line['name']} and its variations; similarity {args.similarity:g}, where 1 is the melody itself."
-    return Section(
-        "Variations", text, [first, *show_takes(studio, "variation", ("The melody", original), line, varied)]
-    )
+    return Section("Variations", text, show_beside_melody(studio, "variation", line, batch, varied))
 
 
 def infill(studio: Studio) -> Section:
     """Write some bars of a melody anew, and leave the others as they are."""
     args, line = studio.args, studio.lines(1)[0]
     args.bars = min(line["bars"], args.bars)
-    wanted = [bar for bar in args.fill_bars if bar > args.bars]
-    if wanted:
-        raise UserError(f"--fill_bars: {line['name']} has {args.bars} bars and no bar {wanted[0]}; name others")
+    if missing := [bar for bar in args.fill_bars if bar > args.bars]:
+        raise UserError(f"--fill_bars: {line['name']} has {args.bars} bars and no bar {missing[0]}; name others")
     if not studio.model.config.grammar_columns:
         raise UserError(f"{args.model}: knows no grammar of its tokens, as models of train.py do; take one of those")
     batch = studio.processor(lines=line, bars=args.bars, return_tensors="pt")
@@ -424,12 +426,9 @@ def infill(studio: Studio) -> Section:
             temperature=args.temperature,
             logits_processor=counter,
         )
-    original = studio.score(batch["input_ids"][0], line)
-    first = studio.album.melody("original", "The melody", original, args.bars)
     told = ", ".join(map(str, args.fill_bars))
     text = f"Of {line['name']}, bars {told} were written anew; the others are as they were."
-    takes = show_takes(studio, "filling", ("The melody", original), line, filled)
-    return Section("Fillings", text, [first, *takes])
+    return Section("Fillings", text, show_beside_melody(studio, "filling", line, batch, filled))
 
 
 def bar_numbers(text: str) -> list[int]:

@@ -90,18 +90,17 @@ def build_optimizer(model: nn.Module, name: str, learning_rate: float, weight_de
         weight_decay: Per step, times the learning rate.
     """
     output = getattr(model, "get_output_embeddings", lambda: None)()
-    linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear) and module is not output}
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not output]
+    of_muon = {id(module.weight) for module in linear} if name == "muon" else set()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    hidden = [each for each in trained if id(each) in linear] if name == "muon" else []
-    taken = {id(each) for each in hidden}
-    matrices = [each for each in trained if each.ndim >= 2 and id(each) not in taken]
+    hidden = [each for each in trained if id(each) in of_muon]
+    matrices = [each for each in trained if each.ndim >= 2 and id(each) not in of_muon]
     vectors = [each for each in trained if each.ndim < 2]
     groups: list[dict[str, Any]] = [
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},
+        {"params": hidden, "weight_decay": weight_decay, "momentum": MOMENTUM},
     ]
-    if hidden:
-        groups.append({"params": hidden, "weight_decay": weight_decay, "momentum": MOMENTUM})
     groups = [group for group in groups if group["params"]]
     if name == "muon":  # not fused: a fused AdamW would be told of overflow in fp16, and its sister not
         return Muon(groups, lr=learning_rate, betas=BETAS)

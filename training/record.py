@@ -96,6 +96,8 @@ class Record:
             args.per_device_train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
         )
         self.takes: list[Take] = []
+        # Read before this run's own log is written: it may be for the same folder.
+        self.before = earlier_log(args.init_from) if args.init_from else None
 
     @property
     def melodies_seen(self) -> int:
@@ -167,9 +169,8 @@ class Record:
     def log(self) -> dict:
         """What `training_log.json` holds: of a run that goes on from a trained model, that model's log as well."""
         state = self.state
-        before = earlier_log(self.args.init_from) if self.args.init_from else None
         return {
-            **({"before": before} if before else {}),
+            **({"before": self.before} if self.before else {}),
             "arguments": vars(self.args),
             "parameters": self.whole.num_parameters(),
             "melodies_per_second": self.melodies_seen / max(state.seconds, 1e-9),
