@@ -462,9 +462,10 @@ def interpolate(studio: Studio) -> Section:
         origin = f"the originals, A ({lines[0]['name']}) and B ({lines[1]['name']})"
     else:
         lines = [{"bars": args.bars, "tempo": TEMPO}] * 2
-        torch.manual_seed(args.seed)
-        latents = model.prior_sample(2)
-        origin = "two latents drawn from the prior"
+        ids = model.sample(2, seed=args.seed, bars=args.bars)
+        with torch.no_grad():
+            latents = model.encode(ids, ids.ne(model.config.pad_token_id).long()).latent_mean
+        origin = "two new melodies"
     ends = [min(line["bars"], args.bars) for line in lines]
     weights = torch.linspace(0, 1, steps)
     bars = torch.lerp(torch.tensor(float(ends[0])), torch.tensor(float(ends[1])), weights).round().long()

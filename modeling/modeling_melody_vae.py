@@ -592,9 +592,10 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
 
         Args:
             inputs: `(B, T)`, the beginning of the melodies (also as `input_ids`); the start token by default.
-            latent: `(B, Z)`. By default the prior, and for bars that `input_ids` has, the posterior's mean.
+            latent: `(B, Z)`. By default drawn from the prior, and for bars that `input_ids` has, the posterior's mean.
             noise: How much of the latent is noise, from 0 (nothing) to 1 (all: the melody decoder writes alone); a
-                number, or `(B, N)` for each bar. For models with `config.latent_noise`.
+                number, or `(B, N)` for each bar; `config.sampling_noise` by default where latents are drawn here. For
+                models with `config.latent_noise`.
             bars: Bars that each melody shall have, a number or `(B,)`; the model decides by default.
             scale: Such as `D dorian`: the only pitches, see `constraints_melody_vae.scale_mask`.
             time_signature: Such as `6/8`, one for all or one for each; the model's choice by default.
@@ -638,10 +639,10 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
             processors.append(BarCountLogitsProcessor(bars, self.is_bar_token, self.generation_config.eos_token_id))
         if self.config.latent_size:
             if latent is None:
-                latent = self.prior_sample(len(inputs) if inputs is not None else 1, inputs)
-                if noise is None:
-                    told = self.sketch(latent, self.known_bars(inputs) if inputs is not None else None)
-                    latent, noise = told["latent"], told.get("noise")
+                if isinstance(noise, torch.Tensor):
+                    raise ValueError("noise for each bar is a latent's: give the latent, or one number")
+                told = self.sketch(len(inputs) if inputs is not None else 1, inputs, noise=noise)
+                latent, noise = told["latent"], told.get("noise")
             if noise is not None:
                 if not self.config.latent_noise:
                     raise ValueError(f"noise={noise}: this model was trained without (latent_noise=0)")

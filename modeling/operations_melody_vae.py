@@ -260,7 +260,6 @@ class MelodyOperations:
                 labels[name] = torch.tensor([known.index(each) for each in values], device=self.device)
         return labels
 
-    @torch.no_grad()
     def prior_sample(
         self,
         n: int,
@@ -279,51 +278,69 @@ class MelodyOperations:
             guidance: By how much conditions are exaggerated; 1 is not at all.
             generator: One for each latent; the global random state by default.
         """
+        return self.sketch(n, input_ids, conditions, guidance, generator, noise=0.0)["latent"]
+
+    @torch.no_grad()
+    def sketch(
+        self,
+        n: int,
+        input_ids: torch.Tensor | None = None,
+        conditions: Conditions | None = None,
+        guidance: float = 1.0,
+        generator: Generators | None = None,
+        noise: float | None = None,
+    ) -> dict[str, Any]:
+        """Draw `n` latents from the prior as [`MelodyOperations.prior_sample`] does, as options of [`generate`].
+
+        `noise` says how much of them is left to the melody decoder, see [`MelodyOperations.fill`].
+        """
         asked = self.conditions_of(conditions, n)
-        latent = torch.empty(n, self.config.latent_size, device=self.device, dtype=self.dtype)
-        latent = draw_normal(latent, generator)
+        latent = torch.zeros(n, self.config.latent_size, device=self.device, dtype=self.dtype)
         is_known = torch.zeros(n, self.config.max_bars, dtype=torch.bool, device=self.device)
         if input_ids is not None:
             is_known = self.known_bars(input_ids)
             mean = self.encode(input_ids, input_ids.ne(self.config.pad_token_id).long()).latent_mean
             latent = torch.where(self.spread_over_latent(is_known), mean, latent)
-        if self.config.num_prior_layers:
-            labels = self.condition_labels(asked, n)
-            latent = self.complete(latent, is_known, labels, guidance=guidance, generator=generator)
-        return latent
+        return self.fill(latent, is_known, asked, guidance, generator, noise)
 
-    def sketch(
+    def fill(
         self,
         latent: torch.Tensor,
-        is_known: torch.Tensor | None = None,
-        amount: float | None = None,
+        is_known: torch.Tensor,
+        asked: Mapping[str, list],
+        guidance: float = 1.0,
         generator: Generators | None = None,
+        noise: float | None = None,
     ) -> dict[str, Any]:
-        """Leave part of latents to the melody decoder: mix bars that are not known with noise, and tell it how much.
+        """Draw the bars of latents that are not known from the prior, on its way from noise as far as `noise` says.
 
         Args:
             latent: `(B, Z)`.
-            is_known: `(B, N)`, bars that stay as they are; none by default.
-            amount: From 0 (nothing changes) to 1 (the latent does not matter); `config.sampling_noise` by default.
+            is_known: `(B, N)`, bars that stay as they are.
+            asked: Conditions, as `conditions_of` writes them.
+            guidance: By how much conditions are exaggerated; 1 is not at all.
             generator: One for each latent; the global random state by default.
+            noise: How much of the bars is still noise, from 0 (the prior draws them to the end) to 1 (the melody
+                decoder, which is told, writes alone); `config.sampling_noise` by default.
 
         Returns:
             Options of [`generate`], `latent` and, where there is any, `noise`.
 
         Raises:
-            ValueError: If the model was trained without noise, or the amount is not from 0 to 1.
+            ValueError: If the model was trained without noise, or `noise` is not from 0 to 1.
         """
-        amount = self.config.sampling_noise if amount is None else amount
-        if not amount:
-            return {"latent": latent}
-        if not self.config.latent_noise or not 0 <= amount <= 1:
+        amount = self.config.sampling_noise if noise is None else noise
+        if amount and (not self.config.latent_noise or not 0 <= amount <= 1):
             told = "is not from 0 to 1" if self.config.latent_noise else "and a model trained without (latent_noise=0)"
             raise ValueError(f"noise={amount} {told}")
-        noise = latent.new_full((len(latent), self.config.max_bars), amount)
-        if is_known is not None:
-            noise = noise.masked_fill(is_known, 0.0)
-        drawn = draw_normal(latent, generator)
-        return {"latent": self.bar_conditioner.add_noise(latent, noise, drawn), "noise": noise}
+        told = latent.new_full((len(latent), self.config.max_bars), amount).masked_fill(is_known, 0.0)
+        if self.config.num_prior_layers:
+            labels = self.condition_labels(asked, len(latent))
+            latent = self.complete(latent, is_known, labels, 0.0, 1.0 - amount, guidance, generator)
+        else:
+            drawn = torch.where(self.spread_over_latent(is_known), latent, draw_normal(latent, generator))
+            latent = self.bar_conditioner.add_noise(drawn, told, draw_normal(latent, generator)) if amount else drawn
+        return {"latent": latent, "noise": told} if amount else {"latent": latent}
 
     def complete(
         self,
@@ -331,12 +348,13 @@ class MelodyOperations:
         is_known: torch.Tensor,
         labels: dict[str, torch.Tensor],
         begin: float = 0.0,
+        end: float = 1.0,
         guidance: float = 1.0,
         generator: Generators | None = None,
     ) -> torch.Tensor:
         """Draw the bars of latents `(B, Z)` that are not known, see [`LatentPrior.complete`]."""
         noise = draw_normal(self.prior.shares(latent), generator)
-        return self.prior.complete(latent, is_known, labels, begin, guidance=guidance, steps=PRIOR_STEPS, noise=noise)
+        return self.prior.complete(latent, is_known, labels, begin, end, guidance, PRIOR_STEPS, noise)
 
     @torch.no_grad()
     def vary(
@@ -350,8 +368,9 @@ class MelodyOperations:
     ) -> torch.Tensor:
         """Decode variations of a melody.
 
-        The latent is taken back towards noise and drawn again (Meng et al. 2022, arXiv:2108.01073); without a learned
-        prior it is mixed with noise on the great circle.
+        The latent is taken back towards noise (Meng et al. 2022, arXiv:2108.01073), and the melody decoder, which is
+        told how far, writes what it left open. In models without `config.latent_noise` the learned prior draws the
+        latent anew from there; without one it is mixed with noise on the great circle.
 
         Args:
             latent: `(Z,)` or `(1, Z)`.
@@ -371,8 +390,14 @@ class MelodyOperations:
             raise ValueError(f"similarity={similarity} is not from 0 to 1")
         self.check_generator(generator, seed, n)
         with self.seeded(seed):
-            latents = latent.reshape(1, -1).expand(n, -1)
-            if similarity < 1 and self.config.num_prior_layers:
+            latents, options = latent.reshape(1, -1).expand(n, -1), {}
+            if similarity < 1 and self.config.latent_noise:
+                noise = latents.new_full((n, self.config.max_bars), 1 - similarity)
+                latents = self.bar_conditioner.add_noise(latents, noise, draw_normal(latents, generator))
+                options = {"noise": noise, "do_sample": True, "top_k": 0}
+                if generator is not None:
+                    options["generator"] = generator
+            elif similarity < 1 and self.config.num_prior_layers:
                 is_known = torch.zeros(n, self.config.max_bars, dtype=torch.bool, device=self.device)
                 labels = self.prior.open_labels(n)
                 latents = self.complete(latents, is_known, labels, begin=similarity, generator=generator)
@@ -380,7 +405,7 @@ class MelodyOperations:
                 weight = torch.tensor([1 - similarity], device=latent.device, dtype=latent.dtype)
                 noise = draw_normal(latents, generator)
                 latents = torch.cat([slerp(*pair, weight) for pair in zip(latents, noise, strict=True)])
-        return self.decode(latents, **generate_kwargs)
+            return self.decode(latents, **self.apart({**options, **generate_kwargs}))
 
     def decode(self, latent: torch.Tensor, **generate_kwargs) -> torch.Tensor:
         """Decode latents `(B, Z)` into ids `(B, T)`; greedy unless `generate_kwargs` say otherwise."""
@@ -437,7 +462,7 @@ class MelodyOperations:
                 bit by bit where matrix products do not depend on the number of rows (one thread of a CPU), else but
                 for a rare token on which rounding decides.
             noise: How much of its latent a melody leaves to the melody decoder, from 0 to 1, see
-                [`MelodyOperations.sketch`]; `config.sampling_noise` by default.
+                [`MelodyOperations.fill`]; `config.sampling_noise` by default.
             generate_kwargs: As in [`generate`]; `scale`, `time_signature` and the range of pitches may be lists with
                 one for each melody, or None where it is open.
 
@@ -508,8 +533,7 @@ class MelodyOperations:
         if not is_list(bars) and bars > self.config.max_bars:
             return self.compose(n, bars, asked, guidance, options)
         if self.config.latent_size:
-            latent = self.prior_sample(n, None, asked, guidance, options.get("generator"))
-            options |= self.sketch(latent, None, options.pop("noise", None), options.get("generator"))
+            options |= self.sketch(n, None, asked, guidance, options.get("generator"), options.pop("noise", None))
         else:
             options["inputs"] = torch.full((n, 1), self.config.bos_token_id, device=self.device)
         return self.generate(bars=torch.as_tensor(bars), **self.apart(options))
@@ -559,8 +583,8 @@ class MelodyOperations:
                 own = take_rows(options, new)
                 if self.config.latent_size:
                     conditions = take_conditions(asked, new)
-                    latent = self.prior_sample(len(new), primer, conditions, guidance, own.get("generator"))
-                    own |= self.sketch(latent, self.known_bars(primer), own.pop("noise", None), own.get("generator"))
+                    told = own.pop("noise", None)
+                    own |= self.sketch(len(new), primer, conditions, guidance, own.get("generator"), told)
                 if made[0]:
                     own["time_signature"] = None  # the primer has its own
                 ids = self.generate(primer, bars=known + count, **self.apart(own))
@@ -637,12 +661,7 @@ class MelodyOperations:
         with self.seeded(seed):
             if self.config.latent_size:
                 mean = self.encode(input_ids, attention_mask).latent_mean
-                if self.config.num_prior_layers:
-                    labels = self.condition_labels(asked, len(mean))
-                    latent = self.complete(mean, ~regenerate, labels, guidance=guidance, generator=generator)
-                else:
-                    latent = torch.where(self.spread_over_latent(regenerate), draw_normal(mean, generator), mean)
-                options |= self.sketch(latent, ~regenerate, noise, generator)
+                options |= self.fill(mean, ~regenerate, asked, guidance, generator, noise)
             else:
                 options["inputs"] = torch.full_like(input_ids[:, :1], self.config.bos_token_id)
             return self.generate(template=input_ids, regenerate=regenerate, **self.apart(options))

@@ -240,8 +240,7 @@ class MelodyGenerationPipeline(Pipeline):
         }
         with model.seeded(seed):
             if model.config.latent_size:
-                latent = model.prior_sample(len(primer), primer, conditions, guidance)
-                options |= model.sketch(latent, model.known_bars(primer))
+                options |= model.sketch(len(primer), primer, conditions, guidance)
             return model.generate(primer, **{**options, **generate_kwargs})
 
     def postprocess(

@@ -12,6 +12,8 @@ from torch import nn
 from .configuration_melody_vae import MelodyVAEConfig
 from .relative_attention import MelodyVAELayer, ZeroLinear
 
+FEWEST_STEPS = 4  # for a part of the way, however short
+
 
 class LatentPrior(nn.Module):
     """A learned p(z): rectified flow over the bars' shares of the latent (Liu et al. 2023, arXiv:2209.03003).
@@ -103,6 +105,9 @@ class LatentPrior(nn.Module):
         target = self.shares(latent)  # (B, N, S)
         noise = torch.randn_like(target)
         time = torch.randn(melodies, device=latent.device).sigmoid()  # logit-normal (Esser et al. 2024)
+        if self.config.sampling_noise:  # and half of it where samples are drawn
+            early = torch.rand(melodies, device=latent.device) * (1 - self.config.sampling_noise)
+            time = torch.where(torch.rand(melodies, device=latent.device) < 0.5, early, time)
         # What is known: nothing, a beginning, or any bars.
         kind, share, length = torch.rand(3, melodies, 1, device=latent.device)
         beginning = torch.arange(bars, device=latent.device) < length * bars
@@ -130,6 +135,7 @@ class LatentPrior(nn.Module):
         is_known: torch.Tensor,
         labels: dict[str, torch.Tensor],
         begin: float = 0.0,
+        end: float = 1.0,
         guidance: float | torch.Tensor = 1.0,
         steps: int = 32,
         noise: torch.Tensor | None = None,
@@ -141,6 +147,7 @@ class LatentPrior(nn.Module):
             is_known: `(B, N)`.
             labels: As in `forward`.
             begin: Where on the way from noise (0) to `latent` (1) to begin; the nearer to 1, the more alike.
+            end: Where on it to stop; at t the bars that are drawn are t of a latent and 1 - t of noise.
             guidance: By how much labels are exaggerated (Ho & Salimans 2022, arXiv:2207.12598); 1 is not at all. A
                 number, or `(B,)`.
             steps: Steps of Heun's method from 0 to 1.
@@ -151,8 +158,9 @@ class LatentPrior(nn.Module):
         """
         target = self.shares(latent)
         state = begin * target + (1 - begin) * (torch.randn_like(target) if noise is None else noise)
-        state = self.follow(state, begin, 1.0, target, is_known, labels, guidance, steps)
-        return self.unshares(torch.where(is_known[..., None], target, state))
+        state = self.follow(state, begin, end, target, is_known, labels, guidance, steps)
+        is_kept = is_known[..., None].expand_as(state).flatten(1)
+        return torch.where(is_kept, latent, self.unshares(state))
 
     @torch.no_grad()
     def transport(
@@ -215,7 +223,8 @@ class LatentPrior(nn.Module):
             untold = self(at, time.expand(len(at)), known, is_known, open_labels)
             return untold + factor * (told - untold)
 
-        times = torch.linspace(begin, end, math.ceil(steps * abs(end - begin)) + 1, device=state.device)
+        count = max(math.ceil(steps * abs(end - begin)), min(FEWEST_STEPS, steps)) if begin != end else 0
+        times = torch.linspace(begin, end, count + 1, device=state.device)
         for now, then in pairwise(times.to(state.dtype)):
             first = direction(state, now)
             guess = state + (then - now) * first

@@ -244,7 +244,7 @@ def test_each_melody_gets_what_it_is_asked_for(told, processor):
 
 def test_variations_fillings_and_long_pieces_have_their_own_numbers_too(exact, processor):
     latent = exact.encode(exact.sample(1, seed=1, bars=4)).latent_mean
-    ids = exact.sample(1, seed=1, bars=4, time_signature="4/4")
+    ids = exact.sample(1, seed=3, bars=4, time_signature="4/4")
     for one, all_of_them in (
         (
             lambda own: exact.vary(latent, n=len(own), similarity=0.5, generator=own, bars=4),

@@ -11,7 +11,7 @@ from test_train import arguments, dataset, run, trained  # noqa: F401 (fixtures)
 import train_prior
 from modeling import MelodyVAEModel
 from modeling.attributes_melody_vae import ATTRIBUTES
-from modeling.operations_melody_vae import slerp
+from modeling.operations_melody_vae import PRIOR_STEPS, slerp
 
 CONDITIONS = {"key": ["C major", "A minor", "D minor"], "tempo": ["slow", "fast"]}
 SHARE = Z // N
@@ -119,20 +119,52 @@ def test_bars_of_a_beginning_stay_in_the_priors_samples(model):
 
 def test_a_sketch_keeps_what_is_known_and_tells_how_noisy_the_rest_is():
     noisy = make_prior_model(latent_noise=0.5)
-    latent, is_known = make_latent(), torch.zeros(3, N, dtype=torch.bool)
-    is_known[:, 2:5] = True
+    with torch.no_grad():
+        is_known, mean = noisy.known_bars(IDS), noisy.encode(IDS, IDS.ne(0).long()).latent_mean
     spread = noisy.spread_over_latent(is_known)
+    drawn = {}
+    for amount in (0.0, 0.25, 1.0):
+        torch.manual_seed(0)
+        told = noisy.sketch(3, IDS, noise=amount)
+        assert torch.equal(told["latent"][spread], mean[spread])
+        assert torch.equal(told.get("noise", torch.zeros(3, N)), torch.where(is_known, 0.0, amount))
+        drawn[amount] = told["latent"]
     torch.manual_seed(0)
-    sketch = noisy.sketch(latent, is_known, 0.25)
-    assert torch.equal(sketch["latent"][spread], latent[spread])
-    assert torch.equal(sketch["noise"], torch.where(is_known, 0.0, 0.25))
-    drawn = (sketch["latent"] - 0.75 * latent)[~spread] / 0.25
-    assert drawn.std().item() == pytest.approx(1, abs=0.2)
-    assert noisy.sketch(latent, is_known, 0.0) == {"latent": latent}
+    assert torch.equal(drawn[0.0], noisy.prior_sample(3, IDS))
+    torch.manual_seed(0)
+    noise = torch.randn(3, N, SHARE)
+    assert torch.equal(drawn[1.0][~spread], noisy.prior.unshares(noise)[~spread])
+    stopped = complete(noisy, mean, is_known, noise=noise, end=0.75, steps=PRIOR_STEPS)
+    assert torch.equal(drawn[0.25], stopped)
     of_seed = [torch.Generator().manual_seed(seed) for seed in (5, 6, 5)]
-    once = noisy.sketch(latent[:1].expand(3, -1), amount=0.5, generator=of_seed)["latent"]
-    assert torch.equal(once[0], once[2])
-    assert not torch.equal(once[0], once[1])
+    once = noisy.sketch(3, generator=of_seed, noise=0.5)["latent"]
+    torch.testing.assert_close(once[0], once[2])
+    assert (once[0] - once[1]).abs().min() > 0
+
+
+def test_without_a_learned_prior_a_sketch_is_mixed_with_noise():
+    plain = make_model(latent_noise=0.5)
+    latent, is_known = make_latent(400), torch.zeros(400, N, dtype=torch.bool)
+    is_known[:, 2:5] = True
+    told = plain.fill(latent, is_known, {}, noise=0.25)
+    spread = plain.spread_over_latent(is_known)
+    assert torch.equal(told["latent"][spread], latent[spread])
+    assert torch.equal(told["noise"], torch.where(is_known, 0.0, 0.25))
+    assert told["latent"][~spread].std().item() == pytest.approx((0.75**2 + 0.25**2) ** 0.5, rel=0.05)
+
+
+def test_the_loss_looks_where_samples_are_drawn(monkeypatch):
+    times = []
+    for amount in (0.0, 0.9):
+        model = make_prior_model(latent_noise=0.5, sampling_noise=amount)
+        monkeypatch.setattr(
+            model.prior, "forward", lambda noisy, time, *_: times.append(time) or torch.zeros_like(noisy)
+        )
+        torch.manual_seed(0)
+        model.prior.loss(make_latent(2000), {name: torch.zeros(2000).long() for name in CONDITIONS})
+    early = [(time <= 0.1).float().mean().item() for time in times]
+    assert early[0] < 0.05
+    assert early[1] == pytest.approx(0.5, abs=0.05)
 
 
 def test_sampling_leaves_a_part_to_the_melody_decoder(model):
@@ -147,6 +179,8 @@ def test_sampling_leaves_a_part_to_the_melody_decoder(model):
     noisy.config.sampling_noise = 1.0
     assert torch.equal(alone, noisy.sample(4, **options))
     assert noisy.generate(IDS, do_sample=False, bars=5, max_length=67).shape[0] == len(IDS)
+    with pytest.raises(ValueError, match="give the latent, or one number"):
+        noisy.generate(IDS, noise=torch.full((3, N), 0.5))
     with pytest.raises(ValueError, match=r"noise=0.5 and a model trained without \(latent_noise=0\)"):
         model.sample(1, noise=0.5)
     with pytest.raises(ValueError, match="noise=2 is not from 0 to 1"):
@@ -196,6 +230,27 @@ def test_vary_from_the_same_to_anything(model):
     assert len(one) == 3
     with pytest.raises(ValueError, match="is not from 0 to 1"):
         model.vary(latent, similarity=1.5)
+
+
+def test_vary_leaves_to_the_melody_decoder_what_similarity_leaves_open(monkeypatch):
+    noisy, told = make_prior_model(latent_noise=0.5), []
+    monkeypatch.setattr(noisy, "generate", lambda **options: told.append(options))
+    latent = make_latent(1)
+    for similarity in (1.0, 0.75):
+        noisy.vary(latent, n=400, similarity=similarity, seed=0)
+    same, varied = told
+    assert torch.equal(same["latent"], latent.expand(400, -1))
+    assert "noise" not in same
+    assert not same["do_sample"]
+    assert varied["noise"].unique().tolist() == [0.25]
+    assert varied["do_sample"]
+    drawn = (varied["latent"] - 0.75 * latent) / 0.25
+    assert drawn.std().item() == pytest.approx(1, abs=0.05)
+    seeds = [torch.Generator().manual_seed(seed) for seed in (5, 6, 5)]
+    monkeypatch.undo()
+    ids = noisy.vary(latent, n=3, similarity=0.5, generator=seeds, bars=3, max_length=40)
+    assert torch.equal(ids[0], ids[2])
+    assert not torch.equal(ids[0], ids[1])
 
 
 def test_vary_without_a_prior_moves_on_the_great_circle(monkeypatch):
