@@ -106,19 +106,19 @@ def count_returns(lines: Iterable[dict], bars: int) -> list[float]:
 @torch.no_grad()
 def encode_windows(
     model: MelodyVAEModel, processor, whole: datasets.Dataset, args: argparse.Namespace, epochs: int
-) -> tuple[torch.Tensor, torch.Tensor, dict[str, list[str]], torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, list[str]], torch.Tensor, torch.Tensor]:
     """Encode windows of lines, each epoch at other bars and in other keys.
 
     Returns:
-        Posterior means and log-variances `(M, Z)`, for each condition the value of each window, and attributes
-        `(M, A)`. Key and attributes are those of the window, tempo, time signature and genre those of its line.
+        Posterior means and log-variances `(M, Z)`, for each condition the value of each window, its bars `(M,)` and
+        attributes `(M, A)`. Tempo, time signature and genre are those of its line, the others its own.
     """
     lines = count_tokens(write_words(whole, args.num_proc), processor.tokenizer, args.num_proc)
     batch_size = min(ENCODED_AT_ONCE, len(lines))
     sampler = WindowBatches(lines, model.config.max_bars, args.max_tokens, args.transpose, batch_size, 1, args.seed)
     windows, collate = MelodyWindows(lines), Collator(processor.tokenizer)
     of_line = {name: whole[name][:] for name in ("tempo", "time_signature", "genre")}
-    means, log_variances, attributes = [], [], []
+    means, log_variances, attributes, lengths = [], [], [], []
     values: dict[str, list[str]] = {"key": [], "tempo": [], "time_signature": [], "genre": []}
     with tqdm(total=epochs * len(sampler), desc="encoding", unit=" batches", mininterval=1) as progress:
         for epoch in range(epochs):
@@ -130,13 +130,14 @@ def encode_windows(
                 log_variances.append(posterior.latent_log_variance.cpu())
                 notes = model.read_lines(batch["input_ids"])
                 attributes.append(measure(notes))
+                lengths += [each["bars"] for each in notes]
                 values["key"] += [key_of(each) for each in notes]
                 for line, *_ in keys:
                     values["tempo"].append(tempo_class(of_line["tempo"][line]))
                     values["time_signature"].append(of_line["time_signature"][line])
                     values["genre"].append(of_line["genre"][line] or "")
                 progress.update()
-    return torch.cat(means), torch.cat(log_variances), values, torch.cat(attributes)
+    return torch.cat(means), torch.cat(log_variances), values, torch.tensor(lengths), torch.cat(attributes)
 
 
 def choose_conditions(values: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -231,11 +232,15 @@ def training_function(args: argparse.Namespace) -> None:
         if split == "train":
             returns = count_returns(tqdm(lines, desc="looking for returns"), max(1, old.config.max_bars // 2))
     conditions = choose_conditions(encoded["train"][2])
-    train_attributes = encoded["train"][3]
+    train_attributes = encoded["train"][-1]
     attribute_mean, attribute_scale = train_attributes.mean(0), train_attributes.std(0).clamp_min(1e-6)
     train, validation = (
-        (mean, log_variance, labels_of(values, conditions) | {"attributes": (own - attribute_mean) / attribute_scale})
-        for mean, log_variance, values, own in encoded.values()
+        (
+            mean,
+            log_variance,
+            labels_of(values, conditions) | {"bars": bars, "attributes": (own - attribute_mean) / attribute_scale},
+        )
+        for mean, log_variance, values, bars, own in encoded.values()
     )
 
     config = copy.deepcopy(old.config)

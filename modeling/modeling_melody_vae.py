@@ -641,7 +641,7 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
             if latent is None:
                 if isinstance(noise, torch.Tensor):
                     raise ValueError("noise for each bar is a latent's: give the latent, or one number")
-                told = self.sketch(len(inputs) if inputs is not None else 1, inputs, noise=noise)
+                told = self.sketch(len(inputs) if inputs is not None else 1, inputs, noise=noise, bars=bars)
                 latent, noise = told["latent"], told.get("noise")
             if noise is not None:
                 if not self.config.latent_noise:

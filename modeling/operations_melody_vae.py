@@ -247,9 +247,13 @@ class MelodyOperations:
             asked[name] = values
         return asked
 
-    def condition_labels(self, asked: Mapping[str, list], n: int) -> dict[str, torch.Tensor]:
-        """Write the conditions of `n` melodies as [`LatentPrior.forward`] takes them; the others are open."""
+    def condition_labels(
+        self, asked: Mapping[str, list], n: int, bars: int | Sequence[int] | torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Write the conditions and bars of `n` melodies as [`LatentPrior.forward`] takes them; the others are open."""
         labels = self.prior.open_labels(n)
+        if bars is not None:
+            labels["bars"] = torch.as_tensor(bars, device=self.device).clamp(max=self.config.max_bars).expand(n)
         for name, values in asked.items():
             if name in (self.config.attributes or []):
                 values = [torch.nan if each is None else each for each in values]
@@ -289,10 +293,12 @@ class MelodyOperations:
         guidance: float = 1.0,
         generator: Generators | None = None,
         noise: float | None = None,
+        bars: int | Sequence[int] | torch.Tensor | None = None,
     ) -> dict[str, Any]:
         """Draw `n` latents from the prior as [`MelodyOperations.prior_sample`] does, as options of [`generate`].
 
-        `noise` says how much of them is left to the melody decoder, see [`MelodyOperations.fill`].
+        `noise` says how much of them is left to the melody decoder, and `bars` how long the melodies will be, see
+        [`MelodyOperations.fill`].
         """
         asked = self.conditions_of(conditions, n)
         latent = torch.zeros(n, self.config.latent_size, device=self.device, dtype=self.dtype)
@@ -301,7 +307,7 @@ class MelodyOperations:
             is_known = self.known_bars(input_ids)
             mean = self.encode(input_ids, input_ids.ne(self.config.pad_token_id).long()).latent_mean
             latent = torch.where(self.spread_over_latent(is_known), mean, latent)
-        return self.fill(latent, is_known, asked, guidance, generator, noise)
+        return self.fill(latent, is_known, asked, guidance, generator, noise, bars)
 
     def fill(
         self,
@@ -311,6 +317,7 @@ class MelodyOperations:
         guidance: float = 1.0,
         generator: Generators | None = None,
         noise: float | None = None,
+        bars: int | Sequence[int] | torch.Tensor | None = None,
     ) -> dict[str, Any]:
         """Draw the bars of latents that are not known from the prior, on its way from noise as far as `noise` says.
 
@@ -322,6 +329,7 @@ class MelodyOperations:
             generator: One for each latent; the global random state by default.
             noise: How much of the bars is still noise, from 0 (the prior draws them to the end) to 1 (the melody
                 decoder, which is told, writes alone); `config.sampling_noise` by default.
+            bars: Bars of the melodies, of each or of all; the learned prior decides by default.
 
         Returns:
             Options of [`generate`], `latent` and, where there is any, `noise`.
@@ -335,7 +343,7 @@ class MelodyOperations:
             raise ValueError(f"noise={amount} {told}")
         told = latent.new_full((len(latent), self.config.max_bars), amount).masked_fill(is_known, 0.0)
         if self.config.num_prior_layers:
-            labels = self.condition_labels(asked, len(latent))
+            labels = self.condition_labels(asked, len(latent), bars)
             latent = self.complete(latent, is_known, labels, 0.0, 1.0 - amount, guidance, generator)
         else:
             drawn = torch.where(self.spread_over_latent(is_known), latent, draw_normal(latent, generator))
@@ -533,7 +541,13 @@ class MelodyOperations:
         if not is_list(bars) and bars > self.config.max_bars:
             return self.compose(n, bars, asked, guidance, options)
         if self.config.latent_size:
-            options |= self.sketch(n, None, asked, guidance, options.get("generator"), options.pop("noise", None))
+            signature = options.get("time_signature")
+            known = (self.config.conditions or {}).get("time_signature", ())
+            if known and signature and "time_signature" not in asked:
+                signatures = signature if is_list(signature) else [signature] * n
+                asked = {**asked, "time_signature": [each if each in known else None for each in signatures]}
+            noise = options.pop("noise", None)
+            options |= self.sketch(n, None, asked, guidance, options.get("generator"), noise, bars)
         else:
             options["inputs"] = torch.full((n, 1), self.config.bos_token_id, device=self.device)
         return self.generate(bars=torch.as_tensor(bars), **self.apart(options))
@@ -584,7 +598,8 @@ class MelodyOperations:
                 if self.config.latent_size:
                     conditions = take_conditions(asked, new)
                     told = own.pop("noise", None)
-                    own |= self.sketch(len(new), primer, conditions, guidance, own.get("generator"), told)
+                    bars_told = self.config.max_bars  # the piece goes on
+                    own |= self.sketch(len(new), primer, conditions, guidance, own.get("generator"), told, bars_told)
                 if made[0]:
                     own["time_signature"] = None  # the primer has its own
                 ids = self.generate(primer, bars=known + count, **self.apart(own))
@@ -661,7 +676,8 @@ class MelodyOperations:
         with self.seeded(seed):
             if self.config.latent_size:
                 mean = self.encode(input_ids, attention_mask).latent_mean
-                options |= self.fill(mean, ~regenerate, asked, guidance, generator, noise)
+                bars_told = self.is_bar_token[input_ids].sum(-1)
+                options |= self.fill(mean, ~regenerate, asked, guidance, generator, noise, bars_told)
             else:
                 options["inputs"] = torch.full_like(input_ids[:, :1], self.config.bos_token_id)
             return self.generate(template=input_ids, regenerate=regenerate, **self.apart(options))
@@ -709,7 +725,7 @@ class MelodyOperations:
         bars = torch.as_tensor(self.config.max_bars if bars is None else bars).expand(len(best))
         decoded = self.decode(best, bars=bars)
         lines = self.read_lines(decoded)
-        labels = self.condition_labels(self.known_conditions(lines), len(best))
+        labels = self.condition_labels(self.known_conditions(lines), len(best), bars)
         has = self.attributes_of(lines)  # (B, A)
         step = torch.zeros_like(has)
         step[:, known.index(attribute)] = amount

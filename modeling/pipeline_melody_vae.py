@@ -240,7 +240,7 @@ class MelodyGenerationPipeline(Pipeline):
         }
         with model.seeded(seed):
             if model.config.latent_size:
-                options |= model.sketch(len(primer), primer, conditions, guidance)
+                options |= model.sketch(len(primer), primer, conditions, guidance, bars=model_inputs["bars"])
             return model.generate(primer, **{**options, **generate_kwargs})
 
     def postprocess(

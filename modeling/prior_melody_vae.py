@@ -20,7 +20,8 @@ class LatentPrior(nn.Module):
 
     Between noise e (t = 0) and a latent x (t = 1) it follows straight lines (1 - t) e + t x; a transformer over the
     bars learns their direction x - e. Any bars may be known: they enter as they are, and the rest is drawn to fit them.
-    Conditions (key, tempo, ...) and attributes (note density, ...) are embedded; each may be left open.
+    How many bars the melody has, conditions (key, tempo, ...) and attributes (note density, ...) are embedded; each may
+    be left open.
     """
 
     mean: torch.Tensor
@@ -39,6 +40,7 @@ class LatentPrior(nn.Module):
         self.condition_embeddings = nn.ModuleDict(
             {name: nn.Embedding(size + 1, config.hidden_size) for name, size in self.condition_sizes.items()}
         )  # the last row: left open
+        self.length_embedding = nn.Embedding(config.max_bars + 1, config.hidden_size)  # in bars; row 0: left open
         attributes = len(config.attributes or [])
         self.attribute_proj = nn.Linear(2 * attributes, config.hidden_size, bias=False) if attributes else None
         self.layers = nn.ModuleList(
@@ -61,8 +63,9 @@ class LatentPrior(nn.Module):
             time: `(B,)` from 0 to 1.
             known: `(B, N, S)` shares that are given.
             is_known: `(B, N)` which of them are.
-            labels: For each condition `(B,)` indices of its values; one past the last leaves it open. Attributes
-                are `(B, A)` under `attributes`, in standard deviations from the training data's mean; NaN is open.
+            labels: For each condition `(B,)` indices of its values; one past the last leaves it open. The number of
+                bars is `(B,)` under `bars`; 0 is open. Attributes are `(B, A)` under `attributes`, in standard
+                deviations from the training data's mean; NaN is open.
 
         Returns:
             `(B, N, S)`.
@@ -72,7 +75,7 @@ class LatentPrior(nn.Module):
         half = self.config.hidden_size // 2
         rates = torch.exp(torch.arange(half, device=time.device) * (-math.log(1e4) / half)).to(noisy.dtype)
         angles = 1000 * time[:, None] * rates  # (B, C / 2)
-        condition = self.time_proj(torch.cat([angles.sin(), angles.cos()], -1))
+        condition = self.time_proj(torch.cat([angles.sin(), angles.cos()], -1)) + self.length_embedding(labels["bars"])
         for name, embedding in self.condition_embeddings.items():
             condition = condition + embedding(labels[name])
         if self.attribute_proj is not None:
@@ -89,6 +92,7 @@ class LatentPrior(nn.Module):
         """Labels that leave everything open."""
         device = self.mean.device
         labels = {name: torch.full((n,), size, device=device) for name, size in self.condition_sizes.items()}
+        labels["bars"] = torch.zeros(n, dtype=torch.long, device=device)
         if self.attribute_proj is not None:
             labels["attributes"] = torch.full((n, len(self.attribute_mean)), torch.nan, device=device)
         return labels
@@ -98,8 +102,8 @@ class LatentPrior(nn.Module):
 
         Args:
             latent: `(B, Z)` samples of the posterior.
-            labels: As in `forward`. Each condition is left open in a tenth of the melodies and all in another; of the
-                attributes half the melodies tell none, a quarter some, and a quarter all.
+            labels: As in `forward`. Each condition and the bars are left open in a tenth of the melodies and all in
+                another; of the attributes half the melodies tell none, a quarter some, and a quarter all.
         """
         melodies, bars = len(latent), self.config.max_bars
         target = self.shares(latent)  # (B, N, S)
@@ -115,9 +119,9 @@ class LatentPrior(nn.Module):
         is_known = torch.where(kind < 0.5, torch.zeros_like(some), torch.where(kind < 0.75, beginning, some))
         is_open = torch.rand(melodies, device=latent.device) < 0.1
         labels = dict(labels)
-        for name, size in self.condition_sizes.items():
+        for name, hidden in {**self.condition_sizes, "bars": 0}.items():
             is_hidden = is_open | (torch.rand(melodies, device=latent.device) < 0.1)
-            labels[name] = labels[name].masked_fill(is_hidden, size)
+            labels[name] = labels[name].masked_fill(is_hidden, hidden)
         if self.attribute_proj is not None:
             kind = torch.rand(melodies, 1, device=latent.device)
             some = torch.rand(labels["attributes"].shape, device=latent.device) < 0.5
@@ -212,7 +216,7 @@ class LatentPrior(nn.Module):
         steps: int,
     ) -> torch.Tensor:
         """Follow the flow from one time to another, either way, by Heun's method; the arguments are `complete`'s."""
-        open_labels = self.open_labels(len(state))
+        open_labels = self.open_labels(len(state)) | {"bars": labels["bars"]}
         is_guided = isinstance(guidance, torch.Tensor) or guidance != 1
         factor = guidance[:, None, None] if isinstance(guidance, torch.Tensor) else guidance
 

@@ -181,6 +181,21 @@ def test_sections_return_as_often_as_the_configuration_says(told, processor):
         assert is_valid(processor, row, line, 3 * size)
 
 
+def test_the_prior_hears_of_the_time_signature_that_the_grammar_enforces(told, monkeypatch):
+    model, heard = copy.deepcopy(told), []
+    forward = model.prior.forward
+    monkeypatch.setattr(
+        model.prior, "forward", lambda *args: heard.append(args[-1]["time_signature"].tolist()) or forward(*args)
+    )
+    known = model.config.conditions["time_signature"]
+    model.sample(3, seed=0, bars=2, time_signature="3/4")
+    assert heard[-1] == [known.index("3/4")] * 3
+    model.sample(3, seed=0, bars=2, time_signature=["4/4", None, "5/4"])
+    assert heard[-1] == [known.index("4/4"), len(known), len(known)]
+    model.sample(3, seed=0, bars=2)
+    assert heard[-1] == [len(known)] * 3
+
+
 # --- Random numbers of each melody's own ----------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import groupby
 
 import pytest
 import torch
@@ -68,7 +69,7 @@ def test_conditions_change_what_is_drawn_and_guidance_exaggerates_them(model):
     latent, is_known = make_latent(), torch.zeros(3, N, dtype=torch.bool)
     asked = model.conditions_of({"key": "A minor", "tempo": ["slow", "fast", "fast"]}, 3)
     told = model.condition_labels(asked, 3)
-    assert {name: of.tolist() for name, of in told.items()} == {"key": [1, 1, 1], "tempo": [0, 1, 1]}
+    assert {name: of.tolist() for name, of in told.items()} == {"key": [1, 1, 1], "tempo": [0, 1, 1], "bars": [0] * 3}
     plain, one, two = (
         complete(model, latent, is_known),
         complete(model, latent, is_known, labels=told),
@@ -142,6 +143,30 @@ def test_a_sketch_keeps_what_is_known_and_tells_how_noisy_the_rest_is():
     assert (once[0] - once[1]).abs().min() > 0
 
 
+def test_the_prior_is_told_how_many_bars_and_which_time_signature(monkeypatch):
+    model, told = make_prior_model(), []
+    forward = model.prior.forward
+    monkeypatch.setattr(model.prior, "forward", lambda *args: told.append(args[-1]) or forward(*args))
+    options = {"seed": 0, "max_length": 40}
+    short = model.prior_sample(2)
+    model.sample(2, bars=3, **options)
+    model.sample(2, bars=[2, 5], conditions={"key": "A minor"}, guidance=2.0, **options)
+    model.generate(IDS, bars=torch.tensor([4, 3, 6]), max_length=40)
+    model.sample(1, bars=2 * N, seed=0)
+    lengths = [labels["bars"].tolist() for labels in told]
+    assert [length for length, _ in groupby(lengths)] == [[0, 0], [3, 3], [2, 5], [4, 3, 6], [N]]
+    assert short.shape == (2, Z)
+    torch.manual_seed(0)
+    free, two = (
+        complete(model, make_latent(), torch.zeros(3, N, dtype=torch.bool), labels=labels)
+        for labels in (
+            model.prior.open_labels(3),
+            model.condition_labels({}, 3, 2),
+        )
+    )
+    assert (free - two).norm() > 1e-3
+
+
 def test_without_a_learned_prior_a_sketch_is_mixed_with_noise():
     plain = make_model(latent_noise=0.5)
     latent, is_known = make_latent(400), torch.zeros(400, N, dtype=torch.bool)
@@ -161,7 +186,7 @@ def test_the_loss_looks_where_samples_are_drawn(monkeypatch):
             model.prior, "forward", lambda noisy, time, *_: times.append(time) or torch.zeros_like(noisy)
         )
         torch.manual_seed(0)
-        model.prior.loss(make_latent(2000), {name: torch.zeros(2000).long() for name in CONDITIONS})
+        model.prior.loss(make_latent(2000), model.prior.open_labels(2000))
     early = [(time <= 0.1).float().mean().item() for time in times]
     assert early[0] < 0.05
     assert early[1] == pytest.approx(0.5, abs=0.05)
@@ -203,7 +228,7 @@ def test_the_loss_learns_a_distribution():
     for _ in range(1600):
         label = torch.randint(2, (128,))
         latent = (4.0 * label[:, None] - 2.0) + 0.3 * torch.randn(128, Z)
-        loss = prior.loss(latent, {"key": label})
+        loss = prior.loss(latent, prior.open_labels(128) | {"key": label})
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
