@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 RUN := $(VENV)/bin/
 
-.PHONY: help install demo space test test-slow quality report figures dataset-results clean
+.PHONY: help install demo demo-training space test test-slow quality report figures dataset-results evaluate clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -25,17 +25,24 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
 	$(RUN)python -m pip install --quiet --editable '.[dev,space]'
 	@touch $@
 
+RELEASE := release/melody-vae-16bar
 DEMO := outputs/demo
+
+outputs/tunes/build.json: $(VENV)/.installed
+	$(RUN)python -m dataset_script.build --output $(@D)
+
+demo: install outputs/tunes/build.json  ## from nothing to outputs/demo/index.html: melodies of the release
+	$(RUN)python generate.py tour --model $(RELEASE) --dataset outputs/tunes --output $(DEMO)
+
 DEMO_TRAINING := --vocab_size 512 --per_device_train_batch_size 16 --max_tokens 112 --max_train_steps 2400 \
   --evaluation_steps 200 --checkpointing_steps 1200 --num_warmup_steps 60 --kl_warmup_steps 300 --learning_rate 2e-3 \
   --config_overrides hidden_size=96,intermediate_size=384,num_attention_heads=4,num_encoder_layers=1,num_hidden_layers=2,dropout=0.0,latent_size=256,kl_weight=0.1
 
-demo: install  ## from nothing to outputs/demo/index.html: build data, train a few minutes, generate
-	rm -rf $(DEMO)
-	$(RUN)python -m dataset_script.build --output $(DEMO)/data
+demo-training: install outputs/tunes/build.json  ## the same page of a model that is trained for some minutes, here
+	rm -rf $(DEMO)/model
 	$(RUN)accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-	  train.py --dataset $(DEMO)/data --output_dir $(DEMO)/model $(DEMO_TRAINING)
-	$(RUN)python generate.py tour --model $(DEMO)/model --dataset $(DEMO)/data --output $(DEMO)
+	  train.py --dataset outputs/tunes --output_dir $(DEMO)/model $(DEMO_TRAINING)
+	$(RUN)python generate.py tour --model $(DEMO)/model --dataset outputs/tunes --output $(DEMO)/trained
 
 space: install  ## the Space, on this machine
 	$(RUN)python space/app.py
@@ -52,10 +59,12 @@ quality: install  ## lint, format, types, and whether documents say what results
 	$(RUN)pyright
 	$(RUN)python -m evaluation.report --check
 	$(RUN)python -m dataset_script.card --report results/dataset.json --output dataset_script/README.md --check
+	$(RUN)python -m publishing.release --check --output $(RELEASE)
 
 report: install  ## write the numbers and pictures of results/ into the documents
 	$(RUN)python -m evaluation.report
 	$(RUN)python -m dataset_script.card --report results/dataset.json --output dataset_script/README.md
+	$(RUN)python -m publishing.release --card --output $(RELEASE)
 
 figures: install  ## draw what results/ holds into results/figures
 	$(RUN)python -m evaluation.figures results/*.json --output results/figures
@@ -76,7 +85,6 @@ dataset-results: install  ## measure the data set again: LAKH=, METADATA= and PO
 	$(RUN)python -m benchmarks.collect --build $(BUILT)/build.json
 	$(MAKE) report
 
-RELEASE := release/melody-vae-16bar
 FOLK ?= ../shared/data/folk.tar.gz
 
 $(BUILT)/build.json:
@@ -89,15 +97,13 @@ outputs/pop909/build.json:
 outputs/folk/build.json:
 	$(RUN)python -m dataset_script.build --input $(FOLK) --output $(@D)
 
-outputs/tunes/build.json:
-	$(RUN)python -m dataset_script.build --output $(@D)
-
 outputs/originality/lead.safetensors: $(BUILT)/build.json
 	$(RUN)python -m evaluation.originality build --dataset $(BUILT) --output $@
 
 evaluate: install $(addsuffix /build.json,$(BUILT) outputs/pop909 outputs/folk outputs/tunes) outputs/originality/lead.safetensors  ## measure the release again: LAKH=, METADATA=, POP909= and FOLK= say where the archives lie
 	$(RUN)python evaluate_model.py --model $(RELEASE) --dataset $(BUILT) --output results/release.json \
 	  --examples outputs/tunes --originality_index outputs/originality/lead.safetensors --other_data outputs/pop909 outputs/folk
+	rm -f results/model.json
 	$(RUN)python -m evaluation.operations --model $(RELEASE) --dataset $(BUILT) --output results/model.json
 	$(MAKE) report figures
 

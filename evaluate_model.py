@@ -668,6 +668,7 @@ def measure_samples(
         "index": index.about,
         "temperature": args.temperature,
         "sampling_noise": getattr(evaluation.model.config, "sampling_noise", None),
+        "sampling_top_p": getattr(evaluation.model.config, "sampling_top_p", None),
     }
 
 

@@ -342,9 +342,8 @@ def continue_melody(studio: Studio) -> Section:
         batch = model.generate(
             **{name: value.repeat(args.num, 1) for name, value in primer.items()},
             bars=args.bars,
-            do_sample=True,
+            **model.sampling_options(),
             temperature=args.temperature,
-            top_k=0,
             begin_suppress_tokens=not_a_bar,
             logits_processor=counter,
         )

@@ -8,6 +8,7 @@ melodies repeat a section is counted. The model's other weights stay as they are
 import argparse
 import copy
 import json
+import shutil
 import sys
 import time
 from collections import Counter
@@ -24,6 +25,7 @@ from modeling import MelodyProcessor, MelodyVAEModel
 from modeling.attributes_melody_vae import ATTRIBUTES, KEY_NAMES, TEMPO_CLASSES, key_of, measure, tempo_class
 from modeling.prior_melody_vae import LatentPrior
 from train import (
+    LOG_NAME,
     Collator,
     MelodyWindows,
     UserError,
@@ -66,6 +68,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=float,
         default=0.0,
         help="how much of its latent a sample leaves to the melody decoder, for models trained with latent_noise",
+    )
+    parser.add_argument(
+        "--sampling_top_p", type=float, default=1.0, help="share of the probability that samples draw tokens from"
     )
     parser.add_argument("--max_tokens", type=int, default=256, help="longest window, in tokens")
     parser.add_argument("--transpose", type=int, default=6, help="semitones up and down")
@@ -219,6 +224,8 @@ def training_function(args: argparse.Namespace) -> None:
     processor = load_pretrained(MelodyProcessor, args.model)
     if args.sampling_noise and not (old.config.latent_noise and 0 <= args.sampling_noise <= 1):
         raise UserError(f"--sampling_noise {args.sampling_noise}: from 0 to 1, for models trained with latent_noise")
+    if not 0 < args.sampling_top_p <= 1:
+        raise UserError(f"--sampling_top_p {args.sampling_top_p}: more than 0, and 1 at most")
     if not old.config.latent_size:
         raise UserError(f"{args.model} has no latent, hence no prior; train one with latent_size")
     old.set_grammar(processor.grammar_table())
@@ -244,7 +251,7 @@ def training_function(args: argparse.Namespace) -> None:
     )
 
     config = copy.deepcopy(old.config)
-    config.sampling_noise = args.sampling_noise
+    config.sampling_noise, config.sampling_top_p = args.sampling_noise, args.sampling_top_p
     config.num_prior_layers, config.conditions = args.num_prior_layers, conditions
     config.attributes, config.section_returns = list(ATTRIBUTES), [round(chance, 4) for chance in returns]
     torch.manual_seed(args.seed)
@@ -274,6 +281,8 @@ def training_function(args: argparse.Namespace) -> None:
         "history": history,
         "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
     }
+    if (trained := Path(args.model) / LOG_NAME).is_file() and not (output_dir / LOG_NAME).exists():
+        shutil.copy(trained, output_dir)  # the release's card tells of both trainings
     (output_dir / "prior_log.json").write_text(json.dumps(log, indent=2) + "\n", encoding="utf-8")
 
 

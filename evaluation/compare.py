@@ -207,6 +207,8 @@ def comparison(models: Mapping[str, Results]) -> str:
         how = f"at temperature {find(first, 'samples/temperature'):g}"
         if noise := find(first, "samples/sampling_noise"):
             how += f", {noise:g} of each latent left to the melody decoder,"
+        if (share := find(first, "samples/sampling_top_p") or 1) < 1:
+            how += f" tokens from the likeliest {share:.1%},"
         notes.append(f"{counts[0]:,} samples {how} against {counts[1]:,} test and {counts[2]:,} training windows.")
     if signature := find(first, "free_running/note_bleu/signature"):
         notes.append(f"BLEU: `{signature}`.")

@@ -1,13 +1,15 @@
 """Measure what a model does when asked for something: `python -m evaluation.operations --model DIR --dataset DIR`.
 
-Validity at a high temperature, conditions obeyed, variations against similarity, infill, pieces of 64 bars, shifts of
-attributes; with them what `benchmarks.attention` measured of the model's attention. What is in the output file already
-is not measured again, and several commands with other `--parts` may run beside each other on one output file.
+Validity at a high temperature, conditions obeyed, variations against similarity, infill, seconds for a melody, pieces
+of 64 bars, shifts of attributes; with them what `benchmarks.attention` measured of the model's attention. What is in
+the output file already is not measured again, and several commands with other `--parts` may run beside each other on
+one output file.
 """
 
 import argparse
 import hashlib
 import json
+import statistics
 import sys
 import time
 from collections import Counter
@@ -36,8 +38,9 @@ from training.record import replace_json
 AT_ONCE = 64
 SIMILARITIES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 LONG_BARS = 64
+TIMED = 8  # melodies
 FEWEST_OF_GENRE = 15  # test melodies
-PARTS = ("variations", "infill", "conditions", "genre", "long", "validity", "attributes")
+PARTS = ("variations", "infill", "speed", "conditions", "genre", "long", "validity", "attributes")
 OPTIONS = ("dataset", "samples", "bars", "melodies", "shifts", "guidance", "probe_melodies")  # that figures depend on
 DISTANCES = (1, 2, 4, 8, 16, 32)  # bars between two bars that are compared
 
@@ -249,6 +252,26 @@ class Operations:
             "test_lines": len(data),
         }
 
+    def speed(self, melodies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Time one new melody as long as a latent, and the way of others through the latent and back, one at a time."""
+        bars = self.model.config.max_bars
+
+        def reconstruct(index: int) -> None:
+            batch = self.processor(lines=[melodies[index]], return_tensors="pt")
+            self.processor.to_lines(self.model.reconstruct(**batch))
+
+        tasks = {"sample": lambda index: self.model.sample(1, seed=index, bars=bars), "reconstruct": reconstruct}
+        median = {}
+        for name, task in tasks.items():
+            task(0)  # warms up
+            seconds = []
+            for index in range(len(melodies)):
+                began = time.perf_counter()
+                task(index)
+                seconds.append(time.perf_counter() - began)
+            median[f"{name}_seconds"] = round(statistics.median(seconds), 3)
+        return {"bars": bars, "melodies": len(melodies), "threads": torch.get_num_threads(), **median}
+
 
 def read_log(model: str) -> dict[str, Any] | None:
     """Return what `train.py` noted of a model's training, its curve left out; None if it lies elsewhere."""
@@ -297,6 +320,7 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
     measures: dict[str, Callable[[], Any]] = {
         "variations": lambda: operations.variations(melodies[:16], 4),
         "infill": lambda: operations.infills(melodies, (4, 5, 10)),
+        "speed": lambda: operations.speed(melodies[:TIMED]),
         "conditions": lambda: operations.conditions(3 * options.melodies, options.guidance),
         "genre": lambda: operations.genres(
             {split: choose_windows(options.dataset, split, sys.maxsize, 0) for split in ("train", "test")},

@@ -28,7 +28,7 @@ ROOMS = {  # what each top-level entry is for
     "baselines": "MusicVAE, LSTM, RNN, absolute positions: the systems to beat, trained by the same train.py",
     "configs": "accelerate's configurations: processes on a CPU, GPUs, FSDP2",
     "train_prior.py": "the learned prior over latents, for a model that is trained",
-    "generate.py": "sample, reconstruct, continue, interpolate: MIDI, WAV and pictures",
+    "generate.py": "sample, reconstruct, continue, interpolate, vary, fill: MIDI, sound and pictures",
     "export_onnx.py": "a model as ONNX graphs, with a loop that needs numpy and onnxruntime only",
     "onnx_melody_vae.py": "that loop; copied beside the graphs",
     "publish.py": "model, data set and Space to the Hub, each in one commit",
@@ -39,9 +39,10 @@ ROOMS = {  # what each top-level entry is for
     "evaluation": "metrics as pure functions and `evaluate` modules; the report that fills the documents",
     "benchmarks": "speed and near-duplicates, measured side by side with others",
     "rendering": "what one hears and sees of a melody: synthesiser, piano roll, curves, page",
+    "release": "the trained model, exactly the folder that goes to the Hub: weights, code, card, samples to hear",
     "results": "the only source of published numbers",
     "tests": "relations first, then golden numbers",
-    "Makefile": "demo, test, quality, report",
+    "Makefile": "demo, test, quality, report, evaluate",
     "pyproject.toml": "dependencies and tools",
 }
 
@@ -127,6 +128,13 @@ def operations() -> str:
             ]
         )
     rows.append(["bars as asked for, 1 to 32", f"{asked['bars']['obeyed']:.1%}"])
+    if speed := results.get("speed"):
+        rows.append(
+            [
+                f"seconds for a melody of {speed['bars']} bars: new; through the latent ({speed['threads']} threads)",
+                f"{speed['sample_seconds']:.2f}; {speed['reconstruct_seconds']:.2f}",
+            ]
+        )
     lags = list(long["bar_pair_similarity"])
     rows.append(
         [
@@ -195,7 +203,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "ablations": lambda: report_blocks.ablations(RESULTS),
     "baselines": lambda: report_blocks.baselines(RESULTS),
     "dataset": dataset,
-    "melody_vae": lambda: report_blocks.melody_vae(RESULTS),
+    "release": lambda: report_blocks.release(RESULTS),
     "operations": operations,
     "originality": lambda: report_blocks.originality_index(RESULTS),
     "tree": tree,

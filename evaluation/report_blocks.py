@@ -78,22 +78,22 @@ def ablations(results: Path) -> str:
     return f"{text}\n\nWritten by `make report` from `results/ablations.json`.\n"
 
 
-def melody_vae(results: Path) -> str:
-    """Write the numbers of `results/melody_vae.json`, our largest model, with reconstruction by groups of melodies."""
-    path = results / "melody_vae.json"
+def release(results: Path) -> str:
+    """Write the numbers of `results/release.json`, with reconstruction by groups of melodies."""
+    path = results / "release.json"
     if not path.is_file():
-        return "Not measured yet: `python evaluate_model.py`.\n"
+        return "Not measured yet: `make evaluate`.\n"
     found = json.loads(path.read_text())
     table = groups(found)
     return (
         comparison({NAMES["melody_vae"]: found})
         + (f"\nFree-running, by groups of test melodies:\n\n{table}" if table else "")
-        + "\n![Five melodies from one tune to another, as piano rolls](results/figures/melody_vae-strip.png)\n"
+        + "\n![Five melodies from one tune to another, as piano rolls](results/figures/release-strip.png)\n"
         + "\nFrom one tune of ours to another along the great circle. Below: rate against distortion, and what samples "
         "are like beside melodies; `make figures` draws them and more.\n"
         + "\n| ![Rate against distortion](results/figures/rate-distortion.png) "
-        "| ![Features of samples and of melodies](results/figures/melody_vae-features.png) |\n| --- | --- |\n"
-        + "\nWritten by `make report` from `results/melody_vae.json`.\n"
+        "| ![Features of samples and of melodies](results/figures/release-features.png) |\n| --- | --- |\n"
+        + "\nWritten by `make report` from `results/release.json`.\n"
     )
 
 

@@ -42,7 +42,10 @@ class MelodyVAEConfig(PreTrainedConfig):
         latent_noise: Share of the melodies whose latent is mixed with noise in training, by an amount that the melody
             decoder is told, so that it can write with a latent that is known in part or not at all.
         sampling_noise: How much of the learned prior's latents `sample`, `infill` and continuations leave to the melody
-            decoder, from 0 to 1 (all: it writes as a language model); for models with `latent_noise`.
+            decoder, from 0 to 1 (all: it writes as a language model); half of it where conditions are asked for, which
+            only the prior hears of. For models with `latent_noise`.
+        sampling_top_p: Share of the probability that sampling draws each token from, the most probable ones first
+            (Holtzman et al. 2020, arXiv:1904.09751); 1 is all.
         latent_log_variance_init: Log-variance of the posterior before training; a low one keeps the first
             samples readable.
         initializer_range: Standard deviation of the initial weights.
@@ -80,6 +83,7 @@ class MelodyVAEConfig(PreTrainedConfig):
     free_bits: float = 256.0
     latent_noise: float = 0.0
     sampling_noise: float = 0.0
+    sampling_top_p: float = 1.0
     latent_log_variance_init: float = -3.0
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-5
@@ -114,6 +118,8 @@ class MelodyVAEConfig(PreTrainedConfig):
             raise ValueError(f"latent_noise={self.latent_noise} must be from 0 to 1, and 0 without a latent")
         if not 0 <= self.sampling_noise <= (1 if self.latent_noise else 0):
             raise ValueError(f"sampling_noise={self.sampling_noise} must be from 0 to 1, and 0 without latent_noise")
+        if not 0 < self.sampling_top_p <= 1:
+            raise ValueError(f"sampling_top_p={self.sampling_top_p} must be more than 0, and 1 at most")
         if self.num_prior_layers and not self.latent_size:
             raise ValueError(f"num_prior_layers={self.num_prior_layers} without a latent: set latent_size")
         self.bar_token_ids = self.bar_token_ids or []

@@ -264,6 +264,10 @@ class MelodyOperations:
                 labels[name] = torch.tensor([known.index(each) for each in values], device=self.device)
         return labels
 
+    def sampling_options(self) -> dict[str, Any]:
+        """Return the options of [`generate`] with which this model draws tokens."""
+        return {"do_sample": True, "top_k": 0, "top_p": self.config.sampling_top_p}
+
     def prior_sample(
         self,
         n: int,
@@ -328,7 +332,8 @@ class MelodyOperations:
             guidance: By how much conditions are exaggerated; 1 is not at all.
             generator: One for each latent; the global random state by default.
             noise: How much of the bars is still noise, from 0 (the prior draws them to the end) to 1 (the melody
-                decoder, which is told, writes alone); `config.sampling_noise` by default.
+                decoder, which is told, writes alone); `config.sampling_noise` by default, half of it where there are
+                conditions.
             bars: Bars of the melodies, of each or of all; the learned prior decides by default.
 
         Returns:
@@ -337,7 +342,9 @@ class MelodyOperations:
         Raises:
             ValueError: If the model was trained without noise, or `noise` is not from 0 to 1.
         """
-        amount = self.config.sampling_noise if noise is None else noise
+        amount = noise
+        if amount is None:  # of conditions, the time signature aside, the melody decoder hears from the latent alone
+            amount = self.config.sampling_noise / (2 if asked.keys() - {"time_signature"} else 1)
         if amount and (not self.config.latent_noise or not 0 <= amount <= 1):
             told = "is not from 0 to 1" if self.config.latent_noise else "and a model trained without (latent_noise=0)"
             raise ValueError(f"noise={amount} {told}")
@@ -402,7 +409,7 @@ class MelodyOperations:
             if similarity < 1 and self.config.latent_noise:
                 noise = latents.new_full((n, self.config.max_bars), 1 - similarity)
                 latents = self.bar_conditioner.add_noise(latents, noise, draw_normal(latents, generator))
-                options = {"noise": noise, "do_sample": True, "top_k": 0}
+                options = self.sampling_options() | {"noise": noise}
                 if generator is not None:
                     options["generator"] = generator
             elif similarity < 1 and self.config.num_prior_layers:
@@ -483,7 +490,7 @@ class MelodyOperations:
         asked = self.conditions_of(conditions, n)
         self.check_generator(generator, seed, n)
         bars = self.config.max_bars if bars is None else bars
-        options = {"do_sample": True, "temperature": temperature, "top_k": 0, "bars": bars, **generate_kwargs}
+        options = self.sampling_options() | {"temperature": temperature, "bars": bars, **generate_kwargs}
         if self.config.latent_size:
             options["noise"] = noise
         elif noise:
@@ -670,7 +677,7 @@ class MelodyOperations:
         regenerate[:, list(bars)] = True
         asked = self.conditions_of(conditions, len(input_ids))
         self.check_generator(generator, seed, len(input_ids))
-        options = {"do_sample": True, "top_k": 0, **generate_kwargs}
+        options = self.sampling_options() | generate_kwargs
         if generator is not None:
             options["generator"] = generator
         with self.seeded(seed):

@@ -171,7 +171,7 @@ class MelodyGenerationPipeline(Pipeline):
             if conditions:
                 raise ValueError(f"conditions: mode={mode!r} has none; sample, infill and continue do")
             if temperature is not None:
-                generate_kwargs |= {"do_sample": True, "temperature": temperature, "top_k": 0}
+                generate_kwargs |= model.sampling_options() | {"temperature": temperature}
             ids = self._decode(model_inputs, seed, similarity, attribute, amount, generate_kwargs)
         else:
             generate_kwargs |= {"temperature": 1.0 if temperature is None else temperature}
@@ -233,8 +233,7 @@ class MelodyGenerationPipeline(Pipeline):
         options = {
             "attention_mask": model_inputs["attention_mask"].repeat_interleave(num, dim=0),
             "bars": model_inputs["bars"],
-            "do_sample": True,
-            "top_k": 0,
+            **model.sampling_options(),
             # A token that opens no bar could put more notes into the primer's last bar.
             "begin_suppress_tokens": (~model.is_bar_token).nonzero().flatten().tolist(),
         }

@@ -10,7 +10,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from generate import UserError, load_model
@@ -21,31 +21,37 @@ from publishing.model import ROOT, check_folder, describe, write_samples
 REPO_ID = "melody-vae/melody-vae-16bar"
 
 
-def write_release(source: Path, output: Path) -> None:
+def write_release(source: Path, output: Path, sampling: Mapping[str, float]) -> None:
     """Write a trained model's release; a folder that is there already gives way to it once it is whole.
 
     Args:
         source: As train.py and train_prior.py wrote it.
         output: Of the release; its name is the model's.
+        sampling: Fields of the configuration that say how it samples, where they are not as trained.
 
     Raises:
-        UserError: If there is no whole model, or the output is something else than an earlier release.
+        UserError: If there is no whole model, the model cannot sample like this, or the output is something else than
+            an earlier release.
     """
     import torch
 
-    from modeling import MelodyProcessor, MelodyVAEModel
+    from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel
 
     check_folder(source)
     if output.exists() and any(output.iterdir()) and not (output / "config.json").is_file():
         raise UserError(f"{output}: there is something else than a model; choose another --output")
+    try:
+        config = MelodyVAEConfig.from_pretrained(source, **sampling)
+    except ValueError as error:
+        raise UserError(f"{source}: {error}") from error
     part = output.with_name(f"{output.name}.part") / output.name  # samples know the model by its folder's name
     shutil.rmtree(part.parent, ignore_errors=True)
     part.mkdir(parents=True)
-    model = MelodyVAEModel.from_pretrained(source)
+    model = MelodyVAEModel.from_pretrained(source, config=config)
     model.to(torch.bfloat16).save_pretrained(part)  # pyright: ignore[reportArgumentType] - torch's own signature
-    config = json.loads((part / "config.json").read_text(encoding="utf-8"))
-    (part / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
-    MelodyProcessor.from_pretrained(source).save_pretrained(part)
+    written = json.loads((part / "config.json").read_text(encoding="utf-8"))
+    (part / "config.json").write_text(json.dumps(written | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+    MelodyProcessor.from_pretrained(source, trust_remote_code=False).save_pretrained(part)
     for log in model_card.LOGS.values():
         if (source / log).is_file():
             shutil.copy(source / log, part)
@@ -84,10 +90,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     what.add_argument("--model", type=Path, metavar="DIR", help="trained, with its prior: make the release of it")
     what.add_argument("--card", action="store_true", help="write the card of the release anew, from results/")
     what.add_argument("--check", action="store_true", help="fail if the card is not what results/ says")
+    for name, meaning in (
+        ("sampling_noise", "how much of its latent a sample leaves to the melody decoder"),
+        ("sampling_top_p", "share of the probability that samples draw tokens from"),
+    ):
+        parser.add_argument(f"--{name}", type=float, metavar="SHARE", help=f"with --model: {meaning}; as trained")
     args = parser.parse_args(argv)
+    told = {"sampling_noise": args.sampling_noise, "sampling_top_p": args.sampling_top_p}
     try:
         if args.model:
-            write_release(args.model, args.output)
+            write_release(args.model, args.output, {name: each for name, each in told.items() if each is not None})
         write_card(args.output, args.check)
     except UserError as error:
         print(f"publishing.release: {error}", file=sys.stderr)

@@ -148,8 +148,7 @@ class Composer:
                 primer["input_ids"],
                 attention_mask=primer["attention_mask"],
                 bars=known + bars,
-                do_sample=True,
-                top_k=0,
+                **model.sampling_options(),
                 temperature=temperature,
                 # A token that opens no bar could put more notes into the last bar that is kept.
                 begin_suppress_tokens=(~model.is_bar_token).nonzero().flatten().tolist(),

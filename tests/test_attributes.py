@@ -187,8 +187,10 @@ def test_what_is_measured_is_kept_part_by_part(trained, dataset, tmp_path, monke
     first = json.loads(output.read_text())
     assert "variations" not in first
     monkeypatch.setattr(operations.Operations, "infills", lambda *_: pytest.fail("measured again"))
-    assert operations.main([*command, "--parts", "variations", "infill"]) == 0
+    assert operations.main([*command, "--parts", "variations", "infill", "speed"]) == 0
     second = json.loads(output.read_text())
+    assert second["speed"]["melodies"] == 2
+    assert 0 < second["speed"]["sample_seconds"] < 60
     assert {name: second[name] for name in first} == first
     assert second["variations"]["1.0"] == 0
     assert operations.main([*command, "--bars", "3"]) == 2

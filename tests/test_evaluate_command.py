@@ -152,13 +152,13 @@ def test_older_results_are_still_read():
 
 
 def test_blocks(results, tmp_path):
-    assert "Not measured yet" in report_blocks.melody_vae(tmp_path)
+    assert "Not measured yet" in report_blocks.release(tmp_path)
     assert "Not measured yet" in report_blocks.baselines(tmp_path)
     assert "Not measured yet" in report_blocks.ablations(tmp_path)
     assert "has not been measured" in report_blocks.originality_index(tmp_path)
-    (tmp_path / "melody_vae.json").write_text(results.read_text())
-    told = report_blocks.melody_vae(tmp_path)
-    assert "`results/melody_vae.json`" in told
+    (tmp_path / "release.json").write_text(results.read_text())
+    told = report_blocks.release(tmp_path)
+    assert "`results/release.json`" in told
     assert told.count("\n|") > 20
 
 

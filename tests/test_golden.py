@@ -29,7 +29,11 @@ def numbers() -> dict[str, list]:
             parameter.copy_(0.4 * torch.sin(1.3 * places + index))
         output = model(IDS, labels=IDS)
         padded = model(SHORT_IDS, SHORT_IDS.ne(config.pad_token_id).long(), latent=make_latent() / 4)
-        labels = {"key": torch.tensor([0, 1, 2]), "attributes": torch.tensor([[0.5, torch.nan], [-1, 2], [0, 0]])}
+        labels = {
+            "key": torch.tensor([0, 1, 2]),
+            "bars": torch.tensor([0, 3, N]),
+            "attributes": torch.tensor([[0.5, torch.nan], [-1, 2], [0, 0]]),
+        }
         shares = make_latent().unflatten(-1, (N, -1))
         is_known = torch.arange(N).expand(3, N) < torch.tensor([[0], [3], [N - 1]])
         direction = model.prior(shares, torch.tensor([0.0, 0.3, 0.9]), shares.flip(0), is_known, labels)

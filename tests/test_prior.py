@@ -167,6 +167,13 @@ def test_the_prior_is_told_how_many_bars_and_which_time_signature(monkeypatch):
     assert (free - two).norm() > 1e-3
 
 
+def test_conditions_leave_less_to_the_melody_decoder():
+    noisy = make_prior_model(latent_noise=0.5, sampling_noise=0.8)
+    for asked, expected in ((None, 0.8), ({"key": "A minor"}, 0.4)):
+        assert noisy.sketch(2, conditions=asked)["noise"].unique().item() == pytest.approx(expected)
+    assert noisy.sketch(2, conditions={"key": "A minor"}, noise=0.8)["noise"].unique().item() == pytest.approx(0.8)
+
+
 def test_without_a_learned_prior_a_sketch_is_mixed_with_noise():
     plain = make_model(latent_noise=0.5)
     latent, is_known = make_latent(400), torch.zeros(400, N, dtype=torch.bool)
@@ -214,6 +221,20 @@ def test_sampling_leaves_a_part_to_the_melody_decoder(model):
         make_model(latent_size=0).sample(1, noise=0.5)
     with pytest.raises(ValueError, match=r"sampling_noise=0\.3"):
         make_model(sampling_noise=0.3)
+
+
+def test_sampling_keeps_to_the_likeliest_tokens():
+    plain = make_model(latent_size=0)
+    options = {"n": 4, "seed": 0, "bars": 3, "max_length": 40}
+    free = plain.sample(**options)
+    assert len({tuple(row) for row in free.tolist()}) > 1
+    plain.config.sampling_top_p = 1e-6
+    greedy = plain.sample(**options)
+    assert len({tuple(row) for row in greedy.tolist()}) == 1
+    assert torch.equal(free, plain.sample(**options, top_p=1.0))
+    for wrong in (0.0, 1.5):
+        with pytest.raises(ValueError, match=f"sampling_top_p={wrong} must be more than 0, and 1 at most"):
+            make_model(sampling_top_p=wrong)
 
 
 @pytest.mark.slow
@@ -312,6 +333,7 @@ def test_training_the_prior(trained, dataset, tmp_path, monkeypatch):  # noqa: F
     monkeypatch.setattr(train_prior, "RAREST", 3)
     assert train_prior.main() == 0
     before, after = MelodyVAEModel.from_pretrained(trained), MelodyVAEModel.from_pretrained(output)
+    assert (output / "training_log.json").read_bytes() == (trained / "training_log.json").read_bytes()
     weights = after.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in before.state_dict().items())
     assert set(after.config.conditions) == {"key", "tempo", "time_signature"}

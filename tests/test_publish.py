@@ -219,7 +219,7 @@ def test_a_release_is_the_model_in_bfloat16_with_its_samples(trained, tmp_path, 
     monkeypatch.setattr(publishing_model, "NUM_SAMPLES", 2)
     output = tmp_path / "release" / "melody-vae-16bar"
     for _ in range(2):  # a second one takes the first one's place
-        assert release.main(["--model", str(trained), "--output", str(output)]) == 0
+        assert release.main(["--model", str(trained), "--output", str(output), "--sampling_top_p", "0.9"]) == 0
         assert "of them weights" in capsys.readouterr().out
         assert release.main(["--check", "--output", str(output)]) == 0
         assert [folder.name for folder in output.parent.iterdir()] == [output.name]
@@ -233,7 +233,8 @@ def test_a_release_is_the_model_in_bfloat16_with_its_samples(trained, tmp_path, 
         if name in stored and weight.is_floating_point():
             assert stored[name].dtype == torch.bfloat16
             assert torch.equal(weight, whole[name].to(torch.bfloat16).float())
-    assert json.loads((output / "config.json").read_text())["dtype"] == "float32"
+    written = json.loads((output / "config.json").read_text())
+    assert (written["dtype"], written["sampling_top_p"]) == ("float32", 0.9)
     assert (output / "training_log.json").read_bytes() == (trained / "training_log.json").read_bytes()
     samples = {file.name for file in (output / "samples").iterdir()}
     assert samples >= {f"sample-seed{seed}.{ending}" for seed in (0, 1) for ending in ("mid", "mp3", "png")}
@@ -265,7 +266,10 @@ def test_a_release_takes_no_other_folders_place(trained, tmp_path, capsys):
     assert release.main(["--model", str(trained), "--output", str(tmp_path / "mine")]) == 2
     assert "there is something else than a model" in capsys.readouterr().err
     assert (tmp_path / "mine" / "letter.txt").read_text() == "keep me"
-    assert release.main(["--model", str(tmp_path / "none"), "--output", str(tmp_path / "new")]) == 2
+    new = ["--output", str(tmp_path / "new")]
+    assert release.main(["--model", str(trained), *new, "--sampling_noise", "0.5"]) == 2
+    assert "sampling_noise=0.5 must be from 0 to 1, and 0 without latent_noise" in capsys.readouterr().err
+    assert release.main(["--model", str(tmp_path / "none"), *new]) == 2
     assert "no such folder" in capsys.readouterr().err
 
 

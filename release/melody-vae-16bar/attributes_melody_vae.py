@@ -1,0 +1,176 @@
+"""What can be measured of a melody: its notes read from tokens, its key, and seven attributes.
+
+A *line* is a dict as the processor has it: `pitch`, `start` and `duration` (lists; grid steps from the first bar line),
+`time_signature`, `steps_per_beat` and `bars`.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+# A REMI token as one integer: its kind times `PIECE_VALUES`, and its value. 0 is none.
+PIECE_KINDS = {"Bar": 1, "TimeSig": 2, "Position": 3, "Pitch": 4, "Duration": 5}
+PIECE_VALUES = 1 << 12
+
+PITCH_NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
+KEY_NAMES = tuple(f"{name} {mode}" for mode in ("major", "minor") for name in PITCH_NAMES)
+# Krumhansl and Kessler's probe-tone ratings (Krumhansl, Cognitive Foundations of Musical Pitch, 1990, table 2.1).
+MAJOR_PROFILE = (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88)
+MINOR_PROFILE = (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17)
+
+# Quarter notes per minute: where a class begins and ends, and the median of the training data (Lakh) in it.
+TEMPO_CLASSES = {"slow": (0.0, 90.0, 76.0), "medium": (90.0, 130.0, 115.0), "fast": (130.0, math.inf, 150.0)}
+
+
+def tempo_class(quarters_per_minute: float) -> str:
+    """Return the name of a tempo's class."""
+    return next(name for name, (low, high, _) in TEMPO_CLASSES.items() if low <= quarters_per_minute < high)
+
+
+def read_line(pieces: Iterable[int], steps_per_beat: int) -> dict[str, Any]:
+    """Read the notes of a valid melody from its REMI tokens.
+
+    Args:
+        pieces: Tokens as integers, see `PIECE_VALUES`.
+        steps_per_beat: Grid steps per beat.
+
+    Returns:
+        A line; the time signature is that of its first bar, 4/4 if it has no bar.
+    """
+    signature, bar = 0, -1
+    onset, pitch, duration = [], [], []
+    for piece in pieces:
+        kind, value = divmod(piece, PIECE_VALUES)
+        if kind == PIECE_KINDS["Bar"]:
+            bar += 1
+        elif kind == PIECE_KINDS["TimeSig"]:
+            signature = signature or value
+        elif kind == PIECE_KINDS["Position"]:
+            onset.append(bar * (signature // 64) * steps_per_beat + value)
+        elif kind == PIECE_KINDS["Pitch"]:
+            pitch.append(value)
+        elif kind == PIECE_KINDS["Duration"]:
+            duration.append(value)
+    numerator, denominator = divmod(signature or 64 * 4 + 4, 64)
+    whole = min(len(onset), len(pitch), len(duration))  # a melody that is cut short may end within a note
+    return {
+        "pitch": pitch[:whole],
+        "start": onset[:whole],
+        "duration": duration[:whole],
+        "time_signature": f"{numerator}/{denominator}",
+        "steps_per_beat": steps_per_beat,
+        "bars": bar + 1,
+    }
+
+
+def steps_per_bar(line: Mapping[str, Any]) -> int:
+    """Grid steps in each bar of a line."""
+    return int(line["time_signature"].split("/")[0]) * line["steps_per_beat"]
+
+
+def key_of(line: Mapping[str, Any]) -> str:
+    """Find the key by the Krumhansl-Schmuckler algorithm, weighted by duration: one of `KEY_NAMES`.
+
+    `C major` where all pitch classes weigh the same; a tie goes to the first of `KEY_NAMES`.
+    """
+    weight = [0.0] * 12
+    for pitch, duration in zip(line["pitch"], line["duration"], strict=True):
+        weight[pitch % 12] += duration
+    mean = sum(weight) / 12
+    weight = [each - mean for each in weight]
+    scale = math.sqrt(sum(each * each for each in weight))
+    found, best = KEY_NAMES[0], -2.0
+    if scale < 1e-9:
+        return found
+    for name, profile in zip(KEY_NAMES, KEY_PROFILES, strict=True):
+        correlation = sum(own * rating for own, rating in zip(weight, profile, strict=True)) / scale
+        if correlation > best + 1e-9:
+            found, best = name, correlation
+    return found
+
+
+def _key_profiles() -> list[list[float]]:
+    """Return the ratings of each key, centred and of length 1."""
+    profiles = []
+    for ratings in (MAJOR_PROFILE, MINOR_PROFILE):
+        mean = sum(ratings) / 12
+        length = math.sqrt(sum((rating - mean) ** 2 for rating in ratings))
+        centred = [(rating - mean) / length for rating in ratings]
+        profiles += [[centred[(pitch - tonic) % 12] for pitch in range(12)] for tonic in range(12)]
+    return profiles
+
+
+KEY_PROFILES = _key_profiles()
+
+
+def note_density(line: Mapping[str, Any]) -> float:
+    """Return notes per bar."""
+    return len(line["pitch"]) / line["bars"] if line["bars"] else 0.0
+
+
+def rhythmic_complexity(line: Mapping[str, Any]) -> float:
+    """Return the entropy, in bits, of the inter-onset intervals in steps; 0 for fewer than two notes."""
+    counts = Counter(after - before for before, after in pairwise(line["start"]))
+    total = max(counts.total(), 1)
+    return -sum(count / total * math.log2(count / total) for count in counts.values()) if len(counts) > 1 else 0.0
+
+
+def pitch_range(line: Mapping[str, Any]) -> float:
+    """Return the semitones from the lowest to the highest note."""
+    return float(max(line["pitch"]) - min(line["pitch"])) if len(line["pitch"]) else 0.0
+
+
+def mean_pitch(line: Mapping[str, Any]) -> float:
+    """Return the mean MIDI pitch of the notes; 60 for none."""
+    return sum(map(int, line["pitch"])) / len(line["pitch"]) if len(line["pitch"]) else 60.0
+
+
+def contour(line: Mapping[str, Any]) -> float:
+    """Return Kendall's tau-a of onset and pitch: 1 for a line that only rises, -1 for one that only falls."""
+    pitch = torch.as_tensor(line["pitch"], dtype=torch.float32)
+    pairs = len(pitch) * (len(pitch) - 1) / 2
+    return (pitch[None, :] - pitch[:, None]).sign().triu(1).sum().item() / pairs if pairs else 0.0
+
+
+def repetition(line: Mapping[str, Any]) -> float:
+    """Return the share of bars whose onsets and intervals occurred in a bar before; empty bars do not count."""
+    steps = steps_per_bar(line)
+    bars: dict[int, list[tuple[int, int]]] = {}
+    for start, pitch in zip(line["start"], line["pitch"], strict=True):
+        bars.setdefault(start // steps, []).append((start % steps, pitch))
+    shapes = [
+        (*(start for start, _ in notes), None, *(after - before for (_, before), (_, after) in pairwise(notes)))
+        for notes in bars.values()
+    ]
+    return 1 - len(set(shapes)) / len(shapes) if shapes else 0.0
+
+
+def syncopation(line: Mapping[str, Any]) -> float:
+    """Return the share of notes that begin off the beat and sound on, or into, the next beat's first half.
+
+    After Longuet-Higgins and Lee (1984): an onset at a weak place whose next stronger place, the coming beat, has no
+    onset of its own.
+    """
+    beat, onsets = line["steps_per_beat"], set(line["start"])
+    found = 0
+    for start, duration in zip(line["start"], line["duration"], strict=True):
+        coming = (start // beat + 1) * beat
+        found += start % beat != 0 and coming not in onsets and start + duration > coming
+    return found / len(line["start"]) if len(line["start"]) else 0.0
+
+
+ATTRIBUTES = {
+    function.__name__: function
+    for function in (note_density, rhythmic_complexity, pitch_range, mean_pitch, contour, repetition, syncopation)
+}
+
+
+def measure(lines: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+    """Measure the attributes of melodies, `(M, A)` in the order of `ATTRIBUTES`."""
+    return torch.tensor([[function(line) for function in ATTRIBUTES.values()] for line in lines]).view(
+        len(lines), len(ATTRIBUTES)
+    )

@@ -1,0 +1,129 @@
+"""Configuration of the melody VAE."""
+
+from difflib import get_close_matches
+
+from transformers import PreTrainedConfig
+
+# What transformers takes beside the fields and properties of `PreTrainedConfig`.
+COMMON_ARGUMENTS = ("attn_implementation", "experts_implementation", "auto_map", "custom_pipelines")
+
+
+class MelodyVAEConfig(PreTrainedConfig):
+    """Shape and training constants of a [`MelodyVAEModel`].
+
+    Args:
+        vocab_size: Size of the tokenizer's vocabulary.
+        bar_token_ids: Ids of the tokens that open a bar; the model counts bars by them.
+        hidden_size: Width of every layer (C).
+        intermediate_size: Width of the feed-forward layers.
+        num_encoder_layers: Layers of the melody encoder q(z|x), bidirectional.
+        num_bar_layers: Layers over the bar vectors between the latent and the melody decoder.
+        num_hidden_layers: Layers of the melody decoder p(x|z), causal.
+        num_attention_heads: Heads of every attention (H); `hidden_size` must be a multiple.
+        latent_size: Size of the latent (Z), a multiple of `max_bars`; 0 leaves a plain Music Transformer.
+        max_bars: Bars that one latent holds.
+        grammar_columns: Width of the table that says what each token stands for, see
+            [`MelodyVAEModel.set_grammar`]; 0 while the model has none.
+        num_prior_layers: Layers of the learned prior over latents; 0 leaves N(0, I).
+        conditions: What the learned prior can be asked for: the values of each condition, by its name.
+        attributes: What [`MelodyVAEModel.shift`] can change and samples can be asked for.
+        section_returns: In pieces longer than a latent, the probability that a section is the one so many sections
+            before over again: that of the one before, of the one before that, ...
+        max_relative_distance: Distance in tokens from which on relative embeddings are shared.
+        musical_time: Whether each token is told how far into its bar and its phrase the melody has got, and attention
+            how many bars and parts of a bar lie between two tokens, beside the distance in tokens.
+        musical_pitch: Whether attention knows the interval between the latest notes at two tokens.
+        previous_token: Whether each token is told the token before it, at the input of the melody decoder.
+        dropout: Dropout rate of embeddings, attention and residual branches.
+        token_dropout: Share of the melody decoder's input tokens that are masked in training, so that it has to
+            read its latent (Bowman et al. 2016, arXiv:1511.06349).
+        kl_weight: Weight (beta) of the KL term when `forward` is not given one.
+        free_bits: Bits of KL per melody that cost nothing (MusicVAE, arXiv:1803.05428, has 256 at 16 bars).
+        latent_noise: Share of the melodies whose latent is mixed with noise in training, by an amount that the melody
+            decoder is told, so that it can write with a latent that is known in part or not at all.
+        sampling_noise: How much of the learned prior's latents `sample`, `infill` and continuations leave to the melody
+            decoder, from 0 to 1 (all: it writes as a language model); half of it where conditions are asked for, which
+            only the prior hears of. For models with `latent_noise`.
+        sampling_top_p: Share of the probability that sampling draws each token from, the most probable ones first
+            (Holtzman et al. 2020, arXiv:1904.09751); 1 is all.
+        latent_log_variance_init: Log-variance of the posterior before training; a low one keeps the first
+            samples readable.
+        initializer_range: Standard deviation of the initial weights.
+        layer_norm_eps: Epsilon of the layer norms.
+
+    Raises:
+        ValueError: If a name is unknown or a size does not fit another.
+    """
+
+    model_type = "melody_vae"
+    keys_to_ignore_at_inference = ("past_key_values",)
+
+    vocab_size: int = 1024
+    bar_token_ids: list[int] | None = None
+    hidden_size: int = 256
+    intermediate_size: int = 1024
+    num_encoder_layers: int = 3
+    num_bar_layers: int = 1
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 8
+    latent_size: int = 512
+    max_bars: int = 16
+    grammar_columns: int = 0
+    num_prior_layers: int = 0
+    conditions: dict[str, list[str]] | None = None
+    attributes: list[str] | None = None
+    section_returns: list[float] | None = None
+    max_relative_distance: int = 256
+    musical_time: bool = False
+    musical_pitch: bool = False
+    previous_token: bool = False
+    dropout: float = 0.0
+    token_dropout: float = 0.0
+    kl_weight: float = 0.2
+    free_bits: float = 256.0
+    latent_noise: float = 0.0
+    sampling_noise: float = 0.0
+    sampling_top_p: float = 1.0
+    latent_log_variance_init: float = -3.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-5
+    use_cache: bool = True
+    tie_word_embeddings: bool = True
+    pad_token_id: int = 0
+    bos_token_id: int = 1
+    eos_token_id: int = 2
+    mask_token_id: int = 3
+
+    def __post_init__(self, **kwargs):
+        # Only a saved configuration knows its transformers_version; other versions and libraries may have left more
+        # in it, and it has to load all the same.
+        if self.transformers_version is None:
+            for name in kwargs:
+                if not hasattr(PreTrainedConfig, name) and name not in COMMON_ARGUMENTS:
+                    alike = get_close_matches(name, vars(self), n=1)
+                    hint = f"; did you mean {alike[0]}?" if alike else ""
+                    raise ValueError(f"unknown field {name}={kwargs[name]!r}{hint}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}"
+            )
+        if self.max_bars < 1 or self.latent_size < 0:
+            raise ValueError(f"max_bars={self.max_bars} must be positive, latent_size={self.latent_size} not negative")
+        if self.latent_size % self.max_bars:
+            raise ValueError(
+                f"latent_size={self.latent_size} is not a multiple of max_bars={self.max_bars}: "
+                "each bar has an equal share of the latent"
+            )
+        if not 0 <= self.latent_noise <= 1 or (self.latent_noise and not self.latent_size):
+            raise ValueError(f"latent_noise={self.latent_noise} must be from 0 to 1, and 0 without a latent")
+        if not 0 <= self.sampling_noise <= (1 if self.latent_noise else 0):
+            raise ValueError(f"sampling_noise={self.sampling_noise} must be from 0 to 1, and 0 without latent_noise")
+        if not 0 < self.sampling_top_p <= 1:
+            raise ValueError(f"sampling_top_p={self.sampling_top_p} must be more than 0, and 1 at most")
+        if self.num_prior_layers and not self.latent_size:
+            raise ValueError(f"num_prior_layers={self.num_prior_layers} without a latent: set latent_size")
+        self.bar_token_ids = self.bar_token_ids or []
+        self.conditions = self.conditions or {}
+        self.attributes = self.attributes or []
+        self.section_returns = self.section_returns or []
+        super().__post_init__(**kwargs)

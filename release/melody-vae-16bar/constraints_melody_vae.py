@@ -1,0 +1,522 @@
+"""What a generated melody must be, by construction: a grammar over tokens, and a logits processor that enforces it.
+
+A token stands for a run of REMI tokens: `Bar TimeSig (Position Pitch Duration)*` for each bar, cut anywhere by BPE, and
+"\u2581" before each bar. [`summarise_token`] writes such a run as a row of integers, so that generation needs no
+tokenizer: the processor adds up rows into the state of each melody, and compares all tokens' rows with it.
+
+Dimension key: B batch (rows of generation), M melodies asked for (B is a multiple), T tokens, N bars, V vocabulary,
+O some of its tokens.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import overload
+
+import torch
+from transformers import LogitsProcessor
+
+from .attributes_melody_vae import PIECE_KINDS, PIECE_VALUES
+
+MAX_TOKENS_PER_BAR = 64  # in generation; 16 notes are 50 tokens before any BPE
+
+# Phases: what a melody waits for. An onset is a Position, an open note a Position with or without its Pitch.
+RESTING, AFTER_POSITION, AFTER_PITCH, AFTER_PREFIX, AFTER_BAR = range(5)
+TOKENS_TO_REST = (0, 2, 1, 2, 1)  # of each phase, in tokens of one REMI token each
+PHASES = {  # of each kind of REMI token: the phase it needs, the phase it leaves
+    "Bar": (AFTER_PREFIX, AFTER_BAR),
+    "TimeSig": (AFTER_BAR, RESTING),
+    "Position": (RESTING, AFTER_POSITION),
+    "Pitch": (AFTER_POSITION, AFTER_PITCH),
+    "Duration": (AFTER_PITCH, RESTING),
+}
+UNUSABLE = -1  # as the phase before: never generated
+UNCHANGED = -1  # as the phase after: a special token, which leaves the melody as it is
+
+GRAMMAR_COLUMNS = 12
+# Columns of the grammar table. Onsets, ends and lengths are grid steps, from the bar line of the token's bar.
+(
+    BEFORE,  # phase that the token needs
+    AFTER,  # phase that it leaves
+    OPENS_BAR,  # 1 or 0
+    LEAD_DURATION,  # of the note that was open before it; 0 if it closes none
+    FIRST_ONSET,  # NO_ONSET if it has none
+    LAST_ONSET,  # -1 if it has none
+    LAST_END,  # of the last note that lies whole in it; 0 if it has none
+    LOWEST_PITCH,  # 127 if it has none
+    HIGHEST_PITCH,  # 0 if it has none
+    PITCH_CLASSES,  # 12 bits, bit 0 is C
+    TIME_SIGNATURE,  # as `time_signature_id` has it; 0 if it has none
+    BAR_STEPS,  # of that time signature
+) = range(GRAMMAR_COLUMNS)
+NO_ONSET = 1 << 14
+SPECIAL_ROW: tuple[int, ...] = (UNUSABLE, UNCHANGED, 0, 0, NO_ONSET, -1, 0, 127, 0, 0, 0, 0)
+
+TONICS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
+ACCIDENTALS = {"": 0, "#": 1, "\u266f": 1, "b": -1, "\u266d": -1}
+MODES = {
+    "major": (0, 2, 4, 5, 7, 9, 11),
+    "ionian": (0, 2, 4, 5, 7, 9, 11),
+    "dorian": (0, 2, 3, 5, 7, 9, 10),
+    "phrygian": (0, 1, 3, 5, 7, 8, 10),
+    "lydian": (0, 2, 4, 6, 7, 9, 11),
+    "mixolydian": (0, 2, 4, 5, 7, 9, 10),
+    "minor": (0, 2, 3, 5, 7, 8, 10),
+    "aeolian": (0, 2, 3, 5, 7, 8, 10),
+    "locrian": (0, 1, 3, 5, 6, 8, 10),
+    "harmonic minor": (0, 2, 3, 5, 7, 8, 11),
+    "melodic minor": (0, 2, 3, 5, 7, 9, 11),
+    "major pentatonic": (0, 2, 4, 7, 9),
+    "minor pentatonic": (0, 3, 5, 7, 10),
+    "blues": (0, 3, 5, 6, 7, 10),
+    "chromatic": tuple(range(12)),
+}
+
+
+@overload
+def scale_mask(scale: str) -> int: ...
+@overload
+def scale_mask(scale: Sequence[str | None]) -> list[int | None]: ...
+def scale_mask(scale: str | Sequence[str | None]) -> int | list[int | None]:
+    """Look up the pitch classes of a scale such as `D dorian`, `F# harmonic minor` or `Bb major`.
+
+    Args:
+        scale: One, or several; None stays None.
+
+    Returns:
+        12 bits; bit 0 is C. A list of them for several.
+
+    Raises:
+        ValueError: If the tonic or the mode is unknown; names those that are known.
+    """
+    if not isinstance(scale, str):
+        return [None if each is None else scale_mask(each) for each in scale]
+    match = re.fullmatch("([A-Ga-g])([#\u266fb\u266d]?) +(.+)", scale.strip())
+    mode = " ".join(match[3].lower().split()) if match else None
+    if match is None or mode not in MODES:
+        raise ValueError(
+            f"unknown scale {scale!r}: give a tonic (C, F#, Bb) and a mode, as in 'D dorian'; modes: {', '.join(MODES)}"
+        )
+    tonic = TONICS[match[1].upper()] + ACCIDENTALS[match[2]]
+    return sum(1 << (tonic + interval) % 12 for interval in MODES[mode])
+
+
+def time_signature_id(time_signature: str) -> int:
+    """Number that stands for a time signature such as `6/8` in the grammar table.
+
+    Raises:
+        ValueError: If it is not of that form.
+    """
+    match = re.fullmatch(r"(\d{1,3})/(\d{1,2})", time_signature)
+    if match is None or not 1 <= int(match[2]) < 64:
+        raise ValueError(f"time signature {time_signature!r} is not of the form 6/8")
+    return 64 * int(match[1]) + int(match[2])
+
+
+def piece_of(token: str, steps_per_beat: int) -> int:
+    """Write a REMI token such as `Pitch_60` as an integer, see `attributes_melody_vae.PIECE_VALUES`."""
+    kind, value = token.split("_")
+    if kind == "Bar":
+        number = 0
+    elif kind == "TimeSig":
+        number = time_signature_id(value)
+    elif kind == "Duration":
+        number = duration_steps(value, steps_per_beat)
+    else:
+        number = int(value)
+    return PIECE_KINDS[kind] * PIECE_VALUES + number
+
+
+def duration_steps(value: str, steps_per_beat: int) -> int:
+    """Read a duration as MidiTok writes it, `beats.steps.steps per beat`, in grid steps."""
+    beats, steps, resolution = map(int, value.split("."))
+    return (beats * resolution + steps) * steps_per_beat // resolution
+
+
+def summarise_token(tokens: list[str], opens_bar: bool, steps_per_beat: int) -> list[int]:
+    """Summarise a run of REMI tokens as a row of the grammar table.
+
+    Args:
+        tokens: Such as `["Position_4", "Pitch_60"]`.
+        opens_bar: Whether the bar's prefix goes before them.
+        steps_per_beat: Grid steps per beat.
+
+    Returns:
+        The columns; `BEFORE` is `UNUSABLE` where no melody can have the run: it is not of the grammar, its onsets do
+        not rise, its notes overlap, or it leaves its own time signature's bar.
+    """
+    row = list(SPECIAL_ROW)
+    phase = RESTING if opens_bar or not tokens else PHASES[tokens[0].split("_")[0]][0]
+    row[BEFORE], row[OPENS_BAR] = phase, int(opens_bar)
+    is_legal = opens_bar or bool(tokens)
+    if opens_bar:
+        phase = AFTER_PREFIX
+    for token in tokens:
+        kind, value = token.split("_")
+        is_legal &= phase == PHASES[kind][0]
+        phase = PHASES[kind][1]
+        if kind == "TimeSig":
+            row[TIME_SIGNATURE] = time_signature_id(value)
+            row[BAR_STEPS] = int(value.split("/")[0]) * steps_per_beat
+        elif kind == "Position":
+            is_legal &= row[LAST_ONSET] < int(value) and row[LAST_END] <= int(value)
+            row[FIRST_ONSET] = min(row[FIRST_ONSET], int(value))
+            row[LAST_ONSET] = int(value)
+        elif kind == "Pitch":
+            row[LOWEST_PITCH] = min(row[LOWEST_PITCH], int(value))
+            row[HIGHEST_PITCH] = max(row[HIGHEST_PITCH], int(value))
+            row[PITCH_CLASSES] |= 1 << int(value) % 12
+        elif kind == "Duration":
+            duration = duration_steps(value, steps_per_beat)
+            if row[LAST_ONSET] < 0:
+                row[LEAD_DURATION] = duration
+            else:
+                row[LAST_END] = row[LAST_ONSET] + duration
+    row[AFTER] = phase
+    if row[TIME_SIGNATURE]:
+        is_legal &= row[LAST_ONSET] < row[BAR_STEPS]
+    if not is_legal:
+        row[BEFORE] = UNUSABLE
+    return row
+
+
+# Columns of the state of a melody: a function of its tokens alone, whichever row of the batch they are in.
+(
+    PHASE,
+    BEGUN,  # bars so far
+    COUNT,  # tokens of the current bar, its opening included
+    ONSET,  # of the open note
+    FREE,  # first step at which the next note may begin: the last one has ended
+    SIGNATURE,  # of the first bar; 0 before
+    STEPS,  # of a bar; 0 before
+) = range(7)
+
+
+def fits(
+    tokens: tuple[torch.Tensor, ...],
+    phase: torch.Tensor,
+    earliest: torch.Tensor,
+    longest: torch.Tensor,
+    steps: torch.Tensor,
+    bars_left: torch.Tensor,
+    signature: torch.Tensor,
+    room: torch.Tensor,
+) -> torch.Tensor:
+    """Compare what O tokens ask of a melody with what B melodies offer.
+
+    Args:
+        tokens: What they ask, `(O,)` each, the first `(1, O)` or `(B, O)`; see `MelodyLogitsProcessor._block`.
+        phase: `(B,)`, as all that follow.
+        earliest: Onset of the open note, or the first step at which one may begin.
+        longest: What the open note may last; 0 if none is open.
+        steps: Of a bar; 0 if the tokens are to say.
+        bars_left: Bars, the tokens' own included, until a bar that no note may ring into, or the end.
+        signature: Time signature, 0 if the tokens are to say.
+        room: Tokens left in the bar after this one.
+
+    Returns:
+        `(B, O)` whether a token fits.
+    """
+    needs, slack, lead_duration, last_onset, last_end, own_signature, own_steps, to_rest = tokens
+    offers = torch.stack([phase, earliest, longest, steps, bars_left.clamp(1, 64), signature, room])  # (7, B)
+    offers = offers.clamp(-NO_ONSET, NO_ONSET).to(torch.int16)[..., None]  # short integers are compared twice as fast
+    phase, earliest, longest, steps, bars_left, signature, room = offers  # (B, 1) each
+    steps = torch.maximum(own_steps, steps)  # (B, O)
+    is_fit = needs == phase
+    is_fit &= slack >= earliest
+    is_fit &= lead_duration <= longest
+    is_fit &= last_onset < steps
+    is_fit &= last_end <= steps * bars_left
+    is_fit &= (own_signature == signature) | ((own_signature == 0) | (signature == 0))
+    is_fit &= to_rest <= room
+    return is_fit
+
+
+class MelodyLogitsProcessor(LogitsProcessor):
+    """Let only melodies be generated: every token sequence that it allows decodes to exactly the notes it names.
+
+    Bars follow the grammar; onsets rise and lie in their bar; a note has ended when the next begins, also across bar
+    lines, and ends with the last bar at the latest; all bars have the first one's time signature; pitches are in
+    range, and in the scale if there is one; there are exactly so many bars.
+
+    That a bar ends is one event, followed by a new bar or by the end of the melody; where only one of them is allowed
+    the event's probability goes to it. A bar ends when another note could take it past `MAX_TOKENS_PER_BAR`.
+
+    With a template, the bars that are not regenerated are its own, token by token. A note that is held over from them
+    blocks the steps until it ends; a new note ends before the next of them begins.
+
+    There is always a token to go on with, whatever came before, since each REMI token is a token by itself and so is
+    the bar's prefix. Resting: the prefix or the end. After the prefix: `Bar`. After `Bar`: the melody's `TimeSig`.
+    After a Position: any `Pitch` of the scale and range (`__init__` refuses a scale and range without one). After a
+    Pitch: the shortest `Duration`, since an onset is at least one step before its bar's end, and that is the earliest
+    end that a note can be held to. Each of them brings rest one token nearer, which is what a full bar demands. In a
+    bar of the template: its next token, or after the last one, as when resting.
+
+    Args:
+        table: `(V, 12)` rows of [`summarise_token`], by token id; further columns are not looked at.
+        eos_token_id: Token that ends a melody.
+        bars: `(M,)` bars to reach. By default those of the template; without one the model decides.
+        max_bars: Bars at most, where the model decides.
+        time_signature: Such as `6/8`; the template's or the model's choice by default. One for all, or for each of the
+            M melodies one or None, as the three that follow.
+        pitch_classes: As [`scale_mask`] returns; all by default.
+        lowest_pitch: MIDI pitch; the vocabulary's lowest by default.
+        highest_pitch: Likewise.
+        template: `(M, T)` ids of the melodies to keep bars of.
+        regenerate: `(M, N)` whether to regenerate each of its bars; bars past N are kept.
+
+    Raises:
+        ValueError: If no melody can be like this.
+    """
+
+    def __init__(
+        self,
+        table: torch.Tensor,
+        eos_token_id: int,
+        bars: torch.Tensor | None = None,
+        max_bars: int = 16,
+        time_signature: str | Sequence[str | None] | None = None,
+        pitch_classes: int | Sequence[int | None] | None = None,
+        lowest_pitch: int | Sequence[int | None] | None = None,
+        highest_pitch: int | Sequence[int | None] | None = None,
+        template: torch.Tensor | None = None,
+        regenerate: torch.Tensor | None = None,
+    ):
+        device = table.device
+        if bars is not None and (bars < 1).any():
+            raise ValueError(f"bars={bars.tolist()}: a melody has at least one bar")
+        if (template is None) != (regenerate is None):
+            raise ValueError("template and regenerate go together")
+        if template is not None and time_signature is not None:
+            raise ValueError(f"time_signature={time_signature!r}: the template has its own")
+        self.table = table[:, :GRAMMAR_COLUMNS].to(torch.int32)
+        self.eos_token_id = eos_token_id
+        self.to_rest = torch.tensor(TOKENS_TO_REST, device=device)
+        needs = self._usable_phases(pitch_classes, lowest_pitch, highest_pitch)  # (M, V), or (1, V) for all
+        is_opening = self.table[:, OPENS_BAR] == 1
+        self.openings = is_opening.nonzero().squeeze(1)  # (O,) ids
+        self.inner = self._block(self.table, needs.masked_fill(is_opening, UNUSABLE))
+        self.opening = self._block(self.table[self.openings], needs[:, self.openings])
+
+        if template is None or regenerate is None:
+            counts = [len(each) for each in (bars, time_signature) if each is not None and not isinstance(each, str)]
+            counts.append(len(needs))
+            template = torch.full((max(counts, default=1), 1), eos_token_id, device=device)
+            regenerate = torch.zeros(len(template), 1, dtype=torch.bool, device=device)
+            self.model_ends, self.has_template = bars is None, False
+        else:
+            self.model_ends, self.has_template = False, True
+        self.template = template.to(device)
+        for name, count in (("numbers of bars", 1 if bars is None else len(bars)), ("scales or ranges", len(needs))):
+            if count not in (1, len(self.template)):
+                raise ValueError(f"{count} {name} for {len(self.template)} melodies")
+        rows = self.table[self.template]  # (M, T, 12)
+        is_music = rows[..., AFTER] != UNCHANGED
+        bar_ids = rows[..., OPENS_BAR].cumsum(-1) - 1
+        own_bars = (rows[..., OPENS_BAR] * is_music).sum(-1)  # (M,)
+        if bars is not None:
+            self.bars = bars.to(device, torch.int32).expand(len(self.template))  # one number is for all
+        else:
+            self.bars = (own_bars if own_bars.any() else torch.full_like(own_bars, max_bars)).to(torch.int32)
+        width = int(self.bars.max()) + 1
+        index = torch.arange(width, device=device, dtype=torch.int32)
+        is_in_bar = (bar_ids[..., None] == index) & is_music[..., None]  # (M, T, width)
+        is_kept = torch.ones(len(self.template), width, dtype=torch.bool, device=device)
+        is_kept[:, : regenerate.shape[1]] = ~regenerate.to(device)[:, :width]
+        self.kept_length = is_in_bar.sum(1) * is_kept  # (M, width) tokens; 0 for a bar that is free
+        self.kept_start = is_in_bar.int().argmax(1)
+        bound = torch.where(self.kept_length > 0, index, self.bars[:, None]).minimum(self.bars[:, None])
+        self.next_kept = bound.flip(1).cummin(1).values.flip(1)  # (M, width): first kept bar from each on, or the end
+
+        first = (rows[..., TIME_SIGNATURE] > 0).int().argmax(-1, keepdim=True)  # (M, 1)
+        self.signature = rows[..., TIME_SIGNATURE].gather(1, first).squeeze(1)  # (M,); 0 is the model's choice
+        self.bar_steps = rows[..., BAR_STEPS].gather(1, first).squeeze(1)
+        if time_signature is not None:
+            names = [time_signature] if isinstance(time_signature, str) else list(time_signature)
+            found = torch.tensor([self._signature(name) for name in names], dtype=torch.int32, device=device)
+            self.signature, self.bar_steps = found.T if len(found) > 1 else found.expand(len(self.bars), 2).T
+            if len(self.signature) != len(self.bars):
+                raise ValueError(f"{len(names)} time signatures for {len(self.bars)} melodies")
+
+        self.seen: torch.Tensor | None = None  # (B, T) the ids that `state` is of
+        self.state = torch.empty(0)  # (B, 7)
+
+    def _signature(self, name: str | None) -> tuple[int, int]:
+        """Look up the number of a time signature and the steps of its bar; zeros for the model's choice."""
+        if name is None:
+            return 0, 0
+        number = time_signature_id(name)
+        chosen = self.table[:, TIME_SIGNATURE] == number
+        if not chosen.any():
+            known = sorted({divmod(each, 64) for each in self.table[:, TIME_SIGNATURE].tolist() if each})
+            names = ", ".join(f"{numerator}/{denominator}" for numerator, denominator in known)
+            raise ValueError(f"time signature {name} is not in the vocabulary: {names}")
+        return number, int(self.table[chosen, BAR_STEPS].max())
+
+    def _usable_phases(
+        self,
+        pitch_classes: int | Sequence[int | None] | None,
+        lowest: int | Sequence[int | None] | None,
+        highest: int | Sequence[int | None] | None,
+    ) -> torch.Tensor:
+        """Give the phase before each token `(M, V)`, with `UNUSABLE` for those of other pitches than asked for.
+
+        `(1, V)` where all melodies are asked for the same.
+        """
+        columns = self.table.T
+        asked = []
+        for value, default in ((pitch_classes, 0xFFF), (lowest, 0), (highest, 127)):
+            each = [value] if value is None or isinstance(value, int) else list(value)
+            asked.append(
+                torch.tensor([default if one is None else one for one in each], device=columns.device)[:, None]
+            )
+        if len(counts := {len(each) for each in asked} - {1}) > 1:
+            raise ValueError(f"scales and ranges for {' and '.join(map(str, sorted(counts)))} melodies")
+        classes, low, high = torch.broadcast_tensors(*asked)  # (M, 1) each
+        is_usable = (columns[BEFORE] != UNUSABLE) & (columns[PITCH_CLASSES] & ~classes == 0)
+        is_usable &= (columns[LOWEST_PITCH] >= low) & (columns[HIGHEST_PITCH] <= high)
+        is_pitch = (columns[BEFORE] == AFTER_POSITION) & (columns[AFTER] == AFTER_PITCH)
+        has_pitch = (is_usable & is_pitch).any(-1)
+        if not has_pitch.all():
+            row = int(has_pitch.int().argmin())
+            mask = int(classes[row])
+            scale = "" if mask == 0xFFF else f" of the scale {mask:012b} (B down to C)"
+            raise ValueError(f"no pitch{scale} from lowest_pitch={int(low[row])} to highest_pitch={int(high[row])}")
+        return torch.where(is_usable, columns[BEFORE], UNUSABLE)
+
+    def _block(self, rows: torch.Tensor, needs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Lay out what [`fits`] compares for the tokens of `rows` `(O, 12)`, a short integer each, `(O,)`.
+
+        `needs` is `(M, O)` or `(1, O)`, and so it stays.
+        """
+        columns = rows.T
+        return tuple(
+            column.to(torch.int16).contiguous()
+            for column in (
+                needs,
+                columns[FIRST_ONSET] - columns[LEAD_DURATION],
+                columns[LEAD_DURATION],
+                columns[LAST_ONSET],
+                columns[LAST_END],
+                columns[TIME_SIGNATURE],
+                columns[BAR_STEPS],
+                self.to_rest[columns[AFTER].clamp_min(0).long()],
+            )
+        )
+
+    def advance(self, state: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+        """Return the state `(B, 7)` after one more token `(B,)`, allowed or not."""
+        row = self.table[token]  # (B, 12)
+        _, begun, count, onset, free, signature, steps = state.unbind(-1)
+        opens = row[:, OPENS_BAR]
+        begun = begun + opens
+        count = torch.where(opens == 1, 1, count + 1)
+        free = torch.where(opens == 1, (free - steps).clamp_min(0), free)
+        is_first = (row[:, TIME_SIGNATURE] > 0) & (signature == 0)
+        free = torch.where(row[:, LEAD_DURATION] > 0, onset + row[:, LEAD_DURATION], free)
+        after = torch.stack(
+            [
+                row[:, AFTER],
+                begun,
+                count,
+                torch.where(row[:, LAST_ONSET] >= 0, row[:, LAST_ONSET], onset),
+                torch.where(row[:, LAST_END] > 0, row[:, LAST_END], free),
+                torch.where(is_first, row[:, TIME_SIGNATURE], signature),
+                torch.where(is_first, row[:, BAR_STEPS], steps),
+            ],
+            dim=-1,
+        )
+        return torch.where((row[:, AFTER] == UNCHANGED)[:, None], state, after)
+
+    def state_of(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Read the states `(B, 7)` of `input_ids` `(B, T)`, from the last call's where they go on from there."""
+        state = self._known_state(input_ids)
+        if state is None:
+            state = torch.zeros(len(input_ids), 7, dtype=torch.int32, device=input_ids.device)
+            for token in input_ids.unbind(-1):
+                state = self.advance(state, token)
+        else:
+            state = self.advance(state, input_ids[:, -1])
+        self.seen, self.state = input_ids.clone(), state
+        return state
+
+    def _known_state(self, input_ids: torch.Tensor) -> torch.Tensor | None:
+        """States of all but the last of `input_ids`, if the last call had them, in this order or another (beams)."""
+        if self.seen is None or input_ids.shape != (len(self.seen), self.seen.shape[1] + 1):
+            return None
+        before = input_ids[:, :-1]
+        if torch.equal(before, self.seen):
+            return self.state
+        # Candidates by a hash, O(B T + B B) instead of O(B B T); that they are right is checked exactly.
+        weights = torch.arange(1, before.shape[1] + 1, device=before.device) * 0x9E3779B97F4A7C1 ^ 0x5DEECE66D
+        hashes, own = (self.seen * weights).sum(-1), (before * weights).sum(-1)
+        parent = (own[:, None] == hashes).int().argmax(-1)  # (B,)
+        return self.state[parent] if torch.equal(before, self.seen[parent]) else None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Rule out what is no melody: -inf in `scores` `(B, V)`, given `input_ids` `(B, T)`."""
+        state = self.state_of(input_ids)
+        phase, begun, count, onset, free, signature, steps = state.unbind(-1)
+        melody = torch.arange(len(state), device=state.device) // (len(state) // len(self.bars))  # (B,)
+        bars = self.bars[melody]
+        steps = torch.where(signature > 0, steps, self.bar_steps[melody])
+        signature = torch.where(signature > 0, signature, self.signature[melody])
+        last = self.kept_length.shape[1] - 1
+        here, following = (begun - 1).clamp(0, last).long(), begun.clamp_max(last).long()
+        kept_length = self.kept_length[melody, here] * (begun > 0)
+        is_forced = (count < kept_length) & (begun <= bars)  # within a kept bar
+        is_complete = (count >= kept_length) & (kept_length > 0)  # after its last token
+        must_open = is_complete | (begun == 0)  # or end
+        phase = torch.where(must_open, RESTING, phase)
+        is_resting = phase == RESTING
+        must_end = is_resting & (begun >= bars)
+        may_end = must_end
+        if self.model_ends:
+            may_end = must_end | (is_resting & (begun > 0) & (free <= steps))
+
+        bars_left = self.next_kept[melody, following] - begun + 1
+        is_open = (phase == AFTER_POSITION) | (phase == AFTER_PITCH)
+        inner, opening = (
+            (needs if len(needs) == 1 else needs[melody], *others) for needs, *others in (self.inner, self.opening)
+        )
+        stays = fits(
+            inner,
+            phase=phase.masked_fill(must_open, UNCHANGED - 1),  # of no token
+            earliest=torch.where(is_open, onset, free),
+            longest=torch.where(is_open, (bars_left * steps - onset).clamp_min(1), 0),
+            steps=steps,
+            bars_left=bars_left,
+            signature=signature,
+            room=torch.maximum(MAX_TOKENS_PER_BAR - 1 - count, self.to_rest[phase.long()] - 1),
+        )  # (B, V)
+        opens = fits(
+            opening,
+            phase=phase,
+            earliest=(free - steps).clamp_min(0),
+            longest=torch.zeros_like(steps),
+            steps=steps,
+            bars_left=bars_left - 1,
+            signature=signature,
+            room=torch.full_like(steps, MAX_TOKENS_PER_BAR - 1),
+        )  # (B, O)
+
+        # The end of a bar, one event.
+        end = scores[:, self.eos_token_id]  # (B,)
+        openings = scores[:, self.openings]  # (B, O)
+        new_bar = openings.masked_fill(~opens, -torch.inf).logsumexp(-1)  # (B,)
+        bar_ends = torch.logaddexp(end, new_bar)
+        gain = torch.where(may_end, 0.0, bar_ends - new_bar)[:, None]
+        allowed = scores.masked_fill(~stays, -torch.inf)
+        allowed[:, self.openings] = torch.where(opens & ~must_end[:, None], openings + gain, -torch.inf)
+        allowed[:, self.eos_token_id] = torch.where(must_end, bar_ends, torch.where(may_end, end, -torch.inf))
+        if not self.has_template:
+            return allowed
+
+        # The template's bars: their tokens, and their first one where a free bar ends.
+        next_is_kept = (self.kept_length[melody, following] > 0) & is_resting & ~must_end
+        place = torch.where(is_forced, self.kept_start[melody, here] + count, self.kept_start[melody, following])
+        token = self.template[melody, place.clamp_max(self.template.shape[1] - 1).long()][:, None]  # (B, 1)
+        forced = torch.where(is_forced, scores.gather(1, token).squeeze(1), bar_ends)
+        kept = allowed.masked_fill(is_forced[:, None], -torch.inf)
+        kept[:, self.openings] = -torch.inf
+        kept.scatter_(1, token, forced.nan_to_num(neginf=0.0)[:, None])
+        return torch.where((is_forced | next_is_kept)[:, None], kept, allowed)

@@ -1,0 +1,388 @@
+"""Which track of a MIDI file is its tune: the data set's lead score, for one file, from its notes on the bar grid.
+
+The data set finds its leads with the same grid, skyline, features and weights, compiled for a million files; a test
+asserts that both say the same. Here they are tensors, since this file ships to the Hub.
+
+N notes · K tracks · G stretches of constant time signature · R bars of tracks that have an onset · F features
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+
+MAX_STEPS, MAX_DURATION = 1 << 20, (1 << 16) - 1  # what the sort key of a note has room for
+ENDLESS_TICKS = 1 << 40
+LOWEST_PITCH, HIGHEST_PITCH, MIN_PITCHES, MIN_BARS, MAX_BARS = 21, 108, 3, 4, (1 << 16) - 1  # of the data set's lines
+MAX_DISCARDED = 0.5  # a track of which the skyline discards a larger share of the notes is chords, not a melody
+VOCAL_LOW, VOCAL_HIGH = 55, 79
+LEAP, OCTAVE = 8, 12
+LONGEST_QUARTERS = 8.0  # longer notes count as this long
+INTERVAL_QUARTERS = 4.0  # onsets further apart make no interval
+REST_QUARTERS, PHRASE_REST_QUARTERS = 0.5, 1.0  # silence that is a rest, and that ends a phrase
+LENGTH_FLOOR = 0.1  # quarter notes, added to both lengths that `phrase_end` compares
+BAR_SLOTS = 64  # onsets of a bar are bits of one integer: longer bars have a coarser grid
+HASH_FACTOR = 0x9E3779B97F4A7C15 - (1 << 64)  # odd, bits well mixed; products wrap
+LARGEST_DEVIATION = 4.0  # features further from their mean, in standard deviations, count as that far
+UTILITY_DECIMALS = 6  # coarser than what the order of summation changes, so that every machine finds the same ties
+
+TUNE_NAME = re.compile(r"melod|vocal|\blead|voice|\bvox|\bsolo|sing(er|ing)\b|\btune\b|\bcanto\b|gesang|\bvoc\b", re.I)
+OTHER_NAME = re.compile(
+    r"bass|\bpad|chord|string|drum|perc|back|\bbgv|\brhy|accomp|harmon[yi]|choir|\bl\.?h\.?\b|left", re.I
+)
+
+# The weights that dataset_script/lead_score.json has.
+FEATURES = {  # mean, standard deviation, weight, weight of half the square
+    "log_notes": (5.20458, 1.037296, 0.52896, -0.438078),
+    "skyline": (0.873457, 0.171779, 0.427491, 0.321573),
+    "monophony": (0.84472, 0.208492, 0.652559, 0.210839),
+    "mean_pitch": (60.696023, 13.986249, 0.47222, -0.479395),
+    "vocal_range": (0.636305, 0.404493, 0.746544, 0.03401),
+    "log_pitches": (2.427734, 0.50978, -0.777831, -0.920683),
+    "steps": (0.342181, 0.21628, 0.441923, -0.588976),
+    "leaps": (0.093008, 0.148655, -0.067768, 0.395296),
+    "mean_interval": (3.008913, 1.793383, -0.521277, 0.025693),
+    "log_density": (0.034259, 0.522925, -0.260478, -0.022682),
+    "log_duration": (-0.252315, 0.638083, -0.030112, -0.34283),
+    "rests": (0.154183, 0.175564, -0.222921, -0.09841),
+    "phrase_end": (0.584447, 0.634956, 0.411713, -0.127796),
+    "same_rhythm": (0.270043, 0.304749, -0.689374, 0.376366),
+    "new_bars": (0.490585, 0.271937, 0.219218, -0.399713),
+    "coverage": (0.626553, 0.319758, 0.836192, -0.956643),
+    "highest": (0.296237, 0.35059, 0.310823, -0.078203),
+    "lowest": (0.232287, 0.392862, -0.43941, -0.438088),
+    "shared_onsets": (0.860704, 0.183197, -0.33843, -0.212458),
+}
+PROGRAMS = (  # what each of General MIDI's families of eight programs adds
+    -0.165211, 0.075684, 0.034653, -0.426024, -0.17943, 0.052861, -0.323212, -0.001242,
+    0.30833, 0.177058, 0.634205, -0.021003, -0.088535, -0.098058, 0.014581, 0.005341,
+)  # fmt: skip
+BIAS, TUNE_NAME_WEIGHT, OTHER_NAME_WEIGHT = -1.070819, 2.12644, 1.450543
+
+
+class Stretch(NamedTuple):
+    """A part of a file with one time signature: where it begins and how long it is, and the file's bars before it."""
+
+    start_ticks: int
+    length_ticks: int
+    numerator: int
+    denominator: int
+    first_bar: int
+
+
+class GridNotes(NamedTuple):
+    """The pitched notes of a file, on its bar grid; integers of shape (N,).
+
+    Attributes:
+        track: Position of the note's track among those with notes.
+        stretch: Index of its stretch.
+        step: Onset in grid steps from there.
+        pitch: MIDI pitch.
+        duration: Length in grid steps.
+    """
+
+    track: torch.Tensor
+    stretch: torch.Tensor
+    step: torch.Tensor
+    pitch: torch.Tensor
+    duration: torch.Tensor
+
+
+class Skyline(NamedTuple):
+    """The notes of every track that stay when it is made monophonic, by track and by time; shape (M,).
+
+    Attributes:
+        track: As in `GridNotes`, like the next three.
+        stretch: Index of its stretch.
+        step: Onset.
+        pitch: MIDI pitch.
+        duration: Length, cut where the next note begins.
+        to_next: Steps to the track's next onset in the stretch, `MAX_STEPS` where there is none.
+        is_alone: Whether the next note begins no earlier than about the note's own end.
+    """
+
+    track: torch.Tensor
+    stretch: torch.Tensor
+    step: torch.Tensor
+    pitch: torch.Tensor
+    duration: torch.Tensor
+    to_next: torch.Tensor
+    is_alone: torch.Tensor
+
+
+def bar_grid(time_signatures: Iterable[tuple[int, int, int]], ticks_per_quarter: int) -> list[Stretch]:
+    """Find the stretches of constant time signature; 4/4 holds until the first signature.
+
+    Halves become quarters (2/2 is 4/4), sixteenths and shorter become eighths where the numerator allows. A signature
+    that is stated again on a bar line changes nothing; inside a bar, it starts a new one.
+
+    Args:
+        time_signatures: (ticks, numerator, denominator) of each.
+        ticks_per_quarter: Resolution of the file.
+    """
+    whole_note_ticks = 4 * ticks_per_quarter
+    found = [(0, 4, 4)]
+    for time, numerator, denominator in sorted(time_signatures, key=lambda signature: signature[0]):
+        if numerator < 1 or denominator < 1:
+            continue
+        while denominator < 4:
+            numerator, denominator = 2 * numerator, 2 * denominator
+        while denominator > 8 and numerator % 2 == 0:
+            numerator, denominator = numerator // 2, denominator // 2
+        start = max(time, 0)
+        if start == found[-1][0]:  # the last of several at one place holds
+            found.pop()
+        is_restated = (
+            bool(found)
+            and found[-1][1:] == (numerator, denominator)
+            and (start - found[-1][0]) * denominator % (whole_note_ticks * numerator) == 0
+        )
+        if not is_restated:
+            found.append((start, numerator, denominator))
+    grid, bars = [], 0
+    for (start, numerator, denominator), (end, *_) in zip(
+        found, [*found[1:], (found[-1][0] + ENDLESS_TICKS,)], strict=True
+    ):
+        grid.append(Stretch(start, end - start, numerator, denominator, bars))
+        bars -= -(end - start) * denominator // (whole_note_ticks * numerator)
+    return grid
+
+
+def nearest_step(ticks, steps_per_whole, whole_note_ticks: int):
+    """Return the grid step nearest to a time from the start of a stretch, halves upwards."""
+    return (2 * ticks * steps_per_whole + whole_note_ticks) // (2 * whole_note_ticks)
+
+
+def quantise(
+    track: torch.Tensor,
+    time: torch.Tensor,
+    duration: torch.Tensor,
+    pitch: torch.Tensor,
+    grid: Sequence[Stretch],
+    ticks_per_quarter: int,
+    steps_per_beat: int,
+) -> GridNotes:
+    """Move onsets and ends to the nearest grid step.
+
+    An onset that is nearest to the next stretch's first bar line belongs to that stretch. A note ends with its stretch
+    at the latest and is at least one step long.
+
+    Args:
+        track: Position of each note's track, shape (N,).
+        time: Onsets in ticks, shape (N,).
+        duration: Lengths in ticks, shape (N,).
+        pitch: MIDI pitches, shape (N,).
+        grid: What `bar_grid` returned.
+        ticks_per_quarter: Resolution of the file.
+        steps_per_beat: Grid steps in a beat, the note that the time signature's denominator names.
+
+    Raises:
+        ValueError: If a note is before the beginning or too far from it.
+    """
+    whole = 4 * ticks_per_quarter
+    start, length, _, denominator, _ = torch.tensor(grid).T.contiguous()
+    up = denominator * steps_per_beat  # steps in a whole note
+    stretch = torch.searchsorted(start, time, right=True) - 1
+    if int(time.min()) < 0:
+        raise ValueError("a note begins before the file does")
+    step = nearest_step(time - start[stretch], up[stretch], whole)
+    is_next = step * whole >= length[stretch] * up[stretch]
+    while is_next.any():  # more than once where a stretch is shorter than half a step
+        stretch, step = stretch + is_next.long(), step.where(~is_next, 0)
+        is_next = is_next & (2 * length[stretch] * up[stretch] <= whole)
+    if int(step.max()) >= MAX_STEPS:
+        raise ValueError("a note is a million grid steps and more from the beginning")
+    end = nearest_step(time + duration.clamp(min=0) - start[stretch], up[stretch], whole)
+    last = -(-length * up // whole)
+    return GridNotes(track, stretch, step, pitch, (end.minimum(last[stretch]) - step).clamp(1, MAX_DURATION))
+
+
+def join_pick_ups(
+    notes: GridNotes,
+    played: Sequence[torch.Tensor],
+    grid: Sequence[Stretch],
+    ticks_per_quarter: int,
+    steps_per_beat: int,
+) -> tuple[GridNotes, list[Stretch]]:
+    """Make each stretch that is shorter than a bar of the next one the end of a bar in front of that one.
+
+    Such a stretch is how notation programs write a pick-up. The data set leaves it as it is.
+
+    Args:
+        notes: What `quantise` returned.
+        played: Track, onset and length in ticks, and pitch of the notes, shape (N,) each.
+        grid: Of the notes.
+        ticks_per_quarter: Resolution of the file.
+        steps_per_beat: Grid steps in a beat.
+
+    Returns:
+        The notes, and the grid with the bar in front added; the short stretches are left in it without notes.
+    """
+    whole = 4 * ticks_per_quarter
+    is_short = [a.length_ticks * b.denominator < b.numerator * whole for a, b in pairwise(grid)]
+    if not any(is_short):
+        return notes, list(grid)
+    is_moved = torch.tensor([*is_short, False])[notes.stretch]
+    is_longer = torch.tensor([False, *is_short])
+    stretch = notes.stretch + is_moved.long()
+    start, _, numerator, denominator, _ = torch.tensor(grid)[stretch].T
+    _, time, duration, _ = played
+    onset, end = (nearest_step(ticks - start, denominator * steps_per_beat, whole) for ticks in (time, time + duration))
+    length = torch.where(is_moved, (end - onset).clamp(1, MAX_DURATION), notes.duration)
+    step = torch.where(is_moved, onset, notes.step) + is_longer[stretch] * numerator * steps_per_beat
+    longer = [
+        each._replace(
+            start_ticks=each.start_ticks - each.numerator * whole // each.denominator, first_bar=each.first_bar - 1
+        )
+        if is_longer
+        else each
+        for each, is_longer in zip(grid, [False, *is_short], strict=True)
+    ]
+    return GridNotes(notes.track, stretch, step, notes.pitch, length), longer
+
+
+def is_end(*columns: torch.Tensor) -> torch.Tensor:
+    """Tell of each row whether the next one differs from it; the last row is an end too."""
+    differs = torch.stack([column[1:] != column[:-1] for column in columns]).any(0)
+    return torch.cat([differs, differs.new_ones(1)])
+
+
+def skyline(notes: GridNotes, stretches: int) -> Skyline:
+    """Make every track monophonic: of the notes with one onset the highest stays, and the next onset ends it."""
+    strand = notes.track * stretches + notes.stretch
+    order = (((strand << 20 | notes.step) << 7 | 127 - notes.pitch) << 16 | MAX_DURATION - notes.duration).argsort()
+    order = order[is_end(strand[order], notes.step[order]).roll(1)]  # the first of each onset
+    track, stretch, step, pitch, duration = (column[order] for column in notes)
+    to_next = (step.roll(-1) - step).where(~is_end(track, stretch), MAX_STEPS)
+    # Legato playing holds a note a little into the next one: a step, or a quarter of its length.
+    is_alone = duration - (duration >> 2).clamp(min=1) <= to_next
+    return Skyline(track, stretch, step, pitch, duration.minimum(to_next), to_next, is_alone)
+
+
+def extreme(values: torch.Tensor, of: torch.Tensor, count: int, which: str) -> torch.Tensor:
+    """Return the greatest (`amax`) or the smallest (`amin`) value of each group, shape (count,)."""
+    return values.new_zeros(count).scatter_reduce(0, of, values, which, include_self=False)
+
+
+def has_lines(sky: Skyline, tracks: int, grid: Sequence[Stretch], steps_per_beat: int) -> torch.Tensor:
+    """Tell of each track whether a part of it, split at silences of more than a bar, is a melody line, shape (K,)."""
+    size = torch.tensor(grid)[:, 2][sky.stretch] * steps_per_beat
+    ends = (sky.to_next == MAX_STEPS) | (sky.to_next - sky.duration > size)
+    line, lines = ends.cumsum(0) - ends.long(), int(ends.sum())
+    before = (sky.step // size)[ends.roll(1)]
+    bars = (-(-(sky.step + sky.duration) // size))[ends] - before
+    pitches = ((line << 7 | sky.pitch).unique() >> 7).bincount()
+    is_line = (bars >= MIN_BARS) & (bars <= MAX_BARS) & (pitches >= MIN_PITCHES)
+    is_line &= extreme(sky.pitch, line, lines, "amin") >= LOWEST_PITCH
+    is_line &= extreme(sky.pitch, line, lines, "amax") <= HIGHEST_PITCH
+    return sky.track[ends][is_line].bincount(minlength=tracks) > 0
+
+
+def describe_tracks(sky: Skyline, found: torch.Tensor, grid: Sequence[Stretch], steps_per_beat: int) -> torch.Tensor:
+    """Describe every track: by itself, and beside the others of its file.
+
+    Args:
+        sky: Of all tracks.
+        found: Number of notes of each track before the skyline, shape (K,).
+        grid: Of the notes.
+        steps_per_beat: Grid steps in a beat.
+
+    Returns:
+        The `FEATURES`, float64, shape (K, F).
+    """
+    track, pitch, duration = sky.track, sky.pitch, sky.duration
+
+    def total(values: torch.Tensor, of: torch.Tensor = track) -> torch.Tensor:
+        return of.bincount(values.double(), minlength=len(found))
+
+    numerator, denominator, first_bar = torch.tensor(grid)[sky.stretch, 2:].T
+    size, beat = numerator * steps_per_beat, denominator.double() * steps_per_beat / 4  # steps in a bar, in a quarter
+    bar, position = first_bar + sky.step // size, sky.step % size
+    is_last, is_bar_end, kept = is_end(track), is_end(track, bar), track.bincount()
+    gap = position.roll(-1) - position + (bar.roll(-1) - bar) * size  # to the next onset, where there is one
+    is_phrase_end = is_last | (gap - duration >= PHRASE_REST_QUARTERS * beat)
+    leads_on = ~is_last & (gap <= INTERVAL_QUARTERS * beat)
+    interval, intervals = (pitch.roll(-1) - pitch).abs(), total(leads_on).clamp(min=1)
+    length = (duration / beat).clamp(max=LONGEST_QUARTERS)
+    mean_length, phrase_end = total(length) / kept, total(length * is_phrase_end) / total(is_phrase_end)
+
+    # Records: the bars in which a track has an onset, by track and by time.
+    record, owner = is_bar_end.cumsum(0) - is_bar_end.long(), track[is_bar_end]
+    bars = owner.bincount()
+    to_bar_end = is_bar_end.nonzero().flatten()[record] - torch.arange(len(record))
+    powers = torch.full((int(to_bar_end.max()) + 1,), HASH_FACTOR).cumprod(0)
+    content = torch.zeros_like(owner).index_add(0, record, ((position << 7 | pitch) + 1) * powers[to_bar_end])
+    contents, content = content.unique(return_inverse=True)
+    new_bars = ((owner * len(contents) + content).unique() // len(contents)).bincount()
+
+    mean_pitch = record.bincount(pitch.double()) / record.bincount()
+    file_bars, file_bar = bar[is_bar_end].unique(return_inverse=True)
+    highest, lowest = (
+        mean_pitch == extreme(mean_pitch, file_bar, len(file_bars), how)[file_bar] for how in ("amax", "amin")
+    )
+
+    slot = torch.where(size <= BAR_SLOTS, position, position * BAR_SLOTS // size)
+    onset = (record * BAR_SLOTS + slot).unique()
+    record, slot = onset // BAR_SLOTS, onset % BAR_SLOTS
+    rhythm = torch.zeros_like(owner).index_add(0, record, 1 << slot)
+    is_same = ~is_end(owner) & (rhythm.roll(-1) == rhythm)
+    _, place, users = (file_bar[record] * BAR_SLOTS + slot).unique(return_inverse=True, return_counts=True)
+
+    features = {
+        "log_notes": kept.double().log(),
+        "skyline": kept / found.double(),
+        "monophony": total(sky.is_alone) / found,
+        "mean_pitch": total(pitch) / kept,
+        "vocal_range": total((pitch >= VOCAL_LOW) & (pitch <= VOCAL_HIGH)) / kept,
+        "log_pitches": ((track << 7 | pitch).unique() >> 7).bincount().double().log(),
+        "steps": total(leads_on & (interval >= 1) & (interval <= 2)) / intervals,
+        "leaps": total(leads_on & (interval >= LEAP)) / intervals,
+        "mean_interval": total(leads_on * interval.clamp(max=OCTAVE)) / intervals,
+        "log_density": (kept / total((size / beat)[is_bar_end], owner)).log(),
+        "log_duration": mean_length.log(),
+        "rests": total(is_last | (gap - duration >= REST_QUARTERS * beat)) / kept,
+        "phrase_end": ((phrase_end + LENGTH_FLOOR) / (mean_length + LENGTH_FLOOR)).log(),
+        "same_rhythm": total(is_same, owner) / (bars - 1).clamp(min=1),
+        "new_bars": new_bars / bars.double(),
+        "coverage": bars.double() / len(file_bars),
+        "highest": total(highest, owner) / bars,
+        "lowest": total(lowest, owner) / bars,
+        "shared_onsets": total(users[place] > 1, owner[record]) / owner[record].bincount(),
+    }
+    return torch.stack([features[name] for name in FEATURES], dim=1)
+
+
+def weigh_name(name: str) -> float:
+    """Return what a track's name adds: that of a tune (melody, vocal, lead, ...) or of an accompaniment."""
+    hint = bool(TUNE_NAME.search(name)) - bool(OTHER_NAME.search(name))
+    return hint * (TUNE_NAME_WEIGHT if hint > 0 else OTHER_NAME_WEIGHT)
+
+
+def rate_tracks(
+    notes: GridNotes, grid: Sequence[Stretch], programs: Sequence[int], names: Sequence[str], steps_per_beat: int
+) -> tuple[list[float], list[bool]]:
+    """Rate how much each track is the tune that one would hum.
+
+    Args:
+        notes: One or more of each track.
+        grid: Of the notes.
+        programs: General MIDI program of each track, shape (K,).
+        names: Name of each track, shape (K,).
+        steps_per_beat: Grid steps in a beat.
+
+    Returns:
+        The data set's lead score of each track, from 0 to 1, and whether the data set finds a melody line in it. The
+        lead of a file is the first of the highest score of those that have a line.
+    """
+    found, sky = notes.track.bincount(), skyline(notes, len(grid))
+    features = describe_tracks(sky, found, grid, steps_per_beat)
+    mean, scale, linear, square = torch.tensor(list(FEATURES.values()), dtype=torch.float64).T  # (F,) each
+    standard = ((features - mean) / scale).clamp(-LARGEST_DEVIATION, LARGEST_DEVIATION)
+    labels = [PROGRAMS[program // 8] + weigh_name(name) for program, name in zip(programs, names, strict=True)]
+    utility = BIAS + standard @ linear + standard**2 / 2 @ square + torch.tensor(labels, dtype=torch.float64)
+    is_melody = (found - sky.track.bincount() <= MAX_DISCARDED * found) & has_lines(
+        sky, len(found), grid, steps_per_beat
+    )
+    return utility.round(decimals=UTILITY_DECIMALS).sigmoid().tolist(), is_melody.tolist()

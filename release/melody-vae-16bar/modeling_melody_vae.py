@@ -1,0 +1,651 @@
+"""Melody VAE: a melody encoder, one latent per melody, a melody decoder, both with relative attention.
+
+    input_ids --> melody encoder (bidirectional) --> one vector per bar --> latent_mean, latent_log_variance
+                       q(z|x)                                                          |
+                                                                                    latent z
+                                                                                       |
+    input_ids --> melody decoder (causal) <-- added to every layer <-- bar layers <-- share of each bar
+                       p(x|z)                 at the tokens of the bar
+
+Dimension key: B batch, T tokens, N bars, C hidden size, Z latent size, V vocabulary, K decoder layers.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.utils.generic import ModelOutput, can_return_tuple
+
+from .configuration_melody_vae import MelodyVAEConfig
+from .constraints_melody_vae import (
+    BAR_STEPS,
+    HIGHEST_PITCH,
+    LAST_ONSET,
+    LOWEST_PITCH,
+    MAX_TOKENS_PER_BAR,
+    NO_ONSET,
+    MelodyLogitsProcessor,
+    scale_mask,
+)
+from .operations_melody_vae import MelodyOperations
+from .pipeline_melody_vae import custom_pipelines
+from .prior_melody_vae import LatentPrior
+from .relative_attention import MelodyVAELayer, RelativeAttention, ResidualLinear, ZeroLinear, rotation_of
+
+NATS_PER_BIT = 0.6931471805599453  # ln 2
+NOISE_HARMONICS = 8  # by which a bar is told how noisy its latent is
+BAR_HARMONICS = 24  # by which a token is told its place in the bar: 48 places can be told apart
+PHRASES = (2.0, 4.0, 8.0, 16.0)  # bars, in which it is told its place as well
+
+
+@dataclass
+class MelodyVAEPosterior(ModelOutput):
+    """Diagonal Gaussian q(z|x).
+
+    Args:
+        latent_mean: `(B, Z)`.
+        latent_log_variance: `(B, Z)`.
+    """
+
+    latent_mean: torch.Tensor = None  # pyright: ignore[reportAssignmentType] - ModelOutput wants defaults
+    latent_log_variance: torch.Tensor = None  # pyright: ignore[reportAssignmentType]
+
+    def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Draw a latent `(B, Z)` by reparameterisation (Kingma & Welling 2014, arXiv:1312.6114)."""
+        mean = self.latent_mean
+        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+        return mean + noise * (0.5 * self.latent_log_variance).exp()
+
+    def kl_nats(self) -> torch.Tensor:
+        """KL divergence from N(0, I), summed over the latent, `(B,)` nats per melody."""
+        mean, log_variance = self.latent_mean.float(), self.latent_log_variance.float()
+        return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1)
+
+
+@dataclass
+class MelodyVAEOutput(ModelOutput):
+    """Output of [`MelodyVAEModel`].
+
+    Args:
+        loss: Scalar, see [`MelodyVAEModel.forward`].
+        reconstruction_nats: Scalar, nats per melody.
+        kl_nats: Scalar, nats per melody, before free bits and weight.
+        logits: `(B, T, V)`.
+        latent_mean: `(B, Z)`, where the melody encoder ran.
+        latent_log_variance: `(B, Z)`, likewise.
+        past_key_values: Keys and values of the melody decoder.
+    """
+
+    loss: torch.Tensor | None = None
+    reconstruction_nats: torch.Tensor | None = None
+    kl_nats: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    latent_mean: torch.Tensor | None = None
+    latent_log_variance: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+
+
+def reconstruction_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each melody's tokens.
+
+    Args:
+        logits: `(B, T, V)`.
+        labels: `(B, T)`, aligned with the input (position t is predicted from t - 1); -100 is not counted.
+
+    Returns:
+        `(B,)` nats, summed over tokens.
+    """
+    labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)  # of each position the next; slicing logits copies
+    nats = nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none")
+    return nats.view(labels.shape).sum(-1)
+
+
+class BarCountLogitsProcessor(LogitsProcessor):
+    """Make every melody exactly so many bars long; for models that do not know the tokens' grammar.
+
+    That a bar ends is one event, followed by a new bar or by the end of the melody; its probability goes to the one
+    that the number of bars calls for. A bar that reaches `MAX_TOKENS_PER_BAR` has to end, so greedy decoding cannot
+    turn in circles.
+
+    Args:
+        bars: `(B,)` bars to reach.
+        is_bar_token: `(V,)` whether a token opens a bar.
+        eos_token_id: Token that ends a melody.
+    """
+
+    def __init__(self, bars: torch.Tensor, is_bar_token: torch.Tensor, eos_token_id: int):
+        self.bars = bars
+        self.is_bar_token = is_bar_token
+        self.eos_token_id = eos_token_id
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Move the end's score to the bar tokens before the last bar, and theirs to the end in it."""
+        opens_bar = self.is_bar_token[input_ids]  # (B, T)
+        begun = opens_bar.sum(-1)
+        is_last = (begun >= self.bars.repeat_interleave(len(begun) // len(self.bars)))[:, None]  # (B, 1)
+        end = scores[:, self.eos_token_id, None]
+        new_bar = scores.masked_fill(~self.is_bar_token, -torch.inf).logsumexp(-1, keepdim=True)  # (B, 1)
+        bar_ends = torch.logaddexp(end, new_bar)
+        place = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
+        length = input_ids.shape[1] - (opens_bar * place).amax(-1, keepdim=True)  # of the bar so far, its opening aside
+        within = scores.masked_fill((length >= MAX_TOKENS_PER_BAR - 1) & (begun > 0)[:, None], -torch.inf)
+        scores = torch.where(self.is_bar_token, torch.where(is_last, -torch.inf, scores + (bar_ends - new_bar)), within)
+        scores[:, self.eos_token_id] = torch.where(is_last, bar_ends, -torch.inf).squeeze(-1)
+        return scores
+
+
+class MelodyEncoder(nn.Module):
+    """q(z|x): bidirectional layers over tokens, a mean per bar, and from each bar its share of the latent."""
+
+    def __init__(self, config: MelodyVAEConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            MelodyVAELayer(config, index, is_causal=False) for index in range(config.num_encoder_layers)
+        )
+        self.absent_bar = nn.Parameter(torch.empty(config.hidden_size))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mean_proj = nn.Linear(config.hidden_size, config.latent_size // config.max_bars)
+        self.log_variance_proj = nn.Linear(config.hidden_size, config.latent_size // config.max_bars)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        bar_one_hot: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        rotation: torch.Tensor | None = None,
+    ) -> MelodyVAEPosterior:
+        """Encode embedded tokens `(B, T, C)`; `bar_one_hot` `(B, T, N)` is zero for tokens outside bars."""
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, attention_mask=attention_mask, rotation=rotation)
+        tokens_per_bar = bar_one_hot.sum(1)[..., None]  # (B, N, 1)
+        bars = bar_one_hot.transpose(1, 2) @ hidden_states / tokens_per_bar.clamp_min(1)  # (B, N, C)
+        bars = self.norm(torch.where(tokens_per_bar > 0, bars, self.absent_bar.to(bars.dtype)))
+        return MelodyVAEPosterior(
+            latent_mean=self.mean_proj(bars).flatten(1),  # (B, Z)
+            latent_log_variance=self.log_variance_proj(bars).flatten(1),
+        )
+
+
+class TimeEmbedding(nn.Module):
+    """What a token's place in its bar and in phrases of 2, 4, 8 and 16 bars adds to its embedding; nothing at first."""
+
+    def __init__(self, config: MelodyVAEConfig):
+        super().__init__()
+        self.proj = ZeroLinear(2 * (BAR_HARMONICS + len(PHRASES)), config.hidden_size, bias=False)
+
+    def forward(self, time: torch.Tensor) -> torch.Tensor:
+        """Embed musical time `(B, T)`, in bars, as `(B, T, C)`."""
+        harmonics = torch.arange(1, BAR_HARMONICS + 1, device=time.device, dtype=torch.float32)
+        frequencies = torch.cat([harmonics, 1 / torch.tensor(PHRASES, device=time.device)])
+        angles = 2 * math.pi * time[..., None] * frequencies
+        return self.proj(torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.proj.weight.dtype))
+
+
+class BarConditioner(nn.Module):
+    """Expand a latent into what each bar's tokens are told in each layer of the melody decoder.
+
+    At a bar's last token the melody decoder predicts the first token of the next bar, so every token hears of its own
+    bar and of the next one.
+
+    With `config.latent_noise` it can be told that a latent is (1 - a) z + a e with noise e and an a for each bar, as
+    [`LatentPrior`] has it on its way: with a = 1 everywhere the melody decoder is a language model, with a = 0 it
+    reconstructs, and between them the latent is a sketch.
+    """
+
+    def __init__(self, config: MelodyVAEConfig):
+        super().__init__()
+        self.config = config
+        if config.latent_noise:
+            self.noise_proj = ZeroLinear(NOISE_HARMONICS, config.hidden_size, bias=False)
+        self.latent_proj = nn.Linear(config.latent_size // config.max_bars, config.hidden_size)
+        self.bar_embedding = nn.Parameter(torch.empty(config.max_bars, config.hidden_size))
+        self.edge_embedding = nn.Parameter(torch.empty(2, config.hidden_size))  # before the first bar, after the last
+        self.layers = nn.ModuleList(
+            MelodyVAELayer(config, index, is_causal=False) for index in range(config.num_bar_layers)
+        )
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.condition_proj = nn.Linear(2 * config.hidden_size, config.num_hidden_layers * config.hidden_size)
+
+    def draw_noise(self, n: int) -> torch.Tensor:
+        """Draw how noisy the bars of `n` latents shall be in training, `(n, N)` from 0 to 1.
+
+        Of the noisy ones a third have no latent at all, a third are as noisy in all bars, and of the others some bars
+        are known and some are not.
+        """
+        device, bars = self.bar_embedding.device, self.config.max_bars
+        is_noisy, kind, amount = torch.rand(3, n, 1, device=device)
+        hidden = (torch.rand(n, bars, device=device) < amount).to(amount)
+        noise = torch.where(kind < 1 / 3, 1.0, torch.where(kind < 2 / 3, amount, hidden))
+        return torch.where(is_noisy < self.config.latent_noise, noise, 0.0)
+
+    def add_noise(self, latent: torch.Tensor, noise: torch.Tensor, drawn: torch.Tensor | None = None) -> torch.Tensor:
+        """Mix `latent` `(B, Z)` with as much noise as `noise` `(B, N)` says, from N(0, I), or the one that is given."""
+        amount = noise.repeat_interleave(latent.shape[-1] // self.config.max_bars, dim=-1).to(latent)
+        return (1 - amount) * latent + amount * (torch.randn_like(latent) if drawn is None else drawn)
+
+    def forward(self, latent: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """Expand latents into what the melody decoder is told.
+
+        Args:
+            latent: `(B, Z)`.
+            noise: `(B, N)`, how much of each bar's share of `latent` is noise, from 0 to 1; nothing by default.
+
+        Returns:
+            `(B, N + 1, K, C)`; row 0 serves the tokens before the first bar.
+        """
+        shares = latent.unflatten(-1, (self.config.max_bars, -1))  # (B, N, Z / N)
+        if noise is None:
+            bars = self.latent_proj(shares) + self.bar_embedding
+        else:
+            noise = noise.to(shares)[..., None]  # (B, N, 1)
+            # What is left of unit noise in a unit latent's expectation: nothing of it at a = 1.
+            shares = shares * ((1 - noise) / ((1 - noise).square() + noise.square()))
+            harmonics = torch.arange(1, NOISE_HARMONICS + 1, device=noise.device).to(noise)
+            told = self.noise_proj((noise * harmonics * (math.pi / 2)).sin())  # nothing at a = 0
+            bars = self.latent_proj(shares) + self.bar_embedding + told
+        for layer in self.layers:
+            bars = layer(bars)
+        before, after = self.edge_embedding.to(bars.dtype).expand(len(bars), 2, -1).split(1, dim=1)
+        bars = torch.cat([before, self.norm(bars).to(bars.dtype), after], dim=1)  # (B, N + 2, C)
+        pairs = torch.cat([bars[:, :-1], bars[:, 1:]], dim=-1)  # (B, N + 1, 2 C)
+        return self.condition_proj(pairs).unflatten(-1, (self.config.num_hidden_layers, -1))  # (B, N + 1, K, C)
+
+
+class MelodyVAEPreTrainedModel(PreTrainedModel):
+    """Weight initialisation and what the model supports."""
+
+    config: MelodyVAEConfig
+    config_class = MelodyVAEConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["MelodyVAELayer", "MelodyEncoder", "BarConditioner", "LatentPrior"]  # noqa: RUF012 - the base class's own form
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        depth = self.config.num_encoder_layers + self.config.num_bar_layers + self.config.num_hidden_layers
+        if isinstance(module, RelativeAttention):
+            module.init_weights(std)
+        elif isinstance(module, ResidualLinear):
+            init.normal_(module.weight, mean=0.0, std=std / (2 * depth) ** 0.5)
+        elif isinstance(module, ZeroLinear):
+            init.zeros_(module.weight)
+        elif isinstance(module, MelodyEncoder):
+            init.normal_(module.absent_bar, mean=0.0, std=std)
+            init.constant_(module.log_variance_proj.bias, self.config.latent_log_variance_init)
+        elif isinstance(module, BarConditioner):
+            # The latent starts as a whisper: at full strength its noise would drown the melody decoder.
+            init.normal_(module.bar_embedding, mean=0.0, std=std)
+            init.normal_(module.edge_embedding, mean=0.0, std=std)
+        elif isinstance(module, LatentPrior):
+            init.normal_(module.bar_embedding, mean=0.0, std=std)
+            init.zeros_(module.mean)
+            init.ones_(module.scale)
+            init.zeros_(module.attribute_mean)
+            init.ones_(module.attribute_scale)
+        elif isinstance(module, MelodyVAEModel):
+            init.copy_(module.is_bar_token, module.bar_token_mask())
+            if self.config.grammar_columns:
+                init.zeros_(module.token_grammar)
+
+
+class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin):
+    """Variational autoencoder of melodies; with `latent_size=0` a Music Transformer.
+
+    What one does with it (sample, vary, infill, interpolate, shift, ...) is in [`MelodyOperations`].
+
+    Args:
+        config: A [`MelodyVAEConfig`].
+    """
+
+    is_bar_token: torch.Tensor
+    token_grammar: torch.Tensor
+    _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}  # noqa: RUF012 - the base class's own form
+
+    def __init__(self, config: MelodyVAEConfig):
+        config.custom_pipelines = custom_pipelines()
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.dropout = nn.Dropout(config.dropout)
+        if config.musical_time:
+            self.time_embedding = TimeEmbedding(config)
+        if config.previous_token:
+            self.previous_proj = ZeroLinear(config.hidden_size, config.hidden_size, bias=False)
+        if config.latent_size:
+            self.melody_encoder = MelodyEncoder(config)
+            self.bar_conditioner = BarConditioner(config)
+        if config.num_prior_layers:
+            self.prior = LatentPrior(config)
+        if config.grammar_columns:
+            shape = (config.vocab_size, config.grammar_columns)
+            self.register_buffer("token_grammar", torch.zeros(shape, dtype=torch.int32))
+        self.layers = nn.ModuleList(
+            MelodyVAELayer(config, index, is_causal=True) for index in range(config.num_hidden_layers)
+        )
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.register_buffer("is_bar_token", self.bar_token_mask())
+        self.post_init()
+        self.generation_config.max_length = MAX_TOKENS_PER_BAR * config.max_bars + 2
+
+    def bar_token_mask(self) -> torch.Tensor:
+        """Whether each token opens a bar, `(V,)`."""
+        mask = torch.zeros(self.config.vocab_size, dtype=torch.bool)
+        mask[self.config.bar_token_ids] = True
+        return mask
+
+    def set_grammar(self, table: torch.Tensor) -> None:
+        """Tell the model what each token stands for, `MelodyProcessor.grammar_table()`.
+
+        From then on it generates valid melodies only, `generate` takes a scale, a range, a time signature and bars to
+        keep (see [`MelodyLogitsProcessor`]), and the model can read what it wrote.
+        """
+        self.config.grammar_columns = table.shape[1]
+        self.register_buffer("token_grammar", table.to(self.device, torch.int32))
+
+    def grammar_rows(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """What each token stands for, `(B, T, grammar_columns)`.
+
+        Raises:
+            ValueError: If the model has not been told.
+        """
+        if "token_grammar" not in self._buffers:
+            raise ValueError("this model does not know its tokens: model.set_grammar(processor.grammar_table())")
+        return self.token_grammar[input_ids]
+
+    def musical_time(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Where in the music each token is, `(B, T)`, in bars since the melody began.
+
+        The whole part is the index of the token's bar, -1 before the first. The rest says how far into the bar the
+        latest onset is, for models with `config.musical_time`; for others it is 0.
+
+        Raises:
+            ValueError: If the model needs to know its tokens and does not.
+        """
+        bars = self.is_bar_token[input_ids].cumsum(-1) - 1
+        if not self.config.musical_time:
+            return bars.float()
+        rows = self.grammar_rows(input_ids)
+        onset, steps = rows[..., LAST_ONSET], rows[..., BAR_STEPS]
+        place = torch.arange(input_ids.shape[1], device=input_ids.device)
+        signature = torch.where(steps > 0, place, 0).cummax(-1).values  # where the latest time signature is
+        reached = (bars * NO_ONSET + onset + 1).cummax(-1).values % NO_ONSET  # latest onset of the bar, 0 for none
+        return bars + ((reached - 1).clamp_min(0) / steps.gather(-1, signature).clamp_min(1)).clamp_max(0.999)
+
+    def musical_pitch(self, input_ids: torch.Tensor) -> torch.Tensor | None:
+        """Pitch of the latest note at each token, `(B, T)`, in semitones; None unless `config.musical_pitch` asks.
+
+        It is 0 before the first note, and the middle of its pitches where a token has several.
+
+        Raises:
+            ValueError: If the model needs to know its tokens and does not.
+        """
+        if not self.config.musical_pitch:
+            return None
+        rows = self.grammar_rows(input_ids)
+        lowest, highest = rows[..., LOWEST_PITCH], rows[..., HIGHEST_PITCH]
+        place = torch.arange(input_ids.shape[1], device=input_ids.device)
+        latest = torch.where(highest > 0, place, 0).cummax(-1).values
+        return torch.where(highest > 0, (lowest + highest) / 2, 0.0).gather(-1, latest)
+
+    def previous_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The token before each, `(B, T)`; where there is none, or padding, the token itself."""
+        previous = torch.cat([input_ids[:, :1], input_ids[:, :-1]], dim=1)
+        return torch.where(previous == self.config.pad_token_id, input_ids, previous)
+
+    def told(
+        self, embedded: torch.Tensor, time: torch.Tensor, pitch: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Add to embedded tokens `(B, T, C)` where they are in the music, and compute what turns queries and keys."""
+        head_dim = self.config.hidden_size // self.config.num_attention_heads
+        if not self.config.musical_time:
+            return embedded, rotation_of(head_dim, None, pitch)
+        return embedded + self.time_embedding(time), rotation_of(head_dim, time, pitch)
+
+    def bar_one_hot(self, time: torch.Tensor) -> torch.Tensor:
+        """Rows of [`BarConditioner`]'s table for musical time `(B, T)`, one-hot, `(B, T, N + 1)`."""
+        rows = (time.floor().long() + 1).clamp(0, self.config.max_bars)
+        return nn.functional.one_hot(rows, self.config.max_bars + 1).to(self.dtype)
+
+    def encode(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        time: torch.Tensor | None = None,
+        pitch: torch.Tensor | None = None,
+        **kwargs,
+    ) -> MelodyVAEPosterior:
+        """Encode melodies of up to `max_bars` bars.
+
+        Args:
+            input_ids: `(B, T)`.
+            attention_mask: `(B, T)`, 0 at padding.
+            time: `(B, T)`, what [`MelodyVAEModel.musical_time`] returns, if it was computed already.
+            pitch: `(B, T)`, what [`MelodyVAEModel.musical_pitch`] returns, likewise.
+            kwargs: Ignored, so that a processor's whole output can be passed.
+
+        Returns:
+            The posterior q(z|x), `(B, Z)`.
+
+        Raises:
+            ValueError: If the model has no latent, or a melody is too long for it.
+        """
+        if not self.config.latent_size:
+            raise ValueError("latent_size=0: this model is a plain Music Transformer and has no latent to encode into")
+        if time is None:
+            time, pitch = self.musical_time(input_ids), self.musical_pitch(input_ids)
+        if not torch.compiler.is_compiling() and time.numel() and time.max() >= self.config.max_bars:
+            raise ValueError(
+                f"a melody of {int(time.max()) + 1} bars does not fit a latent of max_bars={self.config.max_bars}: "
+                "cut it into windows"
+            )
+        one_hot = self.bar_one_hot(time)[..., 1:]  # (B, T, N)
+        if attention_mask is not None:
+            one_hot = one_hot * attention_mask[..., None]
+        embedded, rotation = self.told(self.embed_tokens(input_ids), time, pitch)
+        embedded = self.dropout(embedded)
+        mask = create_bidirectional_mask(self.config, embedded, attention_mask)
+        return self.melody_encoder(embedded, one_hot.to(embedded.dtype), mask, rotation)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        latent: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        kl_weight: float | None = None,
+        tokens_per_melody: float | torch.Tensor | None = None,
+        bar_conditions: torch.Tensor | None = None,
+        time: torch.Tensor | None = None,
+        pitch: torch.Tensor | None = None,
+        previous_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> MelodyVAEOutput:
+        """Predict each next token.
+
+        The loss is `(reconstruction_nats + kl_weight * max(kl_nats - free nats, 0)) / tokens_per_melody`, means over
+        the batch's melodies. Nats are summed over tokens, the KL over the latent; free bits apply to that sum, melody
+        by melody.
+
+        Args:
+            input_ids: `(B, T)`.
+            attention_mask: `(B, T)`, 0 at padding.
+            latent: `(B, Z)`. Without one the melody encoder reads `input_ids`; its sample is used in training, its
+                mean otherwise.
+            noise: `(B, N)`, how much of each bar's share of `latent` is noise, from 0 to 1. In training it is drawn
+                and added, see `config.latent_noise`; else there is none by default.
+            labels: `(B, T)`, aligned with `input_ids`; -100 is not counted.
+            kl_weight: Beta; `config.kl_weight` by default.
+            tokens_per_melody: What the loss is divided by; the batch's own mean by default. A constant gives every
+                melody the same weight whatever batch it is in, so that accumulated batches equal one large one.
+            bar_conditions: `(B, N + 1, K, C)`, a latent that [`BarConditioner`] has expanded already.
+            time: `(B, T)`, see [`MelodyVAEModel.musical_time`]; needed where `past_key_values` holds the melody's
+                beginning.
+            pitch: `(B, T)`, see [`MelodyVAEModel.musical_pitch`]; belongs to `time`.
+            previous_ids: `(B, T)`, see [`MelodyVAEModel.previous_ids`]; needed there likewise.
+            past_key_values: Cache of the melody decoder.
+            use_cache: Whether to return a cache.
+            logits_to_keep: Number of last positions to compute logits for (0: all), or their indices.
+            kwargs: Passed to the attention function.
+
+        Returns:
+            A [`MelodyVAEOutput`].
+        """
+        posterior = MelodyVAEPosterior()
+        if time is None:
+            time, pitch = self.musical_time(input_ids), self.musical_pitch(input_ids)
+        if self.config.latent_size and bar_conditions is None:
+            if latent is None:
+                posterior = self.encode(input_ids, attention_mask, time, pitch)
+                latent = posterior.sample() if self.training else posterior.latent_mean
+                if self.training and self.config.latent_noise:
+                    noise = self.bar_conditioner.draw_noise(len(latent))
+                    latent = self.bar_conditioner.add_noise(latent, noise)
+            bar_conditions = self.bar_conditioner(latent, noise)
+        if self.training and self.config.token_dropout:
+            is_dropped = torch.rand(input_ids.shape, device=input_ids.device) < self.config.token_dropout
+            input_ids = input_ids.masked_fill(is_dropped, self.config.mask_token_id)
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training and labels is None
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+
+        hidden_states, rotation = self.told(self.embed_tokens(input_ids), time, pitch)
+        if self.config.previous_token:
+            previous_ids = self.previous_ids(input_ids) if previous_ids is None else previous_ids
+            hidden_states = hidden_states + self.previous_proj(self.embed_tokens(previous_ids))
+        hidden_states = self.dropout(hidden_states)
+        mask = create_causal_mask(self.config, hidden_states, attention_mask, past_key_values)
+        bar_one_hot = self.bar_one_hot(time).to(hidden_states.dtype)
+        for index, layer in enumerate(self.layers):
+            condition = None if bar_conditions is None else bar_one_hot @ bar_conditions[:, :, index]  # (B, T, C)
+            hidden_states = layer(
+                hidden_states,
+                condition,
+                attention_mask=mask,
+                past_key_values=past_key_values,
+                rotation=rotation,
+                **kwargs,
+            )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(self.norm(hidden_states[:, kept]))  # (B, T, V)
+
+        output = MelodyVAEOutput(logits=logits, past_key_values=past_key_values if use_cache else None, **posterior)
+        if labels is not None:
+            nats = reconstruction_nats(logits, labels)
+            if tokens_per_melody is None:
+                tokens_per_melody = (labels[:, 1:] != -100).sum().clamp_min(1) / len(labels)
+            output.reconstruction_nats = nats.mean()
+            output.loss = output.reconstruction_nats / tokens_per_melody
+            if posterior.latent_mean is not None:
+                kl_nats = posterior.kl_nats()
+                paid = (kl_nats - self.config.free_bits * NATS_PER_BIT).clamp_min(0).mean()
+                output.kl_nats = kl_nats.mean()
+                kl_weight = self.config.kl_weight if kl_weight is None else kl_weight
+                output.loss = output.loss + kl_weight * paid / tokens_per_melody
+        return output
+
+    def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, **kwargs):
+        """Read time over the whole sequence, of which a cached step sees the last token only."""
+        inputs = super().prepare_inputs_for_generation(input_ids, next_sequence_length=next_sequence_length, **kwargs)
+        kept = slice(-inputs["input_ids"].shape[1], None)
+        inputs["time"] = self.musical_time(input_ids)[:, kept].contiguous()
+        if (pitch := self.musical_pitch(input_ids)) is not None:
+            inputs["pitch"] = pitch[:, kept].contiguous()
+        if self.config.previous_token:
+            inputs["previous_ids"] = self.previous_ids(input_ids)[:, kept].contiguous()
+        return inputs
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        latent: torch.Tensor | None = None,
+        noise: float | torch.Tensor | None = None,
+        bars: int | torch.Tensor | None = None,
+        scale: str | Sequence[str | None] | None = None,
+        time_signature: str | Sequence[str | None] | None = None,
+        lowest_pitch: int | Sequence[int | None] | None = None,
+        highest_pitch: int | Sequence[int | None] | None = None,
+        template: torch.Tensor | None = None,
+        regenerate: torch.Tensor | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        **kwargs,
+    ):
+        """Generate melodies: transformers' own `generate`, told a latent.
+
+        Args:
+            inputs: `(B, T)`, the beginning of the melodies (also as `input_ids`); the start token by default.
+            latent: `(B, Z)`. By default drawn from the prior, and for bars that `input_ids` has, the posterior's mean.
+            noise: How much of the latent is noise, from 0 (nothing) to 1 (all: the melody decoder writes alone); a
+                number, or `(B, N)` for each bar; `config.sampling_noise` by default where latents are drawn here. For
+                models with `config.latent_noise`.
+            bars: Bars that each melody shall have, a number or `(B,)`; the model decides by default.
+            scale: Such as `D dorian`: the only pitches, see `constraints_melody_vae.scale_mask`.
+            time_signature: Such as `6/8`, one for all or one for each; the model's choice by default.
+            lowest_pitch: MIDI pitch.
+            highest_pitch: MIDI pitch.
+            template: `(B, T)` ids of melodies to keep bars of.
+            regenerate: `(B, N)` which of their bars to generate.
+            logits_processor: Processors applied after this model's own.
+            kwargs: As in transformers.
+
+        Returns:
+            `(B, T)` ids, padded at the end, or what `return_dict_in_generate` asks for.
+
+        Raises:
+            ValueError: If no melody can be like this, or the model does not know its tokens' grammar.
+        """
+        inputs = kwargs.pop("input_ids", inputs)
+        processors = LogitsProcessorList()
+        if bars is not None:
+            bars = torch.as_tensor(bars, device=self.device).reshape(-1)
+        if template is not None:  # its bars may have more tokens than new ones
+            kwargs.setdefault("max_length", template.shape[1] + self.generation_config.max_length)
+        if self.config.grammar_columns:
+            processors.append(
+                MelodyLogitsProcessor(
+                    self.token_grammar,
+                    self.generation_config.eos_token_id,
+                    bars=bars,
+                    max_bars=self.config.max_bars,
+                    time_signature=time_signature,
+                    pitch_classes=None if scale is None else scale_mask(scale),
+                    lowest_pitch=lowest_pitch,
+                    highest_pitch=highest_pitch,
+                    template=template,
+                    regenerate=regenerate,
+                )
+            )
+        elif any(asked is not None for asked in (scale, time_signature, lowest_pitch, highest_pitch, template)):
+            raise ValueError("this model does not know its tokens: model.set_grammar(processor.grammar_table())")
+        elif bars is not None:
+            processors.append(BarCountLogitsProcessor(bars, self.is_bar_token, self.generation_config.eos_token_id))
+        if self.config.latent_size:
+            if latent is None:
+                if isinstance(noise, torch.Tensor):
+                    raise ValueError("noise for each bar is a latent's: give the latent, or one number")
+                told = self.sketch(len(inputs) if inputs is not None else 1, inputs, noise=noise, bars=bars)
+                latent, noise = told["latent"], told.get("noise")
+            if noise is not None:
+                if not self.config.latent_noise:
+                    raise ValueError(f"noise={noise}: this model was trained without (latent_noise=0)")
+                noise = torch.as_tensor(noise, device=self.device).expand(len(latent), self.config.max_bars)
+            kwargs["bar_conditions"] = self.bar_conditioner(latent.to(self.device, self.dtype), noise)
+        return super().generate(inputs, logits_processor=processors + (logits_processor or []), **kwargs)
