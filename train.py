@@ -164,6 +164,7 @@ def get_dataloaders(
         "max_tokens": args.max_tokens,
         "transpose": args.transpose,
         "batch_size": args.per_device_train_batch_size,
+        "short_windows": args.short_windows,
         "seed": args.seed,
     }
     collator = collator_for(args.model_type, processor)

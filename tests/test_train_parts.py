@@ -115,6 +115,20 @@ def test_without_a_curriculum_an_epoch_is_a_permutation(lines):
         assert torch.all(counts <= limits)
 
 
+def test_short_windows_have_any_number_of_bars(lines):
+    bars = lines["bars"][:]
+    lengths = {}
+    for share in (0.0, 0.5):
+        batches = WindowBatches(lines, 16, 10**6, 6, 5, 1, seed=0, short_windows=share)
+        endless = iter(EndlessBatches(batches, 0, 0))
+        keys = [key for _ in range(300) for key in next(endless)]
+        assert all(0 <= first < last <= bars[line] for line, first, last, _ in keys)
+        lengths[share] = [last - first for line, first, last, _ in keys if bars[line] >= 16]
+    assert set(lengths[0.0]) == {16}
+    assert set(lengths[0.5]) == set(range(1, 17))
+    assert sum(length < 16 for length in lengths[0.5]) / len(lengths[0.5]) == pytest.approx(15 / 32, abs=0.06)
+
+
 def test_genre_temperature_balances_genres(lines):
     line = torch.arange(len(lines))
     genres = lines["genre"][:]

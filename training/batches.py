@@ -39,6 +39,7 @@ class WindowBatches(Sampler):
         batch_size: Windows per batch.
         num_batches_multiple: Batches in a round: the number of processes.
         seed: Of everything drawn.
+        short_windows: Share of the windows that have a random number of bars, from 1 to `bars`.
         pacing: Of a curriculum from simple lines to complex ones (Hacohen & Weinshall 2019, arXiv:1904.03626).
         genre_temperature: T in p(genre) ~ windows^(1 / T): 1 leaves genres as they are, more brings rare ones forward.
             Lines without a genre count as one more.
@@ -55,6 +56,7 @@ class WindowBatches(Sampler):
         batch_size: int,
         num_batches_multiple: int,
         seed: int,
+        short_windows: float = 0.0,
         pacing: Pacing | None = None,
         genre_temperature: float = 1.0,
     ):
@@ -63,6 +65,7 @@ class WindowBatches(Sampler):
         self.batch_size = batch_size
         self.num_batches_multiple = num_batches_multiple
         self.seed = seed
+        self.short_windows = short_windows
         self.pacing = pacing
         self.epoch = 0
         self.num_bars = torch.tensor(lines["bars"][:])
@@ -114,11 +117,14 @@ class WindowBatches(Sampler):
         """Yield lists of keys of [`MelodyWindows`], round by round."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         line = self.line[self.draw_windows(generator)]
-        num_bars = self.num_bars[line]
-        first_bar = uniform_integers(torch.zeros_like(line), (num_bars - self.bars).clamp_min(0), generator)
+        bars, num_bars = torch.full_like(line, self.bars), self.num_bars[line]
+        if self.short_windows:
+            is_short = torch.rand(len(line), generator=generator) < self.short_windows
+            bars = torch.where(is_short, uniform_integers(torch.ones_like(line), bars, generator), bars)
+        first_bar = uniform_integers(torch.zeros_like(line), (num_bars - bars).clamp_min(0), generator)
         semitones = uniform_integers(self.lowest[line], self.highest[line], generator)
         begin = self.first_bar[line] + first_bar
-        end = torch.minimum(begin + self.bars, self.first_bar[line + 1])
+        end = torch.minimum(begin + bars, self.first_bar[line + 1])
         fitting = torch.searchsorted(self.tokens_before, self.tokens_before[begin] + self.max_tokens, right=True) - 1
         end = torch.minimum(end, torch.maximum(fitting, begin + 1))  # one bar at least
         length = self.tokens_before[end] - self.tokens_before[begin]

@@ -167,6 +167,7 @@ class LineReader:
         max_duration: int | None,
         transpose: int,
         batch_size: int,
+        short_windows: float,
         seed: int,
         seed_of_reader: int,
     ):
@@ -182,6 +183,7 @@ class LineReader:
             "transpose": transpose,
             "batch_size": batch_size,
             "num_batches_multiple": 1,
+            "short_windows": short_windows,
             "seed": seed + 7919 * seed_of_reader,
         }
 

@@ -92,6 +92,12 @@ def add_data_options(data: argparse._ArgumentGroup) -> None:
     data.add_argument("--max_tokens", type=int, default=224, help="windows longer than this lose their last bars")
     data.add_argument("--transpose", type=int, default=6, help="transpose by up to so many semitones; 0: not at all")
     data.add_argument(
+        "--short_windows",
+        type=float,
+        default=0.0,
+        help="share of the windows that are cut to a random number of bars, so that beginnings are learned too",
+    )
+    data.add_argument(
         "--max_duration",
         type=int,
         help="in training, notes longer than so many beats are cut, so that keys held too long are not learned; "
@@ -288,7 +294,7 @@ POSITIVE = (
     "genre_temperature",
     "num_proc",
 )
-SHARES = ("curriculum_start", "min_lr_ratio", "label_smoothing", "ema_decay", "min_active_units")
+SHARES = ("short_windows", "curriculum_start", "min_lr_ratio", "label_smoothing", "ema_decay", "min_active_units")
 
 
 def check(args: argparse.Namespace) -> None:
