@@ -167,9 +167,9 @@ class LineReader:
         max_duration: int | None,
         transpose: int,
         batch_size: int,
-        short_windows: float,
         seed: int,
         seed_of_reader: int,
+        short_windows: float = 0.0,
     ):
         self.stream = stream
         self.collate = collate
