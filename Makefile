@@ -28,7 +28,7 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
 RELEASE := release/melody-vae-16bar
 DEMO := outputs/demo
 
-outputs/tunes/build.json: $(VENV)/.installed
+outputs/tunes/build.json: | $(VENV)/.installed
 	$(RUN)python -m dataset_script.build --output $(@D)
 
 demo: install outputs/tunes/build.json  ## from nothing to outputs/demo/index.html: melodies of the release

@@ -362,7 +362,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--melodies", type=int, default=64, help="test melodies to vary and fill, samples per condition"
     )
-    parser.add_argument("--shifts", type=int, default=64, help="test melodies to shift by every attribute, both ways")
+    parser.add_argument("--shifts", type=int, default=32, help="test melodies to shift by every attribute, both ways")
     parser.add_argument("--guidance", type=float, default=2.0, help="by how much conditions are exaggerated")
     parser.add_argument("--probe_melodies", type=int, default=8000, help="training windows for the attributes' probe")
     parser.add_argument(
