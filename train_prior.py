@@ -21,7 +21,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from dataset_script.windows import section_notes
-from modeling import MelodyProcessor, MelodyVAEModel
+from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel
 from modeling.attributes_melody_vae import ATTRIBUTES, KEY_NAMES, TEMPO_CLASSES, key_of, measure, tempo_class
 from modeling.prior_melody_vae import LatentPrior
 from train import (
@@ -222,12 +222,13 @@ def training_function(args: argparse.Namespace) -> None:
     # This program's own classes: the folder may come with the code of an older version.
     old = load_pretrained(MelodyVAEModel, args.model).to("cuda" if torch.cuda.is_available() else "cpu").eval()
     processor = load_pretrained(MelodyProcessor, args.model)
-    if args.sampling_noise and not (old.config.latent_noise and 0 <= args.sampling_noise <= 1):
-        raise UserError(f"--sampling_noise {args.sampling_noise}: from 0 to 1, for models trained with latent_noise")
-    if not 0 < args.sampling_top_p <= 1:
-        raise UserError(f"--sampling_top_p {args.sampling_top_p}: more than 0, and 1 at most")
     if not old.config.latent_size:
         raise UserError(f"{args.model} has no latent, hence no prior; train one with latent_size")
+    sampling = {"sampling_noise": args.sampling_noise, "sampling_top_p": args.sampling_top_p}
+    try:
+        config = MelodyVAEConfig(**old.config.to_dict() | sampling)
+    except ValueError as error:
+        raise UserError(f"{args.model}: {error}") from error
     old.set_grammar(processor.grammar_table())
     began = time.perf_counter()
     encoded = {}
@@ -250,8 +251,6 @@ def training_function(args: argparse.Namespace) -> None:
         for mean, log_variance, values, bars, own in encoded.values()
     )
 
-    config = copy.deepcopy(old.config)
-    config.sampling_noise, config.sampling_top_p = args.sampling_noise, args.sampling_top_p
     config.num_prior_layers, config.conditions = args.num_prior_layers, conditions
     config.attributes, config.section_returns = list(ATTRIBUTES), [round(chance, 4) for chance in returns]
     torch.manual_seed(args.seed)

@@ -1,7 +1,8 @@
 """Measure how well a model controls attributes: `python -m evaluation.attributes --model DIR --dataset DIR`.
 
 Two questions: how much of each attribute is in the latent (R² of a linear probe), and what a request of
-`model.shift(latent, attribute, amount)` does to each attribute of the decoded melody.
+`model.shift(latent, attribute, amount)` does to each attribute of the decoded melody; with the R² of what a melody
+measures then against what was wished for.
 """
 
 import argparse
@@ -123,12 +124,18 @@ def control(model, processor, chosen: dict[str, Sequence[dict]], melodies: int) 
         "r_squared": {name: round(value, 4) for name, value in zip(names, explained.tolist(), strict=True)},
         "mean_response": {},
     }
+    has = model.attributes_of(model.read_lines(model.decode(starts.to(model.device), bars=BARS))).cpu()
+    wished, found = [], []
     for amount in AMOUNTS:
-        mean = responses(model, starts, amount).mean(1)  # (A, A)
+        moved = responses(model, starts, amount)  # (A, M, A)
+        wished.append(has + amount)
+        found.append(has + moved.diagonal(dim1=0, dim2=2))
         report["mean_response"][f"{amount:+}"] = {
             asked: {name: round(value, 3) for name, value in zip(names, row.tolist(), strict=True)}
-            for asked, row in zip(names, mean, strict=True)
+            for asked, row in zip(names, moved.mean(1), strict=True)
         }
+    obeyed = r_squared(torch.cat(found), torch.cat(wished))
+    report["r_squared_of_shifts"] = {name: round(value, 4) for name, value in zip(names, obeyed.tolist(), strict=True)}
     return report
 
 

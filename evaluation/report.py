@@ -20,6 +20,10 @@ RESULTS = ROOT / "results"
 DOCUMENTS = ["README.md"]
 BLOCK = re.compile(r"(<!-- report:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
+# R² of the latent's dimension that is tied to an attribute (Pati & Lerch 2021, https://arxiv.org/abs/2004.05485).
+AR_VAE = {"rhythmic_complexity": 0.836, "pitch_range": 0.968}
+R_SQUARED = ["R² of measured against wished for", "of a linear probe of the latent", "of AR-VAE's dimension"]
+
 ROOMS = {  # what each top-level entry is for
     "modeling": "the model as it ships to the Hub: configuration, relative attention, model, processor",
     "dataset_script": "a MIDI archive or folder to melodies in Parquet; README.md is the data set's card",
@@ -151,7 +155,9 @@ def operations() -> str:
             name.replace("_", " "),
             f"{row[name]:+.2f}",
             f"{max((abs(value), value) for other, value in row.items() if other != name)[1]:+.2f}",
+            f"{attributes['r_squared_of_shifts'][name]:.2f}",
             f"{attributes['r_squared'][name]:.2f}",
+            f"{AR_VAE[name]:.2f}" if name in AR_VAE else "",
         ]
         for name, row in response.items()
     ]
@@ -161,7 +167,7 @@ def operations() -> str:
         + table(["", "measured"], rows)
         + f"\nA request to `shift` {attributes['melodies']['shifted']} test melodies by +1 standard deviation moved "
         "them, in the mean:\n\n"
-        + table(["attribute", "itself", "the other that moved most", "R² of a linear probe of the latent"], moves)
+        + table(["attribute", "itself", "the other that moved most", *R_SQUARED], moves)
         + "\nWritten by `make report` from `results/model.json`.\n"
     )
 

@@ -134,9 +134,12 @@ def test_a_model_and_its_tokenizer_must_be_of_one_another(dataset, trained, tmp_
     shutil.copy(tmp_path / "other" / "tokenizer.json", mixed)
     with pytest.raises(train.UserError, match="its files are of different models"):
         run(arguments(dataset, tmp_path / "new", "--init_from", str(mixed)))
-    deeper = TINY.replace("num_hidden_layers=1", "num_hidden_layers=2")
-    with pytest.raises(train.UserError, match="has no weights of this shape for"):
-        run(arguments(dataset, tmp_path / "new", "--init_from", str(trained), "--config_overrides", deeper))
+    for overrides, reason in (
+        ("hidden_size=24", "has no weights of this shape for"),
+        ("num_encoder_layers=0", "more layers"),
+    ):
+        with pytest.raises(train.UserError, match=reason):
+            run(arguments(dataset, tmp_path / "new", "--init_from", str(trained), "--config_overrides", overrides))
 
 
 @pytest.mark.parametrize("model_type", ["music_vae", pytest.param("rnn", marks=pytest.mark.slow)])
@@ -272,6 +275,23 @@ def test_a_compiled_model_learns_the_same(dataset, tmp_path):  # noqa: F811
         run(arguments(dataset, folder, "--max_train_steps", "3", "--config_overrides", TINY + ",dropout=0.0", *options))
         histories.append(json.loads((folder / train.LOG_NAME).read_text())["history"][-1])
     assert histories[0]["bits_per_note"] == pytest.approx(histories[1]["bits_per_note"], rel=1e-3)
+
+
+def test_a_deeper_model_goes_on_as_the_trained_one_was(trained):  # noqa: F811
+    processor = models.load_tokenizing_processor(str(trained))
+    overrides = ("", "num_encoder_layers=2,num_hidden_layers=3")
+    plain, deeper = (models.load_model(str(trained), text, processor).eval() for text in overrides)
+    assert (len(deeper.melody_encoder.layers), len(deeper.layers)) == (2, 3)
+    ids = plain.sample(3, bars=2, seed=0)
+    assert torch.equal(plain(ids).logits, deeper(ids).logits)
+    deeper.train()(ids, labels=ids).loss.backward()
+    new = {
+        name: weight
+        for name, weight in deeper.named_parameters()
+        if "layers.2" in name and name.endswith("o_proj.weight")
+    }
+    assert new
+    assert all(weight.grad.any() for weight in new.values())
 
 
 def test_a_trained_model_goes_on_as_it_was_and_hears_of_noise(trained):  # noqa: F811

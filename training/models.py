@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 import httpx2
+import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import OfflineModeIsEnabled
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
@@ -17,6 +18,7 @@ from training.options import MELODY_VAE, MUSIC_VAE
 TOKENIZER = "tokenizer_of_windows"  # folder in the run's, where its model reads no tokens
 # Begin as zeros, so that a trained model goes on as it was; `musical_time` also turns queries and keys, at once.
 ADDABLE = {"bar_conditioner.noise_proj.weight", "previous_proj.weight", "time_embedding.proj.weight"}
+BRANCH_ENDS = ("attention.o_proj.weight", "down_proj.weight")  # what a layer adds comes out of these
 HUB_SECONDS = 10  # to wait for the Hub's first answer
 
 
@@ -128,6 +130,8 @@ def build_baseline(model_type: str, config_overrides: str, processor: MelodyProc
 def load_model(source: str, config_overrides: str, processor: MelodyProcessor) -> PreTrainedModel:
     """Load the model to go on from; without its prior and directions, which were fitted to latents that change now.
 
+    With more layers than it had, see [`deepen`].
+
     Raises:
         UserError: If it is no melody VAE, its files are of different models, or the overrides ask for other weights.
     """
@@ -140,7 +144,12 @@ def load_model(source: str, config_overrides: str, processor: MelodyProcessor) -
             f"{source}: a model of {config.vocab_size} tokens beside a tokenizer of {tokens}: its files are of "
             "different models; take the folder as train.py wrote it"
         )
+    trained = depth_of(config)
     config = overridden(config, config_overrides)
+    depth = depth_of(config)
+    if any(depth[name] < layers for name, layers in trained.items()):
+        raise UserError(f"--config_overrides {config_overrides}: {source} has more layers; they can only become more")
+    config = MelodyVAEConfig(**config.to_dict() | trained)
     options = {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, found = load_pretrained(MelodyVAEModel, source, **options)  # pyright: ignore[reportGeneralTypeIssues]
     if wrong := sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])} - ADDABLE):
@@ -148,5 +157,32 @@ def load_model(source: str, config_overrides: str, processor: MelodyProcessor) -
             f"--config_overrides {config_overrides}: {source} has no weights of this shape for {wrong[0]}; leave out "
             "what changes the model's size"
         )
+    if depth != trained:
+        model = deepen(model, MelodyVAEConfig(**config.to_dict() | depth))
     model.set_grammar(processor.grammar_table())
     return model
+
+
+def depth_of(config: MelodyVAEConfig) -> dict[str, int]:
+    """Return how many layers a model has that can become more."""
+    return {name: getattr(config, name) for name in ("num_encoder_layers", "num_hidden_layers")}
+
+
+@torch.no_grad()
+def deepen(model: MelodyVAEModel, config: MelodyVAEConfig) -> MelodyVAEModel:
+    """Put further layers on top of a trained model's, which change nothing at first: their branches end in zeros.
+
+    Args:
+        model: The trained one.
+        config: Its configuration, but for `num_encoder_layers` and `num_hidden_layers`, which may be larger.
+
+    Source: "identity" layers of Net2Net (https://arxiv.org/abs/1511.05641), for residual branches.
+    """
+    deeper, trained = MelodyVAEModel(config), model.state_dict()
+    for name, weight in deeper.state_dict().items():
+        if name in trained:
+            weight.zero_()[: len(trained[name])] = trained[name]  # bars' conditions have rows for each layer
+        elif name.endswith(BRANCH_ENDS):
+            weight.zero_()
+    deeper.generation_config = model.generation_config
+    return deeper

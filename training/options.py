@@ -161,7 +161,7 @@ def add_model_options(model: argparse._ArgumentGroup) -> None:
         default="",
         help="fields of the model's configuration, as in hidden_size=384,num_hidden_layers=8,dropout=0.2; "
         "token_dropout=0.1 hides a tenth of the notes heard so far, so that the latent has to be read, kl_weight and "
-        "free_bits say what the latent may cost",
+        "free_bits say what the latent may cost; with --init_from, num_hidden_layers and num_encoder_layers may grow",
     )
     model.add_argument("--gradient_checkpointing", action="store_true", help="save memory, lose a third of the speed")
     model.add_argument(
