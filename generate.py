@@ -36,6 +36,7 @@ LIMITS = {  # --bars ends at what the model can hold, see Studio
     "primer_bars": (1, 1000),
     "temperature": (0.01, 100),
     "similarity": (0, 1),
+    "amounts": (-5, 5),
     "tempo": (10, 400),
     "program": (0, 127),
     "seed": (0, 2**32 - 1),
@@ -264,8 +265,9 @@ def check(args: argparse.Namespace) -> None:
     """
     for name, (low, high) in LIMITS.items():
         value = vars(args).get(name)
-        if value is not None and not low <= value <= high:
-            raise UserError(f"--{name} {value}: must lie between {low} and {high}")
+        for each in value if isinstance(value, list | tuple) else (value,):
+            if each is not None and not low <= each <= high:
+                raise UserError(f"--{name} {each}: must lie between {low} and {high}")
     folder = Path(args.model)
     if folder.is_dir():
         missing = [name for name in MODEL_FILES if not (folder / name).is_file()]
@@ -354,16 +356,19 @@ def continue_melody(studio: Studio) -> Section:
     return Section("Continuations", text, [beginning, *takes])
 
 
-def show_takes(studio: Studio, kind: str, original: tuple[str, Any], line: dict, batch) -> list[Item]:
+def show_takes(
+    studio: Studio, kind: str, original: tuple[str, Any], line: dict, batch, titles: Sequence[str] | None = None
+) -> list[Item]:
     """Announce what the model made of a melody, each compared with it. `original`: the melody's title and score."""
     from rendering.piano_roll import write_piano_roll
 
     items, (title, start), bars = [], original, studio.args.bars
     for number, ids in enumerate(batch, start=1):
         name, score = f"{kind}-{number}", studio.score(ids, line)
-        take = f"{kind[0].upper()}{kind[1:]} {number}"
+        take = titles[number - 1] if titles else f"{kind[0].upper()}{kind[1:]} {number}"
         melody = studio.album.melody(name, take, score, bars)
-        alt = f"Piano rolls of {title[0].lower()}{title[1:]}, above, and of {kind} {number}, below: {melody.text}"
+        below = f"{take[0].lower()}{take[1:]}"
+        alt = f"Piano rolls of {title[0].lower()}{title[1:]}, above, and of {below}, below: {melody.text}"
         picture = studio.album.picture(
             f"{name}-comparison", alt, write_piano_roll, [start, score], (title, take), bars, compare=True
         )
@@ -371,11 +376,13 @@ def show_takes(studio: Studio, kind: str, original: tuple[str, Any], line: dict,
     return studio.with_originality(items, batch)
 
 
-def show_beside_melody(studio: Studio, kind: str, line: dict, batch, made) -> list[Item]:
+def show_beside_melody(
+    studio: Studio, kind: str, line: dict, batch, made, titles: Sequence[str] | None = None
+) -> list[Item]:
     """Announce a whole melody, and what the model made of it."""
     original = studio.score(batch["input_ids"][0], line)
     first = studio.album.melody("original", "The melody", original, studio.args.bars)
-    return [first, *show_takes(studio, kind, ("The melody", original), line, made)]
+    return [first, *show_takes(studio, kind, ("The melody", original), line, made, titles)]
 
 
 def generators(studio: Studio) -> list:
@@ -428,6 +435,27 @@ def infill(studio: Studio) -> Section:
     told = ", ".join(map(str, args.fill_bars))
     text = f"Of {line['name']}, bars {told} were written anew; the others are as they were."
     return Section("Fillings", text, show_beside_melody(studio, "filling", line, batch, filled))
+
+
+def shift(studio: Studio) -> Section:
+    """Give a melody more or less of an attribute, and leave the others as they are."""
+    import torch
+    from tqdm.auto import tqdm
+
+    args, line = studio.args, studio.lines(1)[0]
+    if args.attribute not in (known := studio.model.config.attributes or []):
+        remedy = f"knows {', '.join(known)}" if known else "knows no attributes; train its prior with train_prior.py"
+        raise UserError(f"--attribute {args.attribute}: {args.model} {remedy}")
+    batch = studio.processor(lines=line, bars=args.bars, return_tensors="pt")
+    args.bars = min(line["bars"], args.bars)
+    latent = studio.model.encode(**batch).latent_mean
+    amounts = tqdm(args.amounts, desc="Shifting", unit=" melodies")
+    latents = [studio.model.shift(latent, args.attribute, amount, bars=args.bars) for amount in amounts]
+    shifted = studio.model.decode(torch.cat(latents), bars=args.bars)
+    name = args.attribute.replace("_", " ")
+    titles = [f"{name[0].upper()}{name[1:]} {amount:+g}" for amount in args.amounts]
+    text = f"{line['name']} with more and less {name}, in standard deviations of the training data; all else as it was."
+    return Section("Shifts", text, show_beside_melody(studio, "shift", line, batch, shifted, titles))
 
 
 def bar_numbers(text: str) -> list[int]:
@@ -544,6 +572,7 @@ COMMANDS: dict[str, tuple[Sequence[Callable[[Studio], Section | None]], str, str
     "continue": ([continue_melody], "A melody, continued", "keep the first bars of a melody and write on"),
     "infill": ([infill], "Bars written anew", "write some bars of a melody anew, the others stay as they are"),
     "vary": ([vary], "A melody and its variations", "write variations of a melody"),
+    "shift": ([shift], "A melody with more or less of something", "give a melody more or less of an attribute"),
     "interpolate": ([interpolate], "From one melody to another", "walk from one melody to another"),
     "tour": (
         [sample, reconstruct, continue_melody, interpolate, training_curves],
@@ -574,7 +603,7 @@ def make_parser() -> argparse.ArgumentParser:
         if name != "sample":
             splits = ("validation", "test", "train")
             command.add_argument("--split", choices=splits, default=splits[0], help="of the data set (%(default)s)")
-        if name != "interpolate":
+        if name not in ("interpolate", "shift"):
             num = {"continue": 2, "infill": 2, "tour": 3}.get(name, 4)
             command.add_argument("--num", type=int, default=num, help="how many melodies (%(default)s)")
         if name in ("continue", "tour"):
@@ -586,13 +615,18 @@ def make_parser() -> argparse.ArgumentParser:
         if name == "vary":
             help_ = "from 0, another melody, to 1, the melody itself (%(default)s)"
             command.add_argument("--similarity", type=float, default=0.8, help=help_)
+        if name == "shift":
+            help_ = "such as note_density, pitch_range or syncopation; a wrong one is answered with all that there are"
+            command.add_argument("--attribute", required=True, help=help_)
+            help_ = "standard deviations of the training data (%(default)s)"
+            command.add_argument("--amounts", type=float, nargs="+", default=(-2.0, -1.0, 1.0, 2.0), help=help_)
         if name == "infill":
             help_ = "bars to write anew, as in 5-8 or 2,4,7-9"
             command.add_argument("--fill_bars", required=True, type=bar_numbers, metavar="BARS", help=help_)
         if name in ("sample", "continue", "infill", "tour"):
             help_ = "below 1 tamer, above 1 bolder (%(default)s)"
             command.add_argument("--temperature", type=float, default=1.0, help=help_)
-        if name in ("sample", "continue", "infill", "vary", "tour"):
+        if name in ("sample", "continue", "infill", "vary", "shift", "tour"):
             help_ = "say what each melody has in common with training melodies (evaluation.originality build makes it)"
             command.add_argument("--check_originality", metavar="INDEX", help=help_)
         command.add_argument("--bars", type=int, help="length of the melodies (as many as the model holds, often 16)")

@@ -32,7 +32,7 @@ ROOMS = {  # what each top-level entry is for
     "baselines": "MusicVAE, LSTM, RNN, absolute positions: the systems to beat, trained by the same train.py",
     "configs": "accelerate's configurations: processes on a CPU, GPUs, FSDP2",
     "train_prior.py": "the learned prior over latents, for a model that is trained",
-    "generate.py": "sample, reconstruct, continue, interpolate, vary, fill: MIDI, sound and pictures",
+    "generate.py": "sample, reconstruct, continue, interpolate, vary, fill, shift: MIDI, sound and pictures",
     "export_onnx.py": "a model as ONNX graphs, with a loop that needs numpy and onnxruntime only",
     "onnx_melody_vae.py": "that loop; copied beside the graphs",
     "publish.py": "model, data set and Space to the Hub, each in one commit",

@@ -113,18 +113,13 @@ class Composer:
         """Encode a melody, move its latent along attributes, and decode it or variations of it."""
         latent = self._encode([melody])
         for attribute, amount in amounts.items():
-            latent = self._shift(latent, attribute, amount, melody["bars"])
+            latent = self.model.shift(latent, attribute, amount, bars=melody["bars"])
         asked = {"bars": melody["bars"], "time_signature": melody["time_signature"]}
         if similarity == 1:
             ids = self.model.decode(latent, **asked)
         else:
             ids = self.model.vary(latent, n=count, similarity=similarity, seed=seed, **asked)
         return self._melodies(ids, melody["tempo"], melody["program"])
-
-    def _shift(self, latent: torch.Tensor, attribute: str, amount: float, bars: int) -> torch.Tensor:
-        """Move a latent along an attribute: the one place that calls the model's `shift`, repeatably."""
-        with self.model.seeded(0):
-            return self.model.shift(latent, attribute, amount, bars=bars)
 
     def blend(self, melodies: Sequence[Melody], size: int) -> list[Melody]:
         """Decode points between two melodies (a path of `size`) or four (a square, row by row)."""

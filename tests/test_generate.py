@@ -264,6 +264,23 @@ class TestVary:
         assert other["variation-1"] != other["variation-2"] != rebuilt
 
 
+class TestShift:
+    def test_more_and_less(self, midi, tmp_path, capsys):
+        release = ROOT / "release" / "melody-vae-16bar"
+        options = ("--midi", midi / "tune1.mid", "--bars", BARS, "--attribute", "note_density", "--amounts", -1, 1)
+        found = melodies(run(capsys, "shift", "--model", release, "--output", tmp_path, *options))
+        page = (tmp_path / "index.html").read_text()
+        assert found["original"] == notes_of(make_line(1), BARS)
+        assert len(found["shift-1"]) < len(found["original"]) < len(found["shift-2"])
+        assert "Note density -1" in page
+        assert "Note density +1" in page
+
+    def test_attributes_that_a_model_has_not(self, model, midi, tmp_path, capsys):
+        options = ("--output", str(tmp_path), "--midi", str(midi / "tune1.mid"), "--attribute", "mood")
+        assert generate.main(["shift", "--model", str(model), *options]) == 2
+        assert "knows no attributes; train its prior with train_prior.py" in capsys.readouterr().err
+
+
 class TestInfill:
     @pytest.mark.parametrize("kind", ["model", "music_transformer"])
     def test_other_bars_stay(self, kind, midi, tmp_path, capsys, request):
@@ -461,6 +478,7 @@ class TestBadInput:
             ("sample", "--tempo", "0"),
             ("sample", "--program", "128"),
             ("vary", "--similarity", "1.5"),
+            ("shift", "--amounts", "nan"),
             ("sample", "--seed", "-1"),
             ("interpolate", "--steps", "0"),
             ("continue", "--primer_bars", "0"),
@@ -470,7 +488,8 @@ class TestBadInput:
     )
     def test_numbers(self, model, midi, tmp_path, capsys, options):
         command, name, value = options
-        source = ("--midi", midi / "tune1.mid") if command in ("continue", "vary") else ()
+        source = ("--midi", midi / "tune1.mid") if command in ("continue", "vary", "shift") else ()
+        source += ("--attribute", "contour") if command == "shift" else ()
         line = self.fails(capsys, command, "--model", model, "--output", tmp_path, *source, name, value)
         assert re.match(rf"generate.py: {name} {float(value):g}(\.0)?: ", line)
 

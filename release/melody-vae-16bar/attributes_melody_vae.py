@@ -67,6 +67,25 @@ def read_line(pieces: Iterable[int], steps_per_beat: int) -> dict[str, Any]:
     }
 
 
+def write_line(line: Mapping[str, Any]) -> list[list[int]]:
+    """Write a line as REMI tokens, those of each bar for itself: what [`read_line`] reads, joined.
+
+    Args:
+        line: Its notes are sorted, one at a time, and begin within its bars.
+
+    Returns:
+        `line["bars"]` lists of integers, see `PIECE_VALUES`.
+    """
+    numerator, denominator = map(int, line["time_signature"].split("/"))
+    steps = steps_per_bar(line)
+    signature = PIECE_KINDS["TimeSig"] * PIECE_VALUES + 64 * numerator + denominator
+    bars = [[PIECE_KINDS["Bar"] * PIECE_VALUES, signature] for _ in range(line["bars"])]
+    for start, duration, pitch in zip(line["start"], line["duration"], line["pitch"], strict=True):
+        for kind, value in (("Position", start % steps), ("Pitch", pitch), ("Duration", duration)):
+            bars[start // steps].append(PIECE_KINDS[kind] * PIECE_VALUES + value)
+    return bars
+
+
 def steps_per_bar(line: Mapping[str, Any]) -> int:
     """Grid steps in each bar of a line."""
     return int(line["time_signature"].split("/")[0]) * line["steps_per_beat"]

@@ -10,6 +10,7 @@ O some of its tokens.
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import overload
 
 import torch
@@ -229,6 +230,68 @@ def fits(
     is_fit &= (own_signature == signature) | ((own_signature == 0) | (signature == 0))
     is_fit &= to_rest <= room
     return is_fit
+
+
+def runs_of_tokens(table: torch.Tensor) -> list[list[int]]:
+    """Return the REMI tokens that each token stands for, as integers, see `attributes_melody_vae.PIECE_VALUES`."""
+    return [[piece for piece in row if piece] for row in table[:, GRAMMAR_COLUMNS:].tolist()]
+
+
+class TokenWriter:
+    """Writes REMI tokens with a vocabulary's tokens, as its tokenizer does, from the grammar table alone.
+
+    BPE numbers its tokens in the order in which it learned them, so what a token was made of is how the tokens before
+    it write its run.
+
+    Args:
+        table: `(V, 12 + W)`, as [`MelodyProcessor.grammar_table`] has it.
+    """
+
+    PREFIX = 0  # stands before each bar; no REMI token
+
+    def __init__(self, table: torch.Tensor):
+        self.single: dict[int, int] = {}  # of a REMI token, or the prefix
+        self.merged: dict[tuple[int, int], int] = {}  # of two tokens next to each other
+        rows = zip(table[:, :GRAMMAR_COLUMNS].tolist(), runs_of_tokens(table), strict=True)
+        for token, (row, run) in enumerate(rows):
+            run = [self.PREFIX] * row[OPENS_BAR] + run
+            if row[BEFORE] == UNUSABLE:
+                continue
+            if len(run) == 1:
+                self.single[run[0]] = token
+            else:
+                first, *others = self.merge(run)
+                if len(others) == 1:
+                    self.merged[first, others[0]] = token
+
+    def values(self, kind: str) -> list[int]:
+        """Return the values of a kind of REMI token (`Pitch`, ...) that there are, ascending."""
+        return sorted(piece % PIECE_VALUES for piece in self.single if piece // PIECE_VALUES == PIECE_KINDS[kind])
+
+    def merge(self, run: list[int]) -> list[int]:
+        """Write a run of REMI tokens, merging what was learned first first."""
+        tokens = [self.single[piece] for piece in run]
+        unknown = len(self.merged) + max(self.single.values()) + 1
+        while len(tokens) > 1:
+            pairs = [self.merged.get(pair, unknown) for pair in pairwise(tokens)]
+            if (first := min(pairs)) == unknown:
+                break
+            at = pairs.index(first)
+            tokens[at : at + 2] = [first]
+        return tokens
+
+    def write(self, bars: Sequence[list[int]]) -> list[int]:
+        """Write bars, each a list of REMI tokens.
+
+        Raises:
+            ValueError: If the vocabulary lacks one of them.
+        """
+        try:
+            return [token for bar in bars for token in self.merge([self.PREFIX, *bar])]
+        except KeyError as error:
+            kind, value = divmod(error.args[0], PIECE_VALUES)
+            name = next((name for name, number in PIECE_KINDS.items() if number == kind), kind)
+            raise ValueError(f"the vocabulary has no {name} of {value}") from error
 
 
 class MelodyLogitsProcessor(LogitsProcessor):

@@ -4,17 +4,20 @@ Dimension key: B batch, T tokens, N bars, Z latent size, A attributes.
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import DynamicCache
 
-from .attributes_melody_vae import ATTRIBUTES, key_of, measure, read_line
+from .attributes_melody_vae import ATTRIBUTES, key_of, measure, read_line, write_line
 from .configuration_melody_vae import MelodyVAEConfig
-from .constraints_melody_vae import BAR_STEPS, GRAMMAR_COLUMNS, TIME_SIGNATURE
+from .constraints_melody_vae import BAR_STEPS, TIME_SIGNATURE, TokenWriter, runs_of_tokens
+from .edits_melody_vae import edit_line
 from .prior_melody_vae import LatentPrior
 
 Conditions = Mapping[str, Any]
@@ -25,6 +28,8 @@ Generators = Sequence[torch.Generator]
 
 PER_MELODY = ("generator", "bars", "temperature", "scale", "time_signature", "lowest_pitch", "highest_pitch")
 """Options of `sample` that may be lists with one for each melody."""
+
+GREEDY_OPTIONS = {"do_sample", "noise", "max_length", *PER_MELODY} - {"generator", "temperature"}
 
 FEWEST_ROWS = 4  # products of fewer rows are summed up in another order (MKL), and might round to another token
 NUMBERS_AT_ONCE = 64
@@ -106,11 +111,11 @@ def decode_apart(
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
-    generator: Generators,
+    generator: Generators | None = None,
     temperatures: torch.Tensor | None = None,
     **model_kwargs,
 ) -> torch.Tensor:
-    """Decode as transformers' sampling does, each melody with random numbers of its own.
+    """Decode as transformers' sampling does, each melody with random numbers of its own, or greedily.
 
     A decoding loop for `generate(custom_generate=...)`. A token takes one number from 0 to 1, and a melody one number
     of its generator, from which all of these come: what else is in the batch, and for how long, makes no difference.
@@ -122,15 +127,17 @@ def decode_apart(
         logits_processor: As `generate` prepares it, like the three that follow and `model_kwargs`.
         stopping_criteria: When a melody is done.
         generation_config: Names the token that pads.
-        generator: One for each melody.
+        generator: One for each melody; without, the most likely token is taken.
         temperatures: `(B,)`, of the softmax over tokens, beside the one temperature of `generation_config`.
         model_kwargs: Of `forward`.
 
     Returns:
         `(B, T')` ids, padded at the end.
     """
-    seeds = [int(torch.randint(2**62, (), generator=each, device=each.device)) for each in generator]
-    own = [torch.Generator(each.device).manual_seed(seed) for each, seed in zip(generator, seeds, strict=True)]
+    own = []
+    for each in generator or ():
+        seed = int(torch.randint(2**62, (), generator=each, device=each.device))
+        own.append(torch.Generator(each.device).manual_seed(seed))
     is_done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
     rows = torch.arange(len(input_ids), device=input_ids.device)  # (A,) those that the model computes
     numbers = torch.empty(0)
@@ -144,9 +151,9 @@ def decode_apart(
         scores = logits_processor(input_ids, logits)  # (B, V)
         if temperatures is not None:
             scores = scores / temperatures[:, None]
-        if step % NUMBERS_AT_ONCE == 0:
+        if own and step % NUMBERS_AT_ONCE == 0:
             numbers = draw_uniform(scores.new_empty(len(scores), NUMBERS_AT_ONCE), own)
-        token = choose(scores.softmax(-1), numbers[:, step % NUMBERS_AT_ONCE])
+        token = choose(scores.softmax(-1), numbers[:, step % NUMBERS_AT_ONCE]) if own else scores.argmax(-1)
         token = token.masked_fill(is_done, generation_config.pad_token_id)
         input_ids = torch.cat([input_ids, token[:, None]], dim=-1)
         is_done = is_done | stopping_criteria(input_ids, scores)
@@ -163,14 +170,9 @@ def decode_apart(
     return input_ids
 
 
-# Ways that `shift` tries in each of its rounds. Transported: how much of what is missing to ask for, and the guidance.
-# Drawn: where on the way from noise to the latent to begin.
-SHIFT_ROUNDS = 3
-TRANSPORTS = ((1.0, 2.0), (1.0, 4.0), (2.0, 4.0))
-DRAWS = (0.3, 0.5, 0.5, 0.7, 0.7, 0.85)
-DRAWS_GUIDANCE = 3.0
-LONGEST_SHIFTED = 2  # times as many tokens as the longest melody had; what is longer is no way to go
-OWN_WEIGHT = 8.0  # of the attribute that is asked for, against each other one, in the choice among the ways
+WAYS_OF_SHIFTING = 6  # searches for edits of a melody
+OWN_WEIGHT = 8.0  # of the attribute that is asked for, against each other one
+SURPRISE_WEIGHT = 0.2  # of a bit per note, against a squared standard deviation
 
 
 class MelodyOperations:
@@ -184,6 +186,7 @@ class MelodyOperations:
     dtype: Any
     encode: Any
     generate: Any
+    __call__: Any
 
     def known_bars(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Which bars of the latent `input_ids` `(B, T)` hold, `(B, N)`."""
@@ -205,8 +208,24 @@ class MelodyOperations:
         table = self.token_grammar.cpu()
         signatures = table[table[:, TIME_SIGNATURE] > 0][0]
         steps_per_beat = int(signatures[BAR_STEPS]) // (int(signatures[TIME_SIGNATURE]) // 64)
-        pieces = [[piece for piece in row if piece] for row in table[:, GRAMMAR_COLUMNS:].tolist()]
-        return [read_line((piece for token in row for piece in pieces[token]), steps_per_beat) for row in ids.tolist()]
+        runs = runs_of_tokens(table)
+        return [read_line((piece for token in row for piece in runs[token]), steps_per_beat) for row in ids.tolist()]
+
+    def write_lines(self, lines: Sequence[Mapping[str, Any]], writer: TokenWriter | None = None) -> torch.Tensor:
+        """Write lines as ids `(B, T)`, padded at the end; `read_lines` the other way round.
+
+        Args:
+            lines: Of the vocabulary's time signatures, pitches and grid; see `attributes_melody_vae`.
+            writer: Of this model's tokens, where it is at hand.
+
+        Raises:
+            ValueError: If the vocabulary lacks what a line has.
+        """
+        writer = writer or TokenWriter(self.token_grammar.cpu())
+        bos, eos = self.config.bos_token_id, self.config.eos_token_id
+        rows = [torch.tensor([bos, *writer.write(write_line(line)), eos]) for line in lines]
+        padding = self.config.pad_token_id
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding).to(self.device)
 
     def attributes_of(self, lines: Sequence[Mapping[str, Any]]) -> torch.Tensor:
         """Measure `config.attributes` of lines, `(B, A)`, in standard deviations from the training data's mean."""
@@ -424,7 +443,10 @@ class MelodyOperations:
 
     def decode(self, latent: torch.Tensor, **generate_kwargs) -> torch.Tensor:
         """Decode latents `(B, Z)` into ids `(B, T)`; greedy unless `generate_kwargs` say otherwise."""
-        return self.generate(latent=latent, **{"do_sample": False, **generate_kwargs})
+        options = {"do_sample": False, **generate_kwargs}
+        if not options["do_sample"] and options.keys() <= GREEDY_OPTIONS:
+            options["custom_generate"] = decode_apart  # the same tokens; the longest melody does not hold up the others
+        return self.generate(latent=latent, **options)
 
     @contextmanager
     def seeded(self, seed: int | None) -> Iterator[None]:
@@ -708,10 +730,10 @@ class MelodyOperations:
     ) -> torch.Tensor:
         """Move latents so that their melodies have more or less of an attribute, and as much of the others.
 
-        The learned prior takes a latent back to noise under the attributes that its melody has and forth again under
-        those that are wanted, or draws near it under these, in several ways; the way whose melody measures nearest to
-        the wish is kept, and from there what is missing still is asked for again. The same latent is always moved in
-        the same way.
+        A latent's melody is edited in several ways, note by note and bar by bar, until it measures as wished, see
+        `edits_melody_vae.search`; the ways are encoded, and the one is kept whose latent measures nearest to the wish
+        and that the melody decoder, as a language model, finds likeliest. The same latent is always moved in the same
+        way.
 
         Args:
             latent: `(B, Z)` or `(Z,)`.
@@ -728,53 +750,49 @@ class MelodyOperations:
         known = self.config.attributes or []
         if attribute not in known:
             raise ValueError(f"unknown attribute {attribute!r}; this model has {', '.join(known) or 'none'}")
-        best = latent.reshape(-1, self.config.latent_size).to(self.device, self.dtype)
-        bars = torch.as_tensor(self.config.max_bars if bars is None else bars).expand(len(best))
-        decoded = self.decode(best, bars=bars)
-        lines = self.read_lines(decoded)
-        labels = self.condition_labels(self.known_conditions(lines), len(best), bars)
+        start = latent.reshape(-1, self.config.latent_size).to(self.device, self.dtype)
+        bars = torch.as_tensor(self.config.max_bars if bars is None else bars).expand(len(start))
+        lines = self.read_lines(self.decode(start, bars=bars))
         has = self.attributes_of(lines)  # (B, A)
-        step = torch.zeros_like(has)
-        step[:, known.index(attribute)] = amount
-        wish, weight = has + step, torch.ones_like(step)
-        weight[:, known.index(attribute)] = OWN_WEIGHT
-        error = (weight * (has - wish).square()).sum(-1)  # (B,)
-        for index in range(SHIFT_ROUNDS):
-            ways = torch.stack(self.ways_of_shifting(best, has, wish, labels, seed=index))  # (W, B, Z)
-            longest = LONGEST_SHIFTED * decoded.shape[1]
-            melodies = self.decode(ways.flatten(0, 1), bars=bars.repeat(len(ways)), max_length=longest)
-            is_whole = melodies.eq(self.config.eos_token_id).any(-1).unflatten(0, (len(ways), -1))
-            measured = self.attributes_of(self.read_lines(melodies)).unflatten(0, (len(ways), -1))  # (W, B, A)
-            errors = (weight * (measured - wish).square()).sum(-1).masked_fill(~is_whole, torch.inf)  # (W, B)
-            nearest, rows = errors.argmin(0), torch.arange(len(best), device=self.device)
-            is_nearer = (errors[nearest, rows] < error)[:, None]
-            best = torch.where(is_nearer, ways[nearest, rows], best)
-            has = torch.where(is_nearer, measured[nearest, rows], has)
-            error = torch.minimum(error, errors[nearest, rows])
-        return best.view_as(latent)
+        wish, weight = has.clone(), torch.ones_like(has[0])
+        wish[:, known.index(attribute)] += amount
+        weight[known.index(attribute)] = OWN_WEIGHT
 
-    def ways_of_shifting(
-        self, latent: torch.Tensor, has: torch.Tensor, wish: torch.Tensor, labels: dict[str, torch.Tensor], seed: int
-    ) -> list[torch.Tensor]:
-        """Move latents `(B, Z)` from the attributes that they have towards others, `(B, A)` both, in several ways."""
-        missing, known = wish - has, labels | {"attributes": has}
-        ways = []
-        for factor, guidance in TRANSPORTS:
-            asked = labels | {"attributes": has + factor * missing}
-            ways.append(self.prior.transport(latent, known, asked, guidance=guidance, steps=PRIOR_STEPS))
-        is_known = torch.zeros(len(latent), self.config.max_bars, dtype=torch.bool, device=self.device)
-        # In the first round what is wished for; later somewhat more of what could not be had.
-        asked = labels | {"attributes": wish + (missing / 2 if seed else 0)}
-        with self.seeded(seed):
-            for begin in DRAWS:
-                ways.append(self.complete(latent, is_known, asked, begin=begin, guidance=DRAWS_GUIDANCE))
-        return ways
+        def errors_of(lines: Sequence[Mapping[str, Any]], wish: torch.Tensor) -> torch.Tensor:
+            return (weight * (self.attributes_of(lines) - wish).square()).sum(-1)
 
-    def known_conditions(self, lines: Sequence[Mapping[str, Any]]) -> dict[str, list]:
-        """Read the conditions that can be read from notes and that the prior knows for all of the lines."""
-        read = {"key": [key_of(line) for line in lines], "time_signature": [line["time_signature"] for line in lines]}
-        known = self.config.conditions or {}
-        return {name: values for name, values in read.items() if set(values) <= set(known.get(name, ()))}
+        writer = TokenWriter(self.token_grammar.cpu())
+        edited = [
+            edit_line(line, writer, lambda each, wish=wish[row]: errors_of([each], wish).item(), seed)
+            for seed in range(WAYS_OF_SHIFTING)
+            for row, line in enumerate(lines)
+        ]
+        ids = self.write_lines(edited, writer)
+        ways = self.encode(ids, ids.ne(self.config.pad_token_id).long()).latent_mean  # (W B, Z)
+        measured = self.read_lines(self.decode(ways, bars=bars.repeat(WAYS_OF_SHIFTING)))
+        errors = errors_of(measured, wish.repeat(WAYS_OF_SHIFTING, 1)).view(WAYS_OF_SHIFTING, -1)
+        price = errors
+        if self.config.latent_noise:
+            price = errors + SURPRISE_WEIGHT * self.surprise(ids, edited).view_as(errors)
+        chosen, rows = price.argmin(0), torch.arange(len(start), device=self.device)
+        is_nearer = errors[chosen, rows] < errors_of(lines, wish)
+        ways = ways.unflatten(0, (WAYS_OF_SHIFTING, -1))[chosen, rows]
+        return torch.where(is_nearer[:, None], ways, start).view_as(latent)
+
+    @torch.no_grad()
+    def surprise(self, ids: torch.Tensor, lines: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+        """Bits per note of melodies, `(B,)`, for the melody decoder without a latent, see `config.latent_noise`.
+
+        Args:
+            ids: `(B, T)`.
+            lines: The same melodies.
+        """
+        latent = torch.zeros(len(ids), self.config.latent_size, device=self.device, dtype=self.dtype)
+        logits = self(ids, latent=latent, noise=torch.ones(len(ids), self.config.max_bars, device=self.device)).logits
+        padding = self.config.pad_token_id
+        nats = cross_entropy(logits[:, :-1].mT.float(), ids[:, 1:], ignore_index=padding, reduction="none").sum(-1)
+        notes = torch.tensor([max(1, len(line["pitch"])) for line in lines], device=self.device)
+        return nats / math.log(2) / notes
 
     def interpolate_grid(self, corners: torch.Tensor, size: int = 5, **generate_kwargs) -> torch.Tensor:
         """Decode a square of points between four latents, its corners included.

@@ -166,36 +166,6 @@ class LatentPrior(nn.Module):
         is_kept = is_known[..., None].expand_as(state).flatten(1)
         return torch.where(is_kept, latent, self.unshares(state))
 
-    @torch.no_grad()
-    def transport(
-        self,
-        latent: torch.Tensor,
-        labels: dict[str, torch.Tensor],
-        new_labels: dict[str, torch.Tensor],
-        begin: float = 0.0,
-        guidance: float | torch.Tensor = 1.0,
-        steps: int = 32,
-    ) -> torch.Tensor:
-        """Take latents back to noise under the labels that they have, and from there on to others.
-
-        Nothing is drawn: with `new_labels` equal to `labels` and no guidance the latents return.
-
-        Args:
-            latent: `(B, Z)`.
-            labels: As in `forward`.
-            new_labels: Likewise.
-            begin: How far back to go: 0 is all the way to noise.
-            guidance: By how much the new labels are exaggerated; 1 is not at all. A number, or `(B,)`.
-            steps: Steps of Heun's method from 0 to 1.
-
-        Returns:
-            `(B, Z)`.
-        """
-        state = self.shares(latent)
-        is_known = torch.zeros(state.shape[:2], dtype=torch.bool, device=state.device)
-        state = self.follow(state, 1.0, begin, state, is_known, labels, 1.0, steps)
-        return self.unshares(self.follow(state, begin, 1.0, state, is_known, new_labels, guidance, steps))
-
     def shares(self, latent: torch.Tensor) -> torch.Tensor:
         """Write latents `(B, Z)` as the shares of the bars, in units of `scale`, `(B, N, S)`."""
         return ((latent - self.mean) / self.scale).unflatten(-1, (self.config.max_bars, -1))

@@ -1,0 +1,214 @@
+"""Small edits of melodies, such as musicians make, and the search by them for a melody that measures as one wishes.
+
+Notes are tuples of onset, duration and pitch, in grid steps from the first bar line and MIDI pitches; they are sorted,
+and a note has ended when the next begins.
+"""
+
+import random
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from .attributes_melody_vae import key_of, steps_per_bar
+from .constraints_melody_vae import TokenWriter, scale_mask
+
+Notes = list[tuple[int, int, int]]
+
+PROPOSALS = 24  # edits of which the best is made
+MOST_EDITS = 48
+LEAST_GAIN = 0.02  # of the error, by an edit; what brings less is not worth a change
+FAILURES = 2  # rounds of proposals without a gain, after which the search ends
+
+
+class Frame(NamedTuple):
+    """What edits of a melody leave as it is."""
+
+    bars: int
+    bar: int  # steps
+    beat: int  # steps
+    lowest: int  # pitch
+    highest: int
+    longest: int  # note, in steps
+    scale: list[int]  # pitches of the melody's key from the lowest to the highest
+
+    def step(self, pitch: int, steps: int) -> int:
+        """Move a pitch along the scale; at its ends it stays."""
+        at = bisect_left(self.scale, pitch)  # of the pitch itself, or else of the next one above
+        if not steps:
+            return pitch
+        if steps > 0 and self.scale[at : at + 1] != [pitch]:
+            steps -= 1
+        return self.scale[max(0, min(at + steps, len(self.scale) - 1))]
+
+    def nearest(self, pitch: float) -> int:
+        """Return the scale's pitch that is nearest."""
+        return min(self.scale, key=lambda each: abs(each - pitch))
+
+
+def tidy(notes: Notes, frame: Frame) -> Notes:
+    """Sort notes, keep one at each onset, and let each end where the next begins and with the melody."""
+    by_onset = {start: (duration, pitch) for start, duration, pitch in notes if 0 <= start < frame.bars * frame.bar}
+    onsets = sorted(by_onset)
+    ends = [*onsets[1:], frame.bars * frame.bar][: len(onsets)]
+    return [
+        (
+            start,
+            max(1, min(by_onset[start][0], end - start, frame.longest)),
+            max(frame.lowest, min(by_onset[start][1], frame.highest)),
+        )
+        for start, end in zip(onsets, ends, strict=True)
+    ]
+
+
+def run_of_bars(frame: Frame, draw: random.Random) -> tuple[int, int]:
+    """Draw bars next to each other: the steps where they begin and end."""
+    first, last = sorted((draw.randrange(frame.bars), draw.randrange(frame.bars)))
+    first, last = draw.choice(((first, last), (0, last), (first, frame.bars - 1)))
+    return first * frame.bar, (last + 1) * frame.bar
+
+
+def transpose(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
+    """Transpose the melody."""
+    semitones = draw.choice((-12, -7, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 7, 12))
+    pitches = [pitch + semitones for _, _, pitch in notes]
+    if min(pitches) < frame.lowest or max(pitches) > frame.highest:
+        return notes
+    return [(start, duration, pitch + semitones) for start, duration, pitch in notes]
+
+
+def move_bars(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
+    """Move some bars up or down within the key."""
+    begin, end = run_of_bars(frame, draw)
+    steps = draw.choice((-7, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 7))
+    return [
+        (start, duration, frame.step(pitch, steps) if begin <= start < end else pitch)
+        for start, duration, pitch in notes
+    ]
+
+
+def stretch(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
+    """Make some bars' intervals wider or narrower around their mean, within the key."""
+    begin, end = run_of_bars(frame, draw)
+    inside = [pitch for start, _, pitch in notes if begin <= start < end]
+    if not inside:
+        return notes
+    mean, factor = sum(inside) / len(inside), draw.choice((0.5, 0.7, 0.85, 1.2, 1.4, 1.8))
+    return [
+        (start, duration, frame.nearest(mean + factor * (pitch - mean)) if begin <= start < end else pitch)
+        for start, duration, pitch in notes
+    ]
+
+
+def repeat_bars(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
+    """Play one, two or four bars again, in place of as many others."""
+    length = min(draw.choice((1, 2, 4)), frame.bars)
+    source, target = draw.randrange(frame.bars - length + 1), draw.randrange(frame.bars - length + 1)
+    begin, end = target * frame.bar, (target + length) * frame.bar
+    away = (target - source) * frame.bar
+    kept = [note for note in notes if not begin <= note[0] < end]
+    again = [(start + away, duration, pitch) for start, duration, pitch in notes if begin <= start + away < end]
+    return kept + again or notes
+
+
+def bend(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
+    """Move one note up or down within the key."""
+    index = draw.randrange(len(notes))
+    start, duration, pitch = notes[index]
+    bent = (start, duration, frame.step(pitch, draw.choice((-5, -3, -2, -1, 1, 2, 3, 5))))
+    return [*notes[:index], bent, *notes[index + 1 :]]
+
+
+def split(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
+    """Make two notes of one, the second one as high or a step towards the next."""
+    index = draw.randrange(len(notes))
+    start, duration, pitch = notes[index]
+    if duration < 2:
+        return notes
+    half = duration // 2 if duration <= frame.beat else (duration // 2 + frame.beat - 1) // frame.beat * frame.beat
+    after = notes[min(index + 1, len(notes) - 1)][2]
+    second = draw.choice((pitch, frame.step(pitch, (after > pitch) - (after < pitch))))
+    return [*notes[:index], (start, half, pitch), (start + half, duration - half, second), *notes[index + 1 :]]
+
+
+def leave_out(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
+    """Leave a note out; the one before it sounds on."""
+    if len(notes) < 2:
+        return notes
+    index = draw.randrange(len(notes))
+    start, duration, _ = notes[index]
+    kept = [*notes[:index], *notes[index + 1 :]]
+    if index and sum(notes[index - 1][:2]) == start:
+        before, length, pitch = notes[index - 1]
+        kept[index - 1] = (before, length + duration, pitch)
+    return kept
+
+
+def shift_onset(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
+    """Let a note come earlier or later by up to a beat; it ends when it ended."""
+    index = draw.randrange(len(notes))
+    start, duration, pitch = notes[index]
+    steps = draw.choice((-1, 1)) * draw.choice((1, frame.beat // 4, frame.beat // 2, frame.beat))
+    if not steps or steps >= duration or start + steps < 0 or (index and start + steps <= notes[index - 1][0]):
+        return notes
+    return [*notes[:index], (start + steps, duration - steps, pitch), *notes[index + 1 :]]
+
+
+def fill_rest(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
+    """Put a note of a beat at most into a rest, as high as the one before it."""
+    start = draw.randrange(0, frame.bars * frame.bar, max(1, frame.beat // 2))
+    before = [note for note in notes if note[0] <= start]
+    if before and sum(before[-1][:2]) > start:
+        return notes
+    return [*notes, (start, frame.beat, before[-1][2] if before else notes[0][2])]
+
+
+EDITS = (transpose, move_bars, stretch, repeat_bars, bend, split, leave_out, shift_onset, fill_rest)
+
+
+def edit_line(
+    line: Mapping[str, Any], writer: TokenWriter, error_of: Callable[[Mapping[str, Any]], float], seed: int
+) -> dict[str, Any]:
+    """Edit a line, see `attributes_melody_vae`, as [`search`] edits notes; it stays one that `writer` can write."""
+    pitches, classes = writer.values("Pitch"), scale_mask(key_of(line))
+    frame = Frame(
+        bars=line["bars"],
+        bar=steps_per_bar(line),
+        beat=line["steps_per_beat"],
+        lowest=pitches[0],
+        highest=pitches[-1],
+        longest=writer.values("Duration")[-1],
+        scale=[pitch for pitch in pitches if classes >> pitch % 12 & 1],
+    )
+
+    def line_of(notes: Notes) -> dict[str, Any]:
+        start, duration, pitch = zip(*notes, strict=True) if notes else ((), (), ())
+        return {**line, "start": start, "duration": duration, "pitch": pitch}
+
+    notes = list(zip(line["start"], line["duration"], line["pitch"], strict=True))
+    return line_of(search(notes, frame, lambda each: error_of(line_of(each)), seed))
+
+
+def search(notes: Notes, frame: Frame, error_of: Callable[[Notes], float], seed: int) -> Notes:
+    """Edit notes, each time in the best of several ways, until no edit brings them nearer to a wish.
+
+    Args:
+        notes: To begin with; none come back as they are.
+        frame: What stays as it is.
+        error_of: How far notes are from the wish.
+        seed: Draws the edits that are proposed.
+
+    Returns:
+        The notes with the least error that were found.
+    """
+    draw = random.Random(seed)
+    error = error_of(notes) if notes else 0.0
+    failures = edits = 0
+    while notes and failures < FAILURES and edits < MOST_EDITS:
+        proposals = [tidy(draw.choice(EDITS)(notes, frame, draw), frame) for _ in range(PROPOSALS)]
+        errors = [error_of(each) for each in proposals]
+        best = min(range(PROPOSALS), key=errors.__getitem__)
+        if errors[best] < error - LEAST_GAIN:
+            notes, error, failures, edits = proposals[best], errors[best], 0, edits + 1
+        else:
+            failures += 1
+    return notes
