@@ -17,7 +17,8 @@ Notes = list[tuple[int, int, int]]
 PROPOSALS = 24  # edits of which the best is made
 MOST_EDITS = 48
 LEAST_GAIN = 0.02  # of the error, by an edit; what brings less is not worth a change
-FAILURES = 2  # rounds of proposals without a gain, after which the search ends
+ALIKE = 0.5  # how often an edit is made at the same place of several bars
+FAILURES = 4  # rounds of proposals without a gain, after which the search ends
 
 
 class Frame(NamedTuple):
@@ -110,47 +111,63 @@ def repeat_bars(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
     return kept + again or notes
 
 
-def bend(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
-    """Move one note up or down within the key."""
+def some_notes(notes: Notes, frame: Frame, draw: random.Random) -> set[int]:
+    """Draw a note, and often those at the same place of bars near it: what recurs is changed wherever it does."""
     index = draw.randrange(len(notes))
-    start, duration, pitch = notes[index]
-    bent = (start, duration, frame.step(pitch, draw.choice((-5, -3, -2, -1, 1, 2, 3, 5))))
-    return [*notes[:index], bent, *notes[index + 1 :]]
+    chosen, place = {index}, notes[index][0] % frame.bar
+    if draw.random() < ALIKE:
+        begin, end = run_of_bars(frame, draw)
+        chosen |= {at for at, (start, _, _) in enumerate(notes) if start % frame.bar == place and begin <= start < end}
+    return chosen
+
+
+def bend(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
+    """Move notes up or down within the key."""
+    chosen, steps = some_notes(notes, frame, draw), draw.choice((-5, -3, -2, -1, 1, 2, 3, 5))
+    return [
+        (start, duration, frame.step(pitch, steps) if index in chosen else pitch)
+        for index, (start, duration, pitch) in enumerate(notes)
+    ]
 
 
 def split(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
     """Make two notes of one, the second one as high or a step towards the next."""
-    index = draw.randrange(len(notes))
-    start, duration, pitch = notes[index]
-    if duration < 2:
-        return notes
-    half = duration // 2 if duration <= frame.beat else (duration // 2 + frame.beat - 1) // frame.beat * frame.beat
-    after = notes[min(index + 1, len(notes) - 1)][2]
-    second = draw.choice((pitch, frame.step(pitch, (after > pitch) - (after < pitch))))
-    return [*notes[:index], (start, half, pitch), (start + half, duration - half, second), *notes[index + 1 :]]
+    chosen, moves = some_notes(notes, frame, draw), draw.random() < 0.5
+    edited = []
+    for index, (start, duration, pitch) in enumerate(notes):
+        if index not in chosen or duration < 2:
+            edited.append((start, duration, pitch))
+            continue
+        half = duration // 2 if duration <= frame.beat else -(-duration // 2 // frame.beat) * frame.beat
+        after = notes[min(index + 1, len(notes) - 1)][2]
+        second = frame.step(pitch, moves * ((after > pitch) - (after < pitch)))
+        edited += [(start, half, pitch), (start + half, duration - half, second)]
+    return edited
 
 
 def leave_out(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
-    """Leave a note out; the one before it sounds on."""
-    if len(notes) < 2:
-        return notes
-    index = draw.randrange(len(notes))
-    start, duration, _ = notes[index]
-    kept = [*notes[:index], *notes[index + 1 :]]
-    if index and sum(notes[index - 1][:2]) == start:
-        before, length, pitch = notes[index - 1]
-        kept[index - 1] = (before, length + duration, pitch)
-    return kept
+    """Leave notes out; those before them sound on."""
+    chosen = some_notes(notes, frame, draw)
+    edited: Notes = []
+    for index, (start, duration, pitch) in enumerate(notes):
+        if index not in chosen:
+            edited.append((start, duration, pitch))
+        elif edited and sum(edited[-1][:2]) == start:
+            before, length, below = edited[-1]
+            edited[-1] = (before, length + duration, below)
+    return edited or notes
 
 
 def shift_onset(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
-    """Let a note come earlier or later by up to a beat; it ends when it ended."""
-    index = draw.randrange(len(notes))
-    start, duration, pitch = notes[index]
+    """Let notes come earlier or later by up to a beat; they end when they ended."""
+    chosen = some_notes(notes, frame, draw)
     steps = draw.choice((-1, 1)) * draw.choice((1, frame.beat // 4, frame.beat // 2, frame.beat))
-    if not steps or steps >= duration or start + steps < 0 or (index and start + steps <= notes[index - 1][0]):
-        return notes
-    return [*notes[:index], (start + steps, duration - steps, pitch), *notes[index + 1 :]]
+    edited = []
+    for index, (start, duration, pitch) in enumerate(notes):
+        earliest = notes[index - 1][0] + 1 if index else 0
+        moved = steps if index in chosen and steps < duration and start + steps >= earliest else 0
+        edited.append((start + moved, duration - moved, pitch))
+    return edited
 
 
 def fill_rest(notes: Notes, frame: Frame, draw: random.Random) -> Notes:

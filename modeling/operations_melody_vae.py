@@ -171,7 +171,7 @@ def decode_apart(
 
 
 WAYS_OF_SHIFTING = 6  # searches for edits of a melody
-OWN_WEIGHT = 8.0  # of the attribute that is asked for, against each other one
+OWN_WEIGHT = 5.0  # of the attribute that is asked for, against each other one
 SURPRISE_WEIGHT = 0.2  # of a bit per note, against a squared standard deviation
 
 

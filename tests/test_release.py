@@ -1,11 +1,13 @@
 """The release: what a stranger downloads, as it lies in the repo."""
 
+import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from symusic import Score
 
 from dataset_script.tunes import embedded_scores
@@ -16,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 RELEASE = ROOT / "release" / "melody-vae-16bar"
 STEPS = 256  # of 16 bars in 4/4
 LARGEST_WEIGHTS = 25_000_000  # bytes
+OTHERS = ("note_density", "rhythmic_complexity", "pitch_range", "mean_pitch", "contour", "repetition")
 LOWEST_F1 = 0.85  # of public-domain tunes, free-running; they are simpler than Lakh's
 
 
@@ -58,6 +61,24 @@ def test_tunes_come_back(release):
     originals = [{**line, **fit_to_grid(line, STEPS)} for line in processor.to_lines(batch["input_ids"])]
     decoded = processor.to_lines(model.reconstruct(**batch))
     assert summary(decoded, originals, STEPS)["note_f1"] > LOWEST_F1
+
+
+@pytest.mark.parametrize("attribute", ["syncopation", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
+def test_a_shift_moves_what_is_asked_for_and_little_else(release, attribute):
+    """By one standard deviation, in the mean over tunes."""
+    model, processor = release
+    tunes = [content for _, content in itertools.islice(embedded_scores(), 8)]
+    batch = processor(midi=tunes, return_tensors="pt")
+    latents = model.encode(**batch).latent_mean.detach()
+    bars = model.known_bars(batch["input_ids"]).sum(-1)
+
+    def attributes_of(latents):
+        return model.attributes_of(model.read_lines(model.decode(latents, bars=bars)))
+
+    moved = (attributes_of(model.shift(latents, attribute, 1.0, bars=bars)) - attributes_of(latents)).mean(0)
+    itself = model.config.attributes.index(attribute)
+    assert 0.8 <= moved[itself] <= 1.2
+    assert moved.abs().masked_fill(torch.arange(len(moved)) == itself, 0).max() <= 0.3
 
 
 def test_a_sample_is_a_melody_without_this_repository(tmp_path):
