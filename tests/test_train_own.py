@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoProcessor
 import train
 from modeling.processing_melody_vae import line_to_score
 from tests.test_train import TINY, arguments, dataset, melody, run, trained  # noqa: F401 - two of them are fixtures
-from training import models, own_midi, record, report
+from training import models, own_midi, record, report, soup
 from training.watching import Means, Rates, Stopwatch, trackers_of
 
 ROOT = Path(__file__).parents[1]
@@ -140,6 +140,31 @@ def test_a_model_and_its_tokenizer_must_be_of_one_another(dataset, trained, tmp_
     ):
         with pytest.raises(train.UserError, match=reason):
             run(arguments(dataset, tmp_path / "new", "--init_from", str(trained), "--config_overrides", overrides))
+
+
+def test_a_mean_of_models(dataset, trained, tmp_path, capsys):  # noqa: F811
+    """Of one that has become deeper, and of the one that it began as: all weights lie half way."""
+    overrides = f"{TINY},num_hidden_layers=2"
+    further = arguments(dataset, tmp_path / "further", "--init_from", str(trained), "--config_overrides", overrides)
+    run([*further, "--max_train_steps", "2", "--learning_rate", "0.05"])
+    argv = ["--models", str(trained), str(tmp_path / "further"), "--output_dir", str(tmp_path / "mean")]
+    assert soup.main(argv) == 0
+    begun, ended = load_file(trained / "model.safetensors"), load_file(tmp_path / "further" / "model.safetensors")
+    for name, weight in load_file(tmp_path / "mean" / "model.safetensors").items():
+        if name in begun and begun[name].shape == ended[name].shape and weight.is_floating_point():
+            torch.testing.assert_close(weight, (begun[name] + ended[name]) / 2)
+        elif name.endswith("layers.1.mlp.down_proj.weight"):
+            torch.testing.assert_close(weight, ended[name] / 2)
+    assert AutoModel.from_pretrained(tmp_path / "mean", trust_remote_code=True).config.num_hidden_layers == 2
+    AutoProcessor.from_pretrained(tmp_path / "mean", trust_remote_code=True)
+
+    assert soup.main(argv) == 2
+    assert "is there already" in capsys.readouterr().err
+    run(arguments(dataset, tmp_path / "other", "--vocab_size", "280", "--max_train_steps", "1"))
+    argv = ["--models", str(tmp_path / "other"), str(trained), "--output_dir", str(tmp_path / "new")]
+    assert soup.main(argv) == 2
+    assert "not like those of" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("model_type", ["music_vae", pytest.param("rnn", marks=pytest.mark.slow)])

@@ -127,7 +127,7 @@ def build_baseline(model_type: str, config_overrides: str, processor: MelodyProc
         raise UserError(f"--config_overrides {config_overrides}: {error}") from error
 
 
-def load_model(source: str, config_overrides: str, processor: MelodyProcessor) -> PreTrainedModel:
+def load_model(source: str, config_overrides: str, processor: MelodyProcessor) -> MelodyVAEModel:
     """Load the model to go on from; without its prior and directions, which were fitted to latents that change now.
 
     With more layers than it had, see [`deepen`].
