@@ -4,21 +4,16 @@ Dimension key: B batch, T tokens, N bars, Z latent size, A attributes.
 """
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import DynamicCache
 
-from .attributes_melody_vae import ATTRIBUTES, key_of, measure, read_line, write_line
-from .configuration_melody_vae import MelodyVAEConfig
-from .constraints_melody_vae import BAR_STEPS, TIME_SIGNATURE, TokenWriter, runs_of_tokens
-from .edits_melody_vae import edit_line
-from .prior_melody_vae import LatentPrior
+from .attributes_melody_vae import key_of
+from .edits_melody_vae import MelodyEditing
 
 Conditions = Mapping[str, Any]
 """For each condition a value, and for each attribute standard deviations; one for all melodies, or one for each."""
@@ -170,23 +165,11 @@ def decode_apart(
     return input_ids
 
 
-WAYS_OF_SHIFTING = 6  # searches for edits of a melody
-OWN_WEIGHT = 5.0  # of the attribute that is asked for, against each other one
-SURPRISE_WEIGHT = 0.2  # of a bit per note, against a squared standard deviation
-
-
-class MelodyOperations:
+class MelodyOperations(MelodyEditing):
     """Operations of [`MelodyVAEModel`], which has `encode` and `generate`."""
 
-    config: MelodyVAEConfig
-    prior: LatentPrior
     is_bar_token: torch.Tensor
-    token_grammar: torch.Tensor
-    device: Any
-    dtype: Any
-    encode: Any
     generate: Any
-    __call__: Any
 
     def known_bars(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Which bars of the latent `input_ids` `(B, T)` hold, `(B, N)`."""
@@ -196,42 +179,6 @@ class MelodyOperations:
     def spread_over_latent(self, bars: torch.Tensor) -> torch.Tensor:
         """Repeat a value of each bar `(B, N)` for its share of the latent, `(B, Z)`."""
         return bars.repeat_interleave(self.config.latent_size // self.config.max_bars, dim=1)
-
-    def read_lines(self, ids: torch.Tensor) -> list[dict[str, Any]]:
-        """Read ids `(B, T)` that this model generated as lines, as `MelodyProcessor.to_lines` does.
-
-        Raises:
-            ValueError: If the model does not know its tokens' grammar.
-        """
-        if not self.config.grammar_columns:
-            raise ValueError("this model does not know its tokens: model.set_grammar(processor.grammar_table())")
-        table = self.token_grammar.cpu()
-        signatures = table[table[:, TIME_SIGNATURE] > 0][0]
-        steps_per_beat = int(signatures[BAR_STEPS]) // (int(signatures[TIME_SIGNATURE]) // 64)
-        runs = runs_of_tokens(table)
-        return [read_line((piece for token in row for piece in runs[token]), steps_per_beat) for row in ids.tolist()]
-
-    def write_lines(self, lines: Sequence[Mapping[str, Any]], writer: TokenWriter | None = None) -> torch.Tensor:
-        """Write lines as ids `(B, T)`, padded at the end; `read_lines` the other way round.
-
-        Args:
-            lines: Of the vocabulary's time signatures, pitches and grid; see `attributes_melody_vae`.
-            writer: Of this model's tokens, where it is at hand.
-
-        Raises:
-            ValueError: If the vocabulary lacks what a line has.
-        """
-        writer = writer or TokenWriter(self.token_grammar.cpu())
-        bos, eos = self.config.bos_token_id, self.config.eos_token_id
-        rows = [torch.tensor([bos, *writer.write(write_line(line)), eos]) for line in lines]
-        padding = self.config.pad_token_id
-        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding).to(self.device)
-
-    def attributes_of(self, lines: Sequence[Mapping[str, Any]]) -> torch.Tensor:
-        """Measure `config.attributes` of lines, `(B, A)`, in standard deviations from the training data's mean."""
-        names = list(ATTRIBUTES)
-        chosen = measure(lines)[:, [names.index(name) for name in self.config.attributes or []]].to(self.device)
-        return (chosen - self.prior.attribute_mean) / self.prior.attribute_scale
 
     def conditions_of(self, conditions: Conditions | None, n: int) -> dict[str, list]:
         """Write conditions as a list for each of `n` melodies.
@@ -723,76 +670,6 @@ class MelodyOperations:
         """Decode points on the great circle between two latents `(Z,)`, ends included, `(steps, T)` ids."""
         weight = torch.linspace(0, 1, steps, device=a.device, dtype=a.dtype)
         return self.decode(slerp(a.flatten(), b.flatten(), weight), **generate_kwargs)
-
-    @torch.no_grad()
-    def shift(
-        self, latent: torch.Tensor, attribute: str, amount: float = 1.0, bars: int | torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Move latents so that their melodies have more or less of an attribute, and as much of the others.
-
-        A latent's melody is edited in several ways, note by note and bar by bar, until it measures as wished, see
-        `edits_melody_vae.search`; the ways are encoded, and the one is kept whose latent measures nearest to the wish
-        and that the melody decoder, as a language model, finds likeliest. The same latent is always moved in the same
-        way.
-
-        Args:
-            latent: `(B, Z)` or `(Z,)`.
-            attribute: One of `config.attributes`.
-            amount: Standard deviations of the training data; negative for less.
-            bars: Bars of the melodies, a number or `(B,)`; `max_bars` by default.
-
-        Returns:
-            Latents of the same shape.
-
-        Raises:
-            ValueError: If the model does not know the attribute.
-        """
-        known = self.config.attributes or []
-        if attribute not in known:
-            raise ValueError(f"unknown attribute {attribute!r}; this model has {', '.join(known) or 'none'}")
-        start = latent.reshape(-1, self.config.latent_size).to(self.device, self.dtype)
-        bars = torch.as_tensor(self.config.max_bars if bars is None else bars).expand(len(start))
-        lines = self.read_lines(self.decode(start, bars=bars))
-        has = self.attributes_of(lines)  # (B, A)
-        wish, weight = has.clone(), torch.ones_like(has[0])
-        wish[:, known.index(attribute)] += amount
-        weight[known.index(attribute)] = OWN_WEIGHT
-
-        def errors_of(lines: Sequence[Mapping[str, Any]], wish: torch.Tensor) -> torch.Tensor:
-            return (weight * (self.attributes_of(lines) - wish).square()).sum(-1)
-
-        writer = TokenWriter(self.token_grammar.cpu())
-        edited = [
-            edit_line(line, writer, lambda each, wish=wish[row]: errors_of([each], wish).item(), seed)
-            for seed in range(WAYS_OF_SHIFTING)
-            for row, line in enumerate(lines)
-        ]
-        ids = self.write_lines(edited, writer)
-        ways = self.encode(ids, ids.ne(self.config.pad_token_id).long()).latent_mean  # (W B, Z)
-        measured = self.read_lines(self.decode(ways, bars=bars.repeat(WAYS_OF_SHIFTING)))
-        errors = errors_of(measured, wish.repeat(WAYS_OF_SHIFTING, 1)).view(WAYS_OF_SHIFTING, -1)
-        price = errors
-        if self.config.latent_noise:
-            price = errors + SURPRISE_WEIGHT * self.surprise(ids, edited).view_as(errors)
-        chosen, rows = price.argmin(0), torch.arange(len(start), device=self.device)
-        is_nearer = errors[chosen, rows] < errors_of(lines, wish)
-        ways = ways.unflatten(0, (WAYS_OF_SHIFTING, -1))[chosen, rows]
-        return torch.where(is_nearer[:, None], ways, start).view_as(latent)
-
-    @torch.no_grad()
-    def surprise(self, ids: torch.Tensor, lines: Sequence[Mapping[str, Any]]) -> torch.Tensor:
-        """Bits per note of melodies, `(B,)`, for the melody decoder without a latent, see `config.latent_noise`.
-
-        Args:
-            ids: `(B, T)`.
-            lines: The same melodies.
-        """
-        latent = torch.zeros(len(ids), self.config.latent_size, device=self.device, dtype=self.dtype)
-        logits = self(ids, latent=latent, noise=torch.ones(len(ids), self.config.max_bars, device=self.device)).logits
-        padding = self.config.pad_token_id
-        nats = cross_entropy(logits[:, :-1].mT.float(), ids[:, 1:], ignore_index=padding, reduction="none").sum(-1)
-        notes = torch.tensor([max(1, len(line["pitch"])) for line in lines], device=self.device)
-        return nats / math.log(2) / notes
 
     def interpolate_grid(self, corners: torch.Tensor, size: int = 5, **generate_kwargs) -> torch.Tensor:
         """Decode a square of points between four latents, its corners included.

@@ -140,7 +140,7 @@ class LatentPrior(nn.Module):
         labels: dict[str, torch.Tensor],
         begin: float = 0.0,
         end: float = 1.0,
-        guidance: float | torch.Tensor = 1.0,
+        guidance: float = 1.0,
         steps: int = 32,
         noise: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -152,8 +152,7 @@ class LatentPrior(nn.Module):
             labels: As in `forward`.
             begin: Where on the way from noise (0) to `latent` (1) to begin; the nearer to 1, the more alike.
             end: Where on it to stop; at t the bars that are drawn are t of a latent and 1 - t of noise.
-            guidance: By how much labels are exaggerated (Ho & Salimans 2022, arXiv:2207.12598); 1 is not at all. A
-                number, or `(B,)`.
+            guidance: By how much labels are exaggerated (Ho & Salimans 2022, arXiv:2207.12598); 1 is not at all.
             steps: Steps of Heun's method from 0 to 1.
             noise: `(B, N, S)` from N(0, I); drawn by default.
 
@@ -162,7 +161,21 @@ class LatentPrior(nn.Module):
         """
         target = self.shares(latent)
         state = begin * target + (1 - begin) * (torch.randn_like(target) if noise is None else noise)
-        state = self.follow(state, begin, end, target, is_known, labels, guidance, steps)
+        open_labels = self.open_labels(len(state)) | {"bars": labels["bars"]}
+
+        def direction(at: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+            told = self(at, time.expand(len(at)), target, is_known, labels)
+            if guidance == 1:
+                return told
+            untold = self(at, time.expand(len(at)), target, is_known, open_labels)
+            return untold + guidance * (told - untold)
+
+        count = max(math.ceil(steps * (end - begin)), min(FEWEST_STEPS, steps)) if begin < end else 0
+        times = torch.linspace(begin, end, count + 1, device=state.device)
+        for now, then in pairwise(times.to(state.dtype)):
+            first = direction(state, now)
+            guess = state + (then - now) * first
+            state = state + (then - now) * (first + direction(guess, then)) / 2
         is_kept = is_known[..., None].expand_as(state).flatten(1)
         return torch.where(is_kept, latent, self.unshares(state))
 
@@ -173,34 +186,3 @@ class LatentPrior(nn.Module):
     def unshares(self, shares: torch.Tensor) -> torch.Tensor:
         """Undo `shares`."""
         return shares.flatten(1) * self.scale + self.mean
-
-    def follow(
-        self,
-        state: torch.Tensor,
-        begin: float,
-        end: float,
-        known: torch.Tensor,
-        is_known: torch.Tensor,
-        labels: dict[str, torch.Tensor],
-        guidance: float | torch.Tensor,
-        steps: int,
-    ) -> torch.Tensor:
-        """Follow the flow from one time to another, either way, by Heun's method; the arguments are `complete`'s."""
-        open_labels = self.open_labels(len(state)) | {"bars": labels["bars"]}
-        is_guided = isinstance(guidance, torch.Tensor) or guidance != 1
-        factor = guidance[:, None, None] if isinstance(guidance, torch.Tensor) else guidance
-
-        def direction(at: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-            told = self(at, time.expand(len(at)), known, is_known, labels)
-            if not is_guided:
-                return told
-            untold = self(at, time.expand(len(at)), known, is_known, open_labels)
-            return untold + factor * (told - untold)
-
-        count = max(math.ceil(steps * abs(end - begin)), min(FEWEST_STEPS, steps)) if begin != end else 0
-        times = torch.linspace(begin, end, count + 1, device=state.device)
-        for now, then in pairwise(times.to(state.dtype)):
-            first = direction(state, now)
-            guess = state + (then - now) * first
-            state = state + (then - now) * (first + direction(guess, then)) / 2
-        return state

@@ -14,7 +14,8 @@ from dataset_script import features
 from evaluation import attributes, operations
 from modeling import MelodyVAEModel
 from modeling import attributes_melody_vae as measured
-from modeling.operations_melody_vae import OWN_WEIGHT
+from modeling.edits_melody_vae import OWN_WEIGHT
+from modeling.modeling_melody_vae import MelodyVAEPosterior
 from tests.test_constraints import model_for, processor_for
 from tests.test_modeling import make_model
 from tests.test_train import dataset, trained  # noqa: F401 (fixtures)
@@ -132,17 +133,37 @@ def test_a_shift_never_ends_farther_from_the_wish_than_it_began(model):
 
     before = attributes_of(latent)
     for index, name in enumerate(model.config.attributes):
-        shifted = model.shift(latent, name, amount=1.5, bars=2)
-        wish = before.clone()
+        wish, weight = before.clone(), torch.ones(2)
         wish[:, index] += 1.5
-        weight = torch.ones(2)
         weight[index] = OWN_WEIGHT
-        error = (weight * (attributes_of(shifted) - wish).square()).sum(-1)
-        still = OWN_WEIGHT * 1.5**2  # of a latent that stays where it is
-        assert (error <= still + 1e-4).all()
-        assert (error < still).any()
+        error = (weight * (attributes_of(model.shift(latent, name, amount=1.5, bars=2)) - wish).square()).sum(-1)
+        assert (error <= OWN_WEIGHT * 1.5**2 + 1e-4).all()  # of a latent that stays where it is
     torch.testing.assert_close(model.shift(latent, "mean_pitch", 0.0, bars=2), latent)
     torch.testing.assert_close(model.shift(latent[0], "mean_pitch", 1.5, bars=2).shape, latent[0].shape)
+
+
+def test_a_shift_does_as_it_is_told_where_latents_hold_all_of_a_melody(model, monkeypatch):
+    melodies: list[torch.Tensor] = []
+
+    def encode(ids, attention_mask=None):
+        latents = torch.zeros(len(ids), model.config.latent_size)
+        latents[:, 0] = torch.arange(len(melodies), len(melodies) + len(ids))
+        melodies.extend(ids)
+        return MelodyVAEPosterior(latent_mean=latents)
+
+    def decode(latents, bars=None):
+        return torch.nn.utils.rnn.pad_sequence([melodies[int(each)] for each in latents[:, 0]], batch_first=True)
+
+    monkeypatch.setattr(model, "encode", encode)
+    monkeypatch.setattr(model, "decode", decode)
+    tunes = [PLAIN, line(list(range(0, 32, 2)), [60, 64, 67, 65] * 4, [2] * 16)]
+    latent = model.encode(model.write_lines(tunes)).latent_mean
+    for index, name in enumerate(model.config.attributes):
+        for amount in (-1.0, 1.0):
+            shifted = model.shift(latent, name, amount, bars=2)
+            moved = model.attributes_of(model.read_lines(decode(shifted))) - model.attributes_of(tunes)
+            torch.testing.assert_close(moved[:, index], torch.full((2,), amount), atol=0.35, rtol=0)
+            assert moved[:, 1 - index].abs().max() < 0.35
 
 
 def test_a_shift_of_an_unknown_attribute_is_refused(model):

@@ -1,5 +1,6 @@
 """Edits of melodies: they stay melodies, each does what it says, and a search by them ends nearer to the wish."""
 
+import copy
 import random
 from itertools import pairwise
 
@@ -27,7 +28,7 @@ def notes_and_frame(draw) -> tuple[edits.Notes, edits.Frame]:
 
 
 def told_model(steps_per_beat: int) -> MelodyVAEModel:
-    model = model_for(steps_per_beat)
+    model = copy.deepcopy(model_for(steps_per_beat))  # the one that others use knows no grammar
     model.set_grammar(processor_for(steps_per_beat).grammar_table())
     return model
 
@@ -88,16 +89,18 @@ def test_each_edit_does_what_it_says():
         moved = [changed_pitches(edited) for edited in drawn(edit)]
         assert any(moved)
         assert {pitch % 12 for pitches in moved for pitch in pitches} <= {pitch % 12 for pitch in FRAME.scale}
-        assert edit is not edits.bend or all(len(pitches) == 1 for pitches in moved)
-    assert {len(edited) for edited in drawn(edits.split)} == {len(TUNE) + 1}
-    assert {len(edited) for edited in drawn(edits.leave_out)} == {len(TUNE) - 1}
+    assert {len(changed_pitches(edited)) for edited in drawn(edits.bend, 99)} == {1, 2, 3, 4}
+    assert {len(edited) - len(TUNE) for edited in drawn(edits.split, 99)} == {1, 2, 3, 4}
+    assert {len(TUNE) - len(edited) for edited in drawn(edits.leave_out, 99)} == {1, 2, 3, 4}
+    for edit in (edits.bend, edits.split):  # what is edited stands at one place of its bar
+        assert all(len({start % 16 for start, *_ in set(TUNE) - set(edited)}) == 1 for edited in drawn(edit))
     assert drawn(edits.fill_rest) == [TUNE] * 30  # there is no rest
     holes = [note for note in TUNE if note[0] != 20]
     filled = [edits.fill_rest(holes, FRAME, random.Random(seed)) for seed in range(99)]
     assert any((20, 4, 67) in edited for edited in filled)
     for edited in drawn(edits.shift_onset):
         ends = [start + duration for start, duration, _ in edited]
-        assert sum(new != old for new, old in zip(edited, TUNE, strict=True)) in (0, 1, 2)
+        assert sum(new != old for new, old in zip(edited, TUNE, strict=True)) <= 8  # each, and the one before it
         assert ends[-1] == 64
     bars = [
         [[(start % 16, *rest) for start, *rest in notes if start // 16 == bar] for bar in range(4)]

@@ -157,6 +157,9 @@ def test_a_mean_of_models(dataset, trained, tmp_path, capsys):  # noqa: F811
             torch.testing.assert_close(weight, ended[name] / 2)
     assert AutoModel.from_pretrained(tmp_path / "mean", trust_remote_code=True).config.num_hidden_layers == 2
     AutoProcessor.from_pretrained(tmp_path / "mean", trust_remote_code=True)
+    log = json.loads((tmp_path / "mean" / train.LOG_NAME).read_text())
+    assert log["arguments"]["max_train_steps"] == 2
+    assert log["mean_of"] == [str(trained), str(tmp_path / "further")]
 
     assert soup.main(argv) == 2
     assert "is there already" in capsys.readouterr().err

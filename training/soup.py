@@ -5,7 +5,7 @@ better than any of them. It has no prior; `train_prior.py` fits it one.
 """
 
 import argparse
-import shutil
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from modeling import MelodyProcessor, MelodyVAEModel
 from training.errors import UserError
 from training.models import depth_of, load_model, load_pretrained
-from training.record import LOG_NAME
+from training.record import LOG_NAME, replace_json
 
 
 @torch.no_grad()
@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     mean.save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)
     if (log := Path(args.models[-1]) / LOG_NAME).is_file():
-        shutil.copy(log, args.output_dir)
+        last = json.loads(log.read_text(encoding="utf-8"))
+        replace_json({**last, "mean_of": args.models}, args.output_dir / LOG_NAME)
     print(f"{args.output_dir}: the mean of {len(args.models)} models")
     return 0
 

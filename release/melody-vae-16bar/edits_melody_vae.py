@@ -1,23 +1,34 @@
-"""Small edits of melodies, such as musicians make, and the search by them for a melody that measures as one wishes.
+"""Melodies as notes: read, written and measured; small edits such as musicians make, and `shift`, which searches them.
 
 Notes are tuples of onset, duration and pitch, in grid steps from the first bar line and MIDI pitches; they are sorted,
-and a note has ended when the next begins.
+and a note has ended when the next begins. Dimension key: B batch, T tokens, N bars, Z latent size, A attributes,
+W ways.
 """
 
+import math
 import random
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .attributes_melody_vae import key_of, steps_per_bar
-from .constraints_melody_vae import TokenWriter, scale_mask
+import torch
+from torch.nn.functional import cross_entropy
+
+from .attributes_melody_vae import ATTRIBUTES, key_of, measure, read_line, steps_per_bar, write_line
+from .configuration_melody_vae import MelodyVAEConfig
+from .constraints_melody_vae import BAR_STEPS, TIME_SIGNATURE, TokenWriter, runs_of_tokens, scale_mask
+from .prior_melody_vae import LatentPrior
 
 Notes = list[tuple[int, int, int]]
 
+WAYS_OF_SHIFTING = 6  # searches for edits of a melody
+OWN_WEIGHT = 5.0  # of the attribute that is asked for, against each other one
+SURPRISE_WEIGHT = 0.2  # of a bit per note, against a squared standard deviation
 PROPOSALS = 24  # edits of which the best is made
 MOST_EDITS = 48
 LEAST_GAIN = 0.02  # of the error, by an edit; what brings less is not worth a change
-FAILURES = 2  # rounds of proposals without a gain, after which the search ends
+ALIKE = 0.5  # how often an edit is made at the same place of several bars
+FAILURES = 4  # rounds of proposals without a gain, after which the search ends
 
 
 class Frame(NamedTuple):
@@ -110,47 +121,63 @@ def repeat_bars(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
     return kept + again or notes
 
 
-def bend(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
-    """Move one note up or down within the key."""
+def some_notes(notes: Notes, frame: Frame, draw: random.Random) -> set[int]:
+    """Draw a note, and often those at the same place of bars near it: what recurs is changed wherever it does."""
     index = draw.randrange(len(notes))
-    start, duration, pitch = notes[index]
-    bent = (start, duration, frame.step(pitch, draw.choice((-5, -3, -2, -1, 1, 2, 3, 5))))
-    return [*notes[:index], bent, *notes[index + 1 :]]
+    chosen, place = {index}, notes[index][0] % frame.bar
+    if draw.random() < ALIKE:
+        begin, end = run_of_bars(frame, draw)
+        chosen |= {at for at, (start, _, _) in enumerate(notes) if start % frame.bar == place and begin <= start < end}
+    return chosen
+
+
+def bend(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
+    """Move notes up or down within the key."""
+    chosen, steps = some_notes(notes, frame, draw), draw.choice((-5, -3, -2, -1, 1, 2, 3, 5))
+    return [
+        (start, duration, frame.step(pitch, steps) if index in chosen else pitch)
+        for index, (start, duration, pitch) in enumerate(notes)
+    ]
 
 
 def split(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
     """Make two notes of one, the second one as high or a step towards the next."""
-    index = draw.randrange(len(notes))
-    start, duration, pitch = notes[index]
-    if duration < 2:
-        return notes
-    half = duration // 2 if duration <= frame.beat else (duration // 2 + frame.beat - 1) // frame.beat * frame.beat
-    after = notes[min(index + 1, len(notes) - 1)][2]
-    second = draw.choice((pitch, frame.step(pitch, (after > pitch) - (after < pitch))))
-    return [*notes[:index], (start, half, pitch), (start + half, duration - half, second), *notes[index + 1 :]]
+    chosen, moves = some_notes(notes, frame, draw), draw.random() < 0.5
+    edited = []
+    for index, (start, duration, pitch) in enumerate(notes):
+        if index not in chosen or duration < 2:
+            edited.append((start, duration, pitch))
+            continue
+        half = duration // 2 if duration <= frame.beat else -(-duration // 2 // frame.beat) * frame.beat
+        after = notes[min(index + 1, len(notes) - 1)][2]
+        second = frame.step(pitch, moves * ((after > pitch) - (after < pitch)))
+        edited += [(start, half, pitch), (start + half, duration - half, second)]
+    return edited
 
 
 def leave_out(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
-    """Leave a note out; the one before it sounds on."""
-    if len(notes) < 2:
-        return notes
-    index = draw.randrange(len(notes))
-    start, duration, _ = notes[index]
-    kept = [*notes[:index], *notes[index + 1 :]]
-    if index and sum(notes[index - 1][:2]) == start:
-        before, length, pitch = notes[index - 1]
-        kept[index - 1] = (before, length + duration, pitch)
-    return kept
+    """Leave notes out; those before them sound on."""
+    chosen = some_notes(notes, frame, draw)
+    edited: Notes = []
+    for index, (start, duration, pitch) in enumerate(notes):
+        if index not in chosen:
+            edited.append((start, duration, pitch))
+        elif edited and sum(edited[-1][:2]) == start:
+            before, length, below = edited[-1]
+            edited[-1] = (before, length + duration, below)
+    return edited or notes
 
 
 def shift_onset(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
-    """Let a note come earlier or later by up to a beat; it ends when it ended."""
-    index = draw.randrange(len(notes))
-    start, duration, pitch = notes[index]
+    """Let notes come earlier or later by up to a beat; they end when they ended."""
+    chosen = some_notes(notes, frame, draw)
     steps = draw.choice((-1, 1)) * draw.choice((1, frame.beat // 4, frame.beat // 2, frame.beat))
-    if not steps or steps >= duration or start + steps < 0 or (index and start + steps <= notes[index - 1][0]):
-        return notes
-    return [*notes[:index], (start + steps, duration - steps, pitch), *notes[index + 1 :]]
+    edited = []
+    for index, (start, duration, pitch) in enumerate(notes):
+        earliest = notes[index - 1][0] + 1 if index else 0
+        moved = steps if index in chosen and steps < duration and start + steps >= earliest else 0
+        edited.append((start + moved, duration - moved, pitch))
+    return edited
 
 
 def fill_rest(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
@@ -212,3 +239,122 @@ def search(notes: Notes, frame: Frame, error_of: Callable[[Notes], float], seed:
         else:
             failures += 1
     return notes
+
+
+class MelodyEditing:
+    """What [`MelodyVAEModel`] does with melodies as notes; it has `encode` and `decode`."""
+
+    config: MelodyVAEConfig
+    prior: LatentPrior
+    token_grammar: torch.Tensor
+    device: Any
+    dtype: Any
+    encode: Any
+    decode: Any
+    __call__: Any
+
+    def read_lines(self, ids: torch.Tensor) -> list[dict[str, Any]]:
+        """Read ids `(B, T)` that this model generated as lines, as `MelodyProcessor.to_lines` does.
+
+        Raises:
+            ValueError: If the model does not know its tokens' grammar.
+        """
+        if not self.config.grammar_columns:
+            raise ValueError("this model does not know its tokens: model.set_grammar(processor.grammar_table())")
+        table = self.token_grammar.cpu()
+        signatures = table[table[:, TIME_SIGNATURE] > 0][0]
+        steps_per_beat = int(signatures[BAR_STEPS]) // (int(signatures[TIME_SIGNATURE]) // 64)
+        runs = runs_of_tokens(table)
+        return [read_line((piece for token in row for piece in runs[token]), steps_per_beat) for row in ids.tolist()]
+
+    def write_lines(self, lines: Sequence[Mapping[str, Any]], writer: TokenWriter | None = None) -> torch.Tensor:
+        """Write lines as ids `(B, T)`, padded at the end; `read_lines` the other way round.
+
+        Args:
+            lines: Of the vocabulary's time signatures, pitches and grid; see `attributes_melody_vae`.
+            writer: Of this model's tokens, where it is at hand.
+
+        Raises:
+            ValueError: If the vocabulary lacks what a line has.
+        """
+        writer = writer or TokenWriter(self.token_grammar.cpu())
+        bos, eos = self.config.bos_token_id, self.config.eos_token_id
+        rows = [torch.tensor([bos, *writer.write(write_line(line)), eos]) for line in lines]
+        padding = self.config.pad_token_id
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding).to(self.device)
+
+    def attributes_of(self, lines: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+        """Measure `config.attributes` of lines, `(B, A)`, in standard deviations from the training data's mean."""
+        names = list(ATTRIBUTES)
+        chosen = measure(lines)[:, [names.index(name) for name in self.config.attributes or []]].to(self.device)
+        return (chosen - self.prior.attribute_mean) / self.prior.attribute_scale
+
+    @torch.no_grad()
+    def shift(
+        self, latent: torch.Tensor, attribute: str, amount: float = 1.0, bars: int | torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Move latents so that their melodies have more or less of an attribute, and as much of the others.
+
+        A latent's melody is edited in several ways, note by note and bar by bar, until it measures as wished, see
+        [`search`]; the ways are encoded, and the one is kept whose latent measures nearest to the wish
+        and that the melody decoder, as a language model, finds likeliest. The same latent is always moved in the same
+        way.
+
+        Args:
+            latent: `(B, Z)` or `(Z,)`.
+            attribute: One of `config.attributes`.
+            amount: Standard deviations of the training data; negative for less.
+            bars: Bars of the melodies, a number or `(B,)`; `max_bars` by default.
+
+        Returns:
+            Latents of the same shape.
+
+        Raises:
+            ValueError: If the model does not know the attribute.
+        """
+        known = self.config.attributes or []
+        if attribute not in known:
+            raise ValueError(f"unknown attribute {attribute!r}; this model has {', '.join(known) or 'none'}")
+        start = latent.reshape(-1, self.config.latent_size).to(self.device, self.dtype)
+        bars = torch.as_tensor(self.config.max_bars if bars is None else bars).expand(len(start))
+        lines = self.read_lines(self.decode(start, bars=bars))
+        has = self.attributes_of(lines)  # (B, A)
+        wish, weight = has.clone(), torch.ones_like(has[0])
+        wish[:, known.index(attribute)] += amount
+        weight[known.index(attribute)] = OWN_WEIGHT
+
+        def errors_of(lines: Sequence[Mapping[str, Any]], wish: torch.Tensor) -> torch.Tensor:
+            return (weight * (self.attributes_of(lines) - wish).square()).sum(-1)
+
+        writer = TokenWriter(self.token_grammar.cpu())
+        edited = [
+            edit_line(line, writer, lambda each, wish=wish[row]: errors_of([each], wish).item(), seed)
+            for seed in range(WAYS_OF_SHIFTING)
+            for row, line in enumerate(lines)
+        ]
+        ids = self.write_lines(edited, writer)
+        ways = self.encode(ids, ids.ne(self.config.pad_token_id).long()).latent_mean  # (W B, Z)
+        measured = self.read_lines(self.decode(ways, bars=bars.repeat(WAYS_OF_SHIFTING)))
+        errors = errors_of(measured, wish.repeat(WAYS_OF_SHIFTING, 1)).view(WAYS_OF_SHIFTING, -1)
+        price = errors
+        if self.config.latent_noise:
+            price = errors + SURPRISE_WEIGHT * self.surprise(ids, edited).view_as(errors)
+        chosen, rows = price.argmin(0), torch.arange(len(start), device=self.device)
+        is_nearer = errors[chosen, rows] < errors_of(lines, wish)
+        ways = ways.unflatten(0, (WAYS_OF_SHIFTING, -1))[chosen, rows]
+        return torch.where(is_nearer[:, None], ways, start).view_as(latent)
+
+    @torch.no_grad()
+    def surprise(self, ids: torch.Tensor, lines: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+        """Bits per note of melodies, `(B,)`, for the melody decoder without a latent, see `config.latent_noise`.
+
+        Args:
+            ids: `(B, T)`.
+            lines: The same melodies.
+        """
+        latent = torch.zeros(len(ids), self.config.latent_size, device=self.device, dtype=self.dtype)
+        logits = self(ids, latent=latent, noise=torch.ones(len(ids), self.config.max_bars, device=self.device)).logits
+        padding = self.config.pad_token_id
+        nats = cross_entropy(logits[:, :-1].mT.float(), ids[:, 1:], ignore_index=padding, reduction="none").sum(-1)
+        notes = torch.tensor([max(1, len(line["pitch"])) for line in lines], device=self.device)
+        return nats / math.log(2) / notes
