@@ -326,7 +326,7 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
             {split: choose_windows(options.dataset, split, sys.maxsize, 0) for split in ("train", "test")},
             options.guidance,
         ),
-        "long": lambda: operations.long_pieces(16, options.dataset),
+        "long": lambda: operations.long_pieces(64, options.dataset),
         "validity": lambda: operations.validity(options.samples, options.bars),
         "attributes": lambda: control(model, operations.processor, chosen, options.shifts),
     }

@@ -31,6 +31,8 @@ NUMBERS_AT_ONCE = 64
 FREE_DRAWS = 2  # of a melody in a key; in further ones nothing lies outside the key
 # Of Heun's method; latents of 64 steps then differ by 0.013 of their standard deviation, at 32 by 0.005.
 PRIOR_STEPS = 8
+# Of a new section's noise, against a melody's: the melody decoder alone would go on as before, and ever more so.
+NOISE_OF_SECTIONS = 0.75
 
 
 def slerp(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -308,9 +310,7 @@ class MelodyOperations(MelodyEditing):
         Raises:
             ValueError: If the model was trained without noise, or `noise` is not from 0 to 1.
         """
-        amount = noise
-        if amount is None:  # of conditions, the time signature aside, the melody decoder hears from the latent alone
-            amount = self.config.sampling_noise / (2 if asked.keys() - {"time_signature"} else 1)
+        amount = self.usual_noise(asked) if noise is None else noise
         if amount and (not self.config.latent_noise or not 0 <= amount <= 1):
             told = "is not from 0 to 1" if self.config.latent_noise else "and a model trained without (latent_noise=0)"
             raise ValueError(f"noise={amount} {told}")
@@ -322,6 +322,11 @@ class MelodyOperations(MelodyEditing):
             drawn = torch.where(self.spread_over_latent(is_known), latent, draw_normal(latent, generator))
             latent = self.bar_conditioner.add_noise(drawn, told, draw_normal(latent, generator)) if amount else drawn
         return {"latent": latent, "noise": told} if amount else {"latent": latent}
+
+    def usual_noise(self, asked: Mapping[str, list]) -> float:
+        """How much noise a melody under these conditions begins with."""
+        # Of conditions, the time signature aside, the melody decoder hears from the latent alone.
+        return self.config.sampling_noise / (2 if asked.keys() - {"time_signature"} else 1)
 
     def complete(
         self,
@@ -574,6 +579,8 @@ class MelodyOperations(MelodyEditing):
                 if self.config.latent_size:
                     conditions = take_conditions(asked, new)
                     told = own.pop("noise", None)
+                    if told is None and made[0]:
+                        told = NOISE_OF_SECTIONS * self.usual_noise(conditions)
                     bars_told = self.config.max_bars  # the piece goes on
                     own |= self.sketch(len(new), primer, conditions, guidance, own.get("generator"), told, bars_told)
                 if made[0]:
