@@ -232,7 +232,7 @@ def test_eager_equals_sdpa_in_values_and_gradients(is_causal):
         results.append([output, *(parameter.grad for parameter in attention.parameters())])
     assert attention.distance_embedding.grad.abs().max() > 0.1
     for eager, sdpa in zip(*results, strict=True):
-        assert (eager - sdpa).abs().max() <= 1e-5 * sdpa.abs().max()  # eager's softmax is in single precision
+        assert (eager - sdpa).abs().max() <= 2e-6 * sdpa.abs().max()  # the softmax of eager is in single precision
 
 
 @pytest.fixture(params=[1, 3, 7, 13])
