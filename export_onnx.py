@@ -94,7 +94,7 @@ class DecoderGraph(nn.Module):
             pitch=pitch,
             previous_ids=previous_ids,
             bar_conditions=bar_conditions,
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
         )
         cached: list[Any] = [each for layer in cache.layers for each in (layer.keys, layer.values)]

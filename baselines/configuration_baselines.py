@@ -2,6 +2,7 @@
 
 from transformers import PreTrainedConfig
 
+from modeling.cache_melody_vae import OTHER_OUTPUTS
 from modeling.configuration_melody_vae import MelodyVAEConfig
 
 from .flat_code import FlatCode
@@ -91,6 +92,7 @@ class MusicVAEConfig(FlatCode, PreTrainedConfig):
     """
 
     model_type = "music_vae"
+    keys_to_ignore_at_inference = OTHER_OUTPUTS
 
     vocab_size: int = 92
     num_classes: int = 90

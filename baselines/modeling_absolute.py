@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from modeling.modeling_melody_vae import MelodyVAEModel, MelodyVAEOutput
-from modeling.relative_attention import MelodyVAELayer, RelativeAttention
+from modeling.modeling_melody_vae import MelodyVAEModel
+from modeling.relative_attention import RelativeAttention
 
 from .configuration_baselines import AbsoluteMusicTransformerConfig
 
@@ -29,7 +29,7 @@ class AbsoluteAttention(RelativeAttention):
         """Return no bias."""
         return None
 
-    def is_blockwise(self, query: torch.Tensor, past_key_values) -> bool:
+    def is_blockwise(self, query: torch.Tensor, cache) -> bool:
         """Whether blocks are faster: not where nothing is added to the logits."""
         return False
 
@@ -53,20 +53,6 @@ class Sinusoids(nn.Module):
         return self.scale * torch.cat([angles.sin(), angles.cos()], dim=-1)[..., : self.hidden_size]
 
 
-class PositionedLayer(MelodyVAELayer):
-    """The first layer: identical to the others except that it is told the positions."""
-
-    def __init__(self, config: AbsoluteMusicTransformerConfig):
-        super().__init__(config, 0, is_causal=True)
-        self.positions = Sinusoids(config)
-
-    def forward(
-        self, hidden_states: torch.Tensor, condition: None = None, *, position_ids: torch.Tensor, **kwargs
-    ) -> torch.Tensor:
-        """Transform `hidden_states` `(B, T, C)` at `position_ids` `(B, T)`; there is no latent to be a condition."""
-        return super().forward(hidden_states, self.positions(position_ids).to(hidden_states.dtype), **kwargs)
-
-
 class AbsoluteMusicTransformer(MelodyVAEModel):
     """Identical to [`MelodyVAEModel`] with `latent_size=0` except for absolute instead of relative positions.
 
@@ -81,13 +67,12 @@ class AbsoluteMusicTransformer(MelodyVAEModel):
 
     config: AbsoluteMusicTransformerConfig
     config_class = AbsoluteMusicTransformerConfig
-    _no_split_modules = ["MelodyVAELayer", "PositionedLayer"]  # noqa: RUF012 - the base class's own form
 
     def __init__(self, config: AbsoluteMusicTransformerConfig):
         if config.latent_size:
             raise ValueError(f"latent_size={config.latent_size}: this baseline is a language model and has no latent")
         super().__init__(config)
-        self.layers[0] = PositionedLayer(config)
+        self.positions = Sinusoids(config)
         for index, layer in enumerate(self.layers):
             layer.attention = AbsoluteAttention(config, index)
         self.post_init()
@@ -98,29 +83,13 @@ class AbsoluteMusicTransformer(MelodyVAEModel):
         if isinstance(module, Sinusoids):
             init.constant_(module.scale, math.sqrt(2) * self.config.initializer_range)  # as long as a token's embedding
 
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values=None,
-        **kwargs,
-    ) -> MelodyVAEOutput:
-        """Predict each next token; see [`MelodyVAEModel.forward`].
-
-        Args:
-            input_ids: `(B, T)`.
-            attention_mask: `(B, T)`, or with a cache as long as everything so far; 0 at padding.
-            position_ids: `(B, T)`; by default tokens are counted, and padding is not.
-            past_key_values: Cache.
-            kwargs: As there.
-        """
+    def embed(self, input_ids, attention_mask, time, pitch, previous_ids, cache):
+        """Embed tokens as [`MelodyVAEModel.embed`] does and add their positions; padding is not counted."""
+        hidden_states, rotation = super().embed(input_ids, attention_mask, time, pitch, previous_ids, cache)
         length = input_ids.shape[1]
-        if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
+        if attention_mask is not None and attention_mask.dim() == 2:
             position_ids = (attention_mask.cumsum(-1) - 1).clamp_min(0)[:, -length:]
-        elif position_ids is None:
-            past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        else:
+            past = 0 if cache is None else cache.get_seq_length()
             position_ids = (torch.arange(length, device=input_ids.device) + past)[None]
-        return super().forward(
-            input_ids, attention_mask, position_ids=position_ids, past_key_values=past_key_values, **kwargs
-        )
+        return hidden_states + self.positions(position_ids).to(hidden_states.dtype), rotation

@@ -26,6 +26,7 @@ from modeling.modeling_melody_vae import (
     MelodyVAEOutput,
     MelodyVAEPosterior,
     reconstruction_nats,
+    refuse_arguments,
 )
 from modeling.operations_melody_vae import slerp
 
@@ -214,7 +215,10 @@ class MusicVAEModel(PreTrainedModel):
         labels: torch.Tensor | None = None,
         kl_weight: float | None = None,
         tokens_per_melody: float | torch.Tensor | None = None,
-        **kwargs,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        inputs_embeds: torch.Tensor | None = None,
     ) -> MelodyVAEOutput:
         """Predict each next step, given the true one before it.
 
@@ -230,14 +234,20 @@ class MusicVAEModel(PreTrainedModel):
             labels: `(B, 1 + N S)`, aligned with `input_ids`; -100 is not counted.
             kl_weight: Beta; `config.kl_weight` by default.
             tokens_per_melody: What the loss is divided by; the mean number of labelled steps by default.
-            kwargs: Ignored.
+            use_cache: Ignored: steps are decoded by [`MusicVAEModel.decode`], which keeps a state of its own.
+            output_hidden_states: Refused, like the two that follow.
+            output_attentions: Refused.
+            inputs_embeds: Refused.
 
         Returns:
             A [`MelodyVAEOutput`]; logits `(B, 1 + N S, V)`, zeros at the last position, which predicts nothing.
 
         Raises:
-            ValueError: If these are not whole bars, or too many.
+            ValueError: If these are not whole bars, or too many, or a refused argument asks for anything.
         """
+        refuse_arguments(
+            output_hidden_states=output_hidden_states, output_attentions=output_attentions, inputs_embeds=inputs_embeds
+        )
         steps_per_bar = self.config.steps_per_bar
         bars, rest = divmod(input_ids.shape[1] - 1, steps_per_bar)
         if rest or not 1 <= bars <= self.config.max_bars:

@@ -11,7 +11,8 @@ from torch import nn
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
-from modeling.modeling_melody_vae import MelodyVAEModel, MelodyVAEOutput, reconstruction_nats
+from modeling.cache_melody_vae import CACHE_NAME, given_cache
+from modeling.modeling_melody_vae import MelodyVAEModel, MelodyVAEOutput, reconstruction_nats, refuse_arguments
 
 from .attention_lstm import AttentionLSTM
 from .configuration_baselines import MelodyLSTMConfig, MelodyRNNConfig, RecurrentConfig
@@ -48,6 +49,10 @@ class RecurrentModel(MelodyVAEModel):
         elif isinstance(module, nn.Linear) and module is not self.lm_head:
             init.xavier_uniform_(module.weight)
 
+    def musical_inputs(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """There are none: the state knows what was."""
+        return {}
+
     def trunk(
         self, inputs: torch.Tensor, state: State | None, lengths: torch.Tensor | None
     ) -> tuple[torch.Tensor, State]:
@@ -75,7 +80,11 @@ class RecurrentModel(MelodyVAEModel):
         past_key_values: RecurrentCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        **kwargs,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        latent: torch.Tensor | None = None,
+        cache: RecurrentCache | None = None,
     ) -> MelodyVAEOutput:
         """Predict each next token.
 
@@ -91,11 +100,25 @@ class RecurrentModel(MelodyVAEModel):
             past_key_values: State after the tokens before these.
             use_cache: Whether to return the state.
             logits_to_keep: Number of last positions to compute logits for (0: all), or their indices.
-            kwargs: Ignored.
+            output_hidden_states: Refused, like the three that follow.
+            output_attentions: Refused.
+            inputs_embeds: Refused.
+            latent: Refused.
+            cache: The same as `past_key_values`, as transformers calls it from 5.24 on.
 
         Returns:
             A [`MelodyVAEOutput`].
+
+        Raises:
+            ValueError: If a refused argument asks for anything.
         """
+        refuse_arguments(
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            inputs_embeds=inputs_embeds,
+            latent=latent,
+        )
+        cache = given_cache(cache, past_key_values)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training and labels is None
         batch, length = input_ids.shape
@@ -108,7 +131,7 @@ class RecurrentModel(MelodyVAEModel):
             order = is_token.int().argsort(dim=1, descending=True, stable=True)
             input_ids = input_ids.gather(1, order)
             lengths = is_token.sum(1) if use_cache else None
-        before = None if past_key_values is None else past_key_values.state
+        before = None if cache is None else cache.state
         hidden_states, state = self.read(input_ids, before, lengths)  # (B, T, C)
         if order is not None:
             places = order.argsort(dim=1)[..., None].expand_as(hidden_states)
@@ -116,8 +139,8 @@ class RecurrentModel(MelodyVAEModel):
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         output = MelodyVAEOutput(logits=self.lm_head(self.norm(hidden_states[:, kept])))  # (B, T, V)
         if use_cache:
-            num_tokens = length + (0 if past_key_values is None else past_key_values.num_tokens)
-            output.past_key_values = RecurrentCache(state, num_tokens)
+            num_tokens = length + (0 if cache is None else cache.num_tokens)
+            setattr(output, CACHE_NAME, RecurrentCache(state, num_tokens))
         if labels is not None:
             if tokens_per_melody is None:
                 tokens_per_melody = (labels[:, 1:] != -100).sum().clamp_min(1) / batch

@@ -250,7 +250,7 @@ def in_pieces(attention: RelativeAttention, hidden_states: torch.Tensor) -> torc
         piece = hidden_states[:, past : 2 * past + 1]
         keys = torch.arange(past + piece.shape[1])
         mask = (keys <= keys[past:, None])[None, None]  # (1, 1, L, S)
-        pieces.append(attention(piece, attention_mask=mask, past_key_values=cache))
+        pieces.append(attention(piece, attention_mask=mask, cache=cache))
         past += piece.shape[1]
     return torch.cat(pieces, dim=1)
 

@@ -4,6 +4,8 @@ from difflib import get_close_matches
 
 from transformers import PreTrainedConfig
 
+from .cache_melody_vae import OTHER_OUTPUTS
+
 # What transformers takes beside the fields and properties of `PreTrainedConfig`.
 COMMON_ARGUMENTS = ("attn_implementation", "experts_implementation", "auto_map", "custom_pipelines")
 
@@ -56,7 +58,7 @@ class MelodyVAEConfig(PreTrainedConfig):
     """
 
     model_type = "melody_vae"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = OTHER_OUTPUTS
 
     vocab_size: int = 1024
     bar_token_ids: list[int] | None = None

@@ -20,8 +20,10 @@ from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList, 
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
+from .cache_melody_vae import CACHE_NAME, given_cache
 from .configuration_melody_vae import MelodyVAEConfig
 from .constraints_melody_vae import (
     BAR_STEPS,
@@ -69,26 +71,35 @@ class MelodyVAEPosterior(ModelOutput):
 
 
 @dataclass
-class MelodyVAEOutput(ModelOutput):
-    """Output of [`MelodyVAEModel`].
+class MelodyVAEOutput(CausalLMOutputWithPast):
+    """Output of [`MelodyVAEModel`]: transformers' own of a causal language model, and what a VAE has beside it.
 
     Args:
         loss: Scalar, see [`MelodyVAEModel.forward`].
+        logits: `(B, T, V)`.
+        cache: Keys and values of the melody decoder; `past_key_values` up to transformers 5.23.
+        hidden_states: `(B, T, C)` before each layer of the melody decoder and after the last, where asked for.
         reconstruction_nats: Scalar, nats per melody.
         kl_nats: Scalar, nats per melody, before free bits and weight.
-        logits: `(B, T, V)`.
         latent_mean: `(B, Z)`, where the melody encoder ran.
         latent_log_variance: `(B, Z)`, likewise.
-        past_key_values: Keys and values of the melody decoder.
     """
 
-    loss: torch.Tensor | None = None
     reconstruction_nats: torch.Tensor | None = None
     kl_nats: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
     latent_mean: torch.Tensor | None = None
     latent_log_variance: torch.Tensor | None = None
-    past_key_values: Cache | None = None
+
+
+def refuse_arguments(**arguments: object) -> None:
+    """Refuse arguments of transformers' models that this one does not have, where they ask for anything.
+
+    Raises:
+        ValueError: If one is neither None nor False.
+    """
+    for name, value in arguments.items():
+        if value is not None and value is not False:
+            raise ValueError(f"{name}: this model does not support it")
 
 
 def reconstruction_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -413,6 +424,22 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
             return embedded, rotation_of(head_dim, None, pitch)
         return embedded + self.time_embedding(time), rotation_of(head_dim, time, pitch)
 
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        time: torch.Tensor,
+        pitch: torch.Tensor | None,
+        previous_ids: torch.Tensor | None,
+        cache: Cache | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Embed tokens `(B, T)` for the melody decoder; returns `(B, T, C)` and the rotation of queries and keys."""
+        hidden_states, rotation = self.told(self.embed_tokens(input_ids), time, pitch)
+        if self.config.previous_token:
+            previous_ids = self.previous_ids(input_ids) if previous_ids is None else previous_ids
+            hidden_states = hidden_states + self.previous_proj(self.embed_tokens(previous_ids))
+        return self.dropout(hidden_states), rotation
+
     def bar_one_hot(self, time: torch.Tensor) -> torch.Tensor:
         """Rows of [`BarConditioner`]'s table for musical time `(B, T)`, one-hot, `(B, T, N + 1)`."""
         rows = (time.floor().long() + 1).clamp(0, self.config.max_bars)
@@ -430,7 +457,7 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
 
         Args:
             input_ids: `(B, T)`.
-            attention_mask: `(B, T)`, 0 at padding.
+            attention_mask: `(B, T)`, 0 at padding; by default where `pad_token_id` is.
             time: `(B, T)`, what [`MelodyVAEModel.musical_time`] returns, if it was computed already.
             pitch: `(B, T)`, what [`MelodyVAEModel.musical_pitch`] returns, likewise.
             kwargs: Ignored, so that a processor's whole output can be passed.
@@ -451,8 +478,9 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
                 "cut it into windows"
             )
         one_hot = self.bar_one_hot(time)[..., 1:]  # (B, T, N)
-        if attention_mask is not None:
-            one_hot = one_hot * attention_mask[..., None]
+        if attention_mask is None:
+            attention_mask = input_ids.ne(self.config.pad_token_id).long()
+        one_hot = one_hot * attention_mask[..., None]
         embedded, rotation = self.told(self.embed_tokens(input_ids), time, pitch)
         embedded = self.dropout(embedded)
         mask = create_bidirectional_mask(self.config, embedded, attention_mask)
@@ -475,7 +503,10 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        **kwargs,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        cache: Cache | None = None,
     ) -> MelodyVAEOutput:
         """Predict each next token.
 
@@ -485,7 +516,7 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
 
         Args:
             input_ids: `(B, T)`.
-            attention_mask: `(B, T)`, 0 at padding.
+            attention_mask: `(B, T)`, 0 at padding; by default where `pad_token_id` is.
             latent: `(B, Z)`. Without one the melody encoder reads `input_ids`; its sample is used in training, its
                 mean otherwise.
             noise: `(B, N)`, how much of each bar's share of `latent` is noise, from 0 to 1. In training it is drawn
@@ -495,18 +526,27 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
             tokens_per_melody: What the loss is divided by; the batch's own mean by default. A constant gives every
                 melody the same weight whatever batch it is in, so that accumulated batches equal one large one.
             bar_conditions: `(B, N + 1, K, C)`, a latent that [`BarConditioner`] has expanded already.
-            time: `(B, T)`, see [`MelodyVAEModel.musical_time`]; needed where `past_key_values` holds the melody's
-                beginning.
+            time: `(B, T)`, see [`MelodyVAEModel.musical_time`]; needed where the cache holds the melody's beginning.
             pitch: `(B, T)`, see [`MelodyVAEModel.musical_pitch`]; belongs to `time`.
             previous_ids: `(B, T)`, see [`MelodyVAEModel.previous_ids`]; needed there likewise.
             past_key_values: Cache of the melody decoder.
             use_cache: Whether to return a cache.
             logits_to_keep: Number of last positions to compute logits for (0: all), or their indices.
-            kwargs: Passed to the attention function.
+            output_hidden_states: Whether to return what is before each layer and after the last.
+            output_attentions: Refused: attention weights are not kept.
+            inputs_embeds: Refused: the model reads bars and pitches from ids.
+            cache: The same as `past_key_values`, as transformers calls it from 5.24 on.
 
         Returns:
             A [`MelodyVAEOutput`].
+
+        Raises:
+            ValueError: If a refused argument asks for anything.
         """
+        refuse_arguments(output_attentions=output_attentions, inputs_embeds=inputs_embeds)
+        cache = given_cache(cache, past_key_values)
+        if attention_mask is None and cache is None:
+            attention_mask = input_ids.ne(self.config.pad_token_id).long()
         posterior = MelodyVAEPosterior()
         if time is None:
             time, pitch = self.musical_time(input_ids), self.musical_pitch(input_ids)
@@ -523,15 +563,14 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
             input_ids = input_ids.masked_fill(is_dropped, self.config.mask_token_id)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training and labels is None
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        if self.training and len(self.layers) and self.layers[0].gradient_checkpointing:
+            use_cache, cache = False, None  # a layer that runs again would write its keys twice
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
 
-        hidden_states, rotation = self.told(self.embed_tokens(input_ids), time, pitch)
-        if self.config.previous_token:
-            previous_ids = self.previous_ids(input_ids) if previous_ids is None else previous_ids
-            hidden_states = hidden_states + self.previous_proj(self.embed_tokens(previous_ids))
-        hidden_states = self.dropout(hidden_states)
-        mask = create_causal_mask(self.config, hidden_states, attention_mask, past_key_values)
+        hidden_states, rotation = self.embed(input_ids, attention_mask, time, pitch, previous_ids, cache)
+        all_hidden_states = [hidden_states]
+        mask = create_causal_mask(self.config, hidden_states, attention_mask, cache)
         bar_one_hot = self.bar_one_hot(time).to(hidden_states.dtype)
         for index, layer in enumerate(self.layers):
             condition = None if bar_conditions is None else bar_one_hot @ bar_conditions[:, :, index]  # (B, T, C)
@@ -539,14 +578,16 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
                 hidden_states,
                 condition,
                 attention_mask=mask,
-                past_key_values=past_key_values,
+                cache=cache,
                 rotation=rotation,
-                **kwargs,
             )
+            all_hidden_states.append(hidden_states)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(self.norm(hidden_states[:, kept]))  # (B, T, V)
 
-        output = MelodyVAEOutput(logits=logits, past_key_values=past_key_values if use_cache else None, **posterior)
+        output = MelodyVAEOutput(logits=logits, **{CACHE_NAME: cache if use_cache else None}, **posterior)
+        if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
+            output.hidden_states = tuple(all_hidden_states)
         if labels is not None:
             nats = reconstruction_nats(logits, labels)
             if tokens_per_melody is None:
@@ -565,11 +606,15 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
         """Read time over the whole sequence, of which a cached step sees the last token only."""
         inputs = super().prepare_inputs_for_generation(input_ids, next_sequence_length=next_sequence_length, **kwargs)
         kept = slice(-inputs["input_ids"].shape[1], None)
-        inputs["time"] = self.musical_time(input_ids)[:, kept].contiguous()
+        return inputs | {name: value[:, kept].contiguous() for name, value in self.musical_inputs(input_ids).items()}
+
+    def musical_inputs(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Read from whole melodies `(B, T)` what `forward` is given beside their last tokens, `(B, T)` each."""
+        inputs = {"time": self.musical_time(input_ids)}
         if (pitch := self.musical_pitch(input_ids)) is not None:
-            inputs["pitch"] = pitch[:, kept].contiguous()
+            inputs["pitch"] = pitch
         if self.config.previous_token:
-            inputs["previous_ids"] = self.previous_ids(input_ids)[:, kept].contiguous()
+            inputs["previous_ids"] = self.previous_ids(input_ids)
         return inputs
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.cache_utils import DynamicCache
 
 from .attributes_melody_vae import key_of
+from .cache_melody_vae import CACHE_NAME
 from .edits_melody_vae import MelodyEditing
 
 Conditions = Mapping[str, Any]
@@ -157,7 +158,7 @@ def decode_apart(
         if is_done.all():
             break
         left = (~is_done[rows]).nonzero().squeeze(1)
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get(CACHE_NAME)
         if FEWEST_ROWS <= len(left) <= 8 / 9 * len(rows) and isinstance(cache, DynamicCache):
             cache.batch_select_indices(left)
             for name, value in model_kwargs.items():

@@ -287,7 +287,7 @@ class RelativeAttention(nn.Module):
         relative = torch.bmm(rows, embedding.transpose(1, 2)).unflatten(1, (-1, length))  # (H, B, L, M)
         return skew(relative.transpose(0, 1), num_keys)
 
-    def is_blockwise(self, query: torch.Tensor, past_key_values: Cache | None) -> bool:
+    def is_blockwise(self, query: torch.Tensor, cache: Cache | None) -> bool:
         """Whether [`BlockwiseRelativeAttention`] takes over from `scaled_dot_product_attention`.
 
         It does where the latter would have to keep every logit, and where nobody wants plain operations to compile or
@@ -298,7 +298,7 @@ class RelativeAttention(nn.Module):
             and query.device.type == "cpu"
             and query.dtype in (torch.float32, torch.float64)
             and self.config._attn_implementation == "sdpa"
-            and past_key_values is None
+            and cache is None
             and not (self.training and self.config.dropout)
             and not torch.compiler.is_compiling()
             and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
@@ -308,7 +308,7 @@ class RelativeAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         rotation: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
@@ -317,7 +317,7 @@ class RelativeAttention(nn.Module):
         `rotation` is what [`rotation_of`] computes.
         """
         batch, length, _ = hidden_states.shape
-        past = past_key_values.get_seq_length(self.layer_idx) if past_key_values is not None else 0
+        past = cache.get_seq_length(self.layer_idx) if cache is not None else 0
         if isinstance(past, torch.Tensor):
             past = past.clone()  # a static cache returns its live counter, which `update` moves
         query, key, value = (
@@ -325,9 +325,9 @@ class RelativeAttention(nn.Module):
         )  # (B, H, L, D) each
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        if self.is_blockwise(query, past_key_values):
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
+        if self.is_blockwise(query, cache):
             embedding = self.embedding_of_distances(length, 2 if self.is_causal else length + 1)
             attended = BlockwiseRelativeAttention.apply(
                 query, key, value, embedding, attention_mask, self.scaling, self.is_causal

@@ -13,7 +13,7 @@ import tiny_models
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoConfig
+from transformers import AutoConfig, Trainer, TrainingArguments
 
 from baselines import (
     MODEL_TYPES,
@@ -34,6 +34,7 @@ from baselines.recurrence import Recurrence, RecurrentCache
 from evaluation.bits_per_note.bits_per_note import bits_per_note
 from evaluation.step_accuracy.step_accuracy import step_classes
 from modeling import MelodyProcessor
+from modeling.cache_melody_vae import CACHE_NAME
 from modeling.modeling_melody_vae import NATS_PER_BIT, reconstruction_nats
 from modeling.processing_melody_vae import line_to_words, transposition_table
 
@@ -239,11 +240,11 @@ def test_music_vae_encodes_all_of_a_melody_and_no_padding(models):
 def test_cached_logits_equal_uncached(models, ids, model_type):
     model = models[model_type]
     expected = model(ids, use_cache=False)
-    assert expected.past_key_values is None
+    assert expected.get(CACHE_NAME) is None
     cache, logits = None, []
     for chunk in ids.split([7, 1, 3], dim=1):
-        output = model(chunk, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
+        output = model(chunk, cache=cache, use_cache=True)
+        cache = output[CACHE_NAME]
         logits.append(output.logits)
     assert cache.get_seq_length() == T
     assert torch.allclose(torch.cat(logits, dim=1), expected.logits, atol=1e-5)
@@ -271,7 +272,7 @@ def test_padding_changes_nothing(models, ids, model_type, where):
     if model_type == "music_transformer" and where == "right":
         return
     longer = torch.cat([mask, torch.ones(B, 2, dtype=torch.long)], dim=1)
-    following = model(ids[:, :2], longer, past_key_values=output.past_key_values)
+    following = model(ids[:, :2], longer, cache=output[CACHE_NAME])
     assert torch.allclose(following.logits, model(torch.cat([ids, ids[:, :2]], 1)).logits[:, -2:], atol=1e-5)
 
 
@@ -279,10 +280,10 @@ def test_padding_changes_nothing(models, ids, model_type, where):
 @pytest.mark.parametrize("model_type", RECURRENT)
 def test_a_chunk_of_padding_leaves_the_state(models, ids, model_type):
     model = models[model_type]
-    cache = model(ids, use_cache=True).past_key_values
+    cache = model(ids, use_cache=True)[CACHE_NAME]
     mask = torch.ones(B, T + 2, dtype=torch.long)
     mask[1, T:] = 0
-    after = model(ids[:, :2], mask, past_key_values=cache, use_cache=True).past_key_values
+    after = model(ids[:, :2], mask, cache=cache, use_cache=True)[CACHE_NAME]
     for new, old in zip(after.state, cache.state, strict=True):
         assert torch.equal(new[1], old[1])
         assert not torch.equal(new[0], old[0])
@@ -311,7 +312,7 @@ def test_recurrent_generation_reads_each_token_once_and_keeps_a_state_of_one_siz
     output = model.generate(ids[:1, :3], bars=4, do_sample=True, return_dict_in_generate=True)
     handle.remove()
     assert read == [3] + [1] * (output.sequences.shape[1] - 4)
-    sizes = [[each.shape for each in model(ids[:, :n]).past_key_values.state] for n in (1, T)]
+    sizes = [[each.shape for each in model(ids[:, :n])[CACHE_NAME].state] for n in (1, T)]
     assert sizes[0] == sizes[1]
 
 
@@ -319,16 +320,16 @@ def test_recurrent_generation_reads_each_token_once_and_keeps_a_state_of_one_siz
 def test_the_cache_selects_and_repeats_rows(models, ids):
     model = models["lstm"]
     rows = torch.tensor([2, 0, 0])
-    cache = model(ids, use_cache=True).past_key_values
+    cache = model(ids, use_cache=True)[CACHE_NAME]
     cache.reorder_cache(rows)
     expected = model(torch.cat([ids[rows], ids[:, :1]], 1)).logits[:, -1]
-    assert torch.allclose(model(ids[:, :1], past_key_values=cache).logits[:, -1], expected, atol=1e-5)
-    cache = model(ids, use_cache=True).past_key_values
+    assert torch.allclose(model(ids[:, :1], cache=cache).logits[:, -1], expected, atol=1e-5)
+    cache = model(ids, use_cache=True)[CACHE_NAME]
     assert isinstance(cache, RecurrentCache)
     cache.batch_repeat_interleave(2)
     twice = ids.repeat_interleave(2, dim=0)
     expected = model(torch.cat([twice, twice[:, :1]], 1)).logits[:, -1]
-    assert torch.allclose(model(twice[:, :1], past_key_values=cache).logits[:, -1], expected, atol=1e-5)
+    assert torch.allclose(model(twice[:, :1], cache=cache).logits[:, -1], expected, atol=1e-5)
 
 
 def test_attention_lstm_is_its_formula_and_so_are_its_gradients():
@@ -417,13 +418,16 @@ def test_recurrence_is_torchs_own_and_ends_with_the_last_token(layer):
 @torch.no_grad()
 def test_absolute_positions_are_all_that_the_model_knows_of_order(processor, ids):
     model = make_model("music_transformer_absolute", processor)
-    logits, shifted = model(ids).logits, model(ids, position_ids=torch.arange(3, T + 3)[None]).logits
+    logits = model(ids).logits
+    handle = model.positions.register_forward_pre_hook(lambda module, given: (given[0] + 3,))
+    shifted = model(ids).logits
+    handle.remove()
     assert not torch.allclose(logits, shifted, atol=1e-3)
     # Without them it is the relative model whose distances mean nothing.
-    model.get_parameter("layers.0.positions.scale").zero_()
+    model.get_parameter("positions.scale").zero_()
     twin = make_model("music_transformer", processor)
     missing, unexpected = twin.load_state_dict(model.state_dict(), strict=False)
-    assert unexpected == ["layers.0.positions.scale"]
+    assert unexpected == ["positions.scale"]
     assert {name.rsplit(".", 1)[1] for name in missing} == {"distance_embedding"}
     for name in missing:
         twin.get_parameter(name).zero_()
@@ -433,10 +437,27 @@ def test_absolute_positions_are_all_that_the_model_knows_of_order(processor, ids
 @torch.no_grad()
 def test_sinusoids_turn_by_the_same_angle_at_every_position(models):
     """Their dot product depends on the distance alone, whatever the position; the scale is squared in it."""
-    positions = models["music_transformer_absolute"].get_submodule("layers.0.positions")
+    positions = models["music_transformer_absolute"].positions
     rows = positions(torch.tensor([[0, 4, 700, 704]]))[0]
     assert torch.allclose(rows[0] @ rows[1], rows[2] @ rows[3], atol=1e-4)
     assert torch.allclose(rows.norm(dim=1), positions.scale.abs() * 5**0.5, atol=1e-5)
+
+
+# --- transformers' own Trainer ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_type", [*MODEL_TYPES, "melody_vae"])
+def test_trainer_trains_evaluates_and_predicts(model_type, processor, tmp_path):
+    model = tiny_models.make_model(processor) if model_type == "melody_vae" else make_model(model_type, processor)
+    batch = (StepCollator(N) if model_type == "music_vae" else collate(processor))(TEXTS)
+    rows = [{name: batch[name][row] for name in ("input_ids", "attention_mask", "labels")} for row in range(len(TEXTS))]
+    arguments = TrainingArguments(tmp_path, max_steps=3, per_device_train_batch_size=3, report_to=[], use_cpu=True)
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    predicted = trainer.predict(rows)
+    assert predicted.metrics["test_loss"] < before
+    assert predicted.predictions.shape == (*batch["input_ids"].shape, model.config.vocab_size)
 
 
 # --- Loss and training ----------------------------------------------------------------------------------------------

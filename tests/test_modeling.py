@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel, MelodyVAEPosterior
+from modeling.cache_melody_vae import CACHE_NAME, CACHE_NAMES
 from modeling.constraints_melody_vae import BAR_STEPS, HIGHEST_PITCH, LAST_ONSET, LOWEST_PITCH, SPECIAL_ROW
 from modeling.modeling_melody_vae import MAX_TOKENS_PER_BAR, BarCountLogitsProcessor, reconstruction_nats
 from modeling.operations_melody_vae import slerp
@@ -275,7 +276,7 @@ def test_cached_logits_equal_uncached(implementation, kind):
     model = make_model(attn_implementation=implementation, **kind)
     latent = make_latent()
     expected = model(IDS, latent=latent, use_cache=False)
-    assert expected.past_key_values is None
+    assert expected.get(CACHE_NAME) is None
     cache, logits = None, []
     wholes = {
         "time": model.musical_time(IDS),
@@ -284,9 +285,9 @@ def test_cached_logits_equal_uncached(implementation, kind):
     }
     for part, chunk in zip((slice(7), slice(7, 8), slice(8, T)), IDS.split([7, 1, 3], dim=1), strict=True):
         told = {name: None if whole is None else whole[:, part] for name, whole in wholes.items()}
-        told["past_key_values"] = cache
+        told["cache"] = cache
         output = model(chunk, latent=latent, use_cache=True, **told)
-        cache = output.past_key_values
+        cache = output[CACHE_NAME]
         logits.append(output.logits)
     assert cache.get_seq_length() == T
     assert torch.allclose(torch.cat(logits, dim=1), expected.logits, atol=1e-4)
@@ -298,6 +299,61 @@ GENERATE = [
     pytest.param({"do_sample": False, "num_beams": 3}, id="beams"),
     pytest.param({"do_sample": True, "top_k": 0, "num_return_sequences": 2}, id="num_return_sequences"),
 ]
+
+
+WAYS_TO_DECODE = [
+    pytest.param(lambda model: model.generate(latent=make_latent(), do_sample=False, bars=5), id="generate"),
+    pytest.param(lambda model: model.generate(latent=make_latent(), num_beams=2, do_sample=False, bars=5), id="beams"),
+    pytest.param(lambda model: model.sample(B, seed=0, bars=5), id="sample"),
+    pytest.param(lambda model: model.sample(B, generator=make_generators(B), bars=5), id="generators"),
+    pytest.param(lambda model: model.decode(make_latent(), bars=5), id="decode"),
+]
+
+
+def make_generators(n: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in range(n)]
+
+
+@pytest.mark.parametrize("decode", WAYS_TO_DECODE)
+def test_a_cached_step_reads_one_token(decode, model):
+    """A cache that gets lost on the way makes no error: every step then begins without its past."""
+    read = []
+    handle = model.layers[0].register_forward_pre_hook(lambda module, given: read.append(given[0].shape[1]))
+    length = decode(model).shape[1]
+    handle.remove()
+    assert read == [1] * len(read)
+    assert len(read) >= length - 1
+
+
+@torch.no_grad()
+def test_both_names_of_the_cache_are_the_cache(model):
+    positions = model.musical_inputs(IDS)
+    first, second = ({name: value[:, part] for name, value in positions.items()} for part in (slice(7), slice(7, T)))
+    latent, logits = make_latent(), []
+    for name in CACHE_NAMES:
+        cache = model(IDS[:, :7], latent=latent, use_cache=True, **first)[CACHE_NAME]
+        logits.append(model(IDS[:, 7:], latent=latent, **{name: cache}, **second).logits)
+    assert torch.equal(*logits)
+    with pytest.raises(ValueError, match="two names of one argument"):
+        model(IDS[:, 7:], latent=latent, cache=cache, past_key_values=cache, **second)
+
+
+@torch.no_grad()
+def test_forward_refuses_what_it_does_not_know(model):
+    with pytest.raises(TypeError, match="attention_maks"):
+        model(IDS, attention_maks=torch.ones_like(IDS))
+    with pytest.raises(ValueError, match="output_attentions"):
+        model(IDS, output_attentions=True)
+    with pytest.raises(ValueError, match="inputs_embeds"):
+        model(IDS, inputs_embeds=torch.zeros(B, T, H * D))
+
+
+@torch.no_grad()
+def test_hidden_states_are_those_of_the_layers(model):
+    output = model(IDS, output_hidden_states=True)
+    assert len(output.hidden_states) == len(model.layers) + 1
+    assert torch.allclose(model.lm_head(model.norm(output.hidden_states[-1])), output.logits, atol=1e-5)
+    assert model(IDS).hidden_states is None
 
 
 @pytest.mark.parametrize("kwargs", GENERATE)
@@ -361,7 +417,10 @@ def test_padding_changes_nothing(model, side):
     for name in ("latent_mean", "latent_log_variance"):
         assert torch.allclose(plain[name], padded[name], atol=1e-5)
     assert torch.allclose(plain.logits, padded.logits[:, at], atol=1e-4)
-    assert not torch.allclose(model(ids).latent_mean, padded.latent_mean, atol=1e-2)  # the mask is what does it
+    unmasked = model(ids, torch.ones_like(ids))
+    assert not torch.allclose(unmasked.latent_mean, padded.latent_mean, atol=1e-2)  # the mask is what does it
+    assert torch.equal(model(ids).latent_mean, padded.latent_mean)  # which is read from the padding where none is given
+    assert torch.equal(model(ids).logits, padded.logits)
     labels = ids.masked_fill(ids == PAD, -100)
     if side == "left":
         labels[:, : room + 1] = -100  # nothing predicts the first token
@@ -418,7 +477,7 @@ def test_forward_uses_the_mean_or_in_training_a_sample(model):
         torch.manual_seed(3)
         latent = model.encode(IDS).sample()
         assert torch.allclose(sampled.logits, model(IDS, latent=latent).logits, atol=1e-5)
-        assert sampled.past_key_values is None
+        assert sampled.get(CACHE_NAME) is None
     finally:
         model.eval()
     assert not torch.allclose(latent, mean, atol=0.1)

@@ -131,7 +131,7 @@ def test_with_a_cache_equals_without(cache_type, chunks, max_relative_distance):
     for chunk in hidden_states.split(chunks, dim=1):
         length = chunk.shape[1]
         mask = causal_mask(length, room if is_static else past + length, past, torch.float64)
-        outputs.append(attention(chunk, attention_mask=mask, past_key_values=cache))
+        outputs.append(attention(chunk, attention_mask=mask, cache=cache))
         past += length
     assert (torch.cat(outputs, dim=1) - expected).abs().max() < 1e-10
 
