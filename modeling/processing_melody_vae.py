@@ -26,7 +26,7 @@ from transformers.utils import logging
 
 from .attributes_melody_vae import PITCH_NAMES, TEMPO_CLASSES, key_of, steps_per_bar
 from .constraints_melody_vae import BEFORE, HIGHEST_PITCH, SPECIAL_ROW, UNUSABLE, piece_of, summarise_token
-from .lead_melody_vae import GridNotes, bar_grid, is_end, join_pick_ups, quantise, rate_tracks, skyline
+from .melody_track_melody_vae import GridNotes, bar_grid, is_end, join_pick_ups, quantise, score_tracks, skyline
 
 logger = logging.get_logger(f"transformers.{__name__}")  # under the name whose verbosity transformers sets
 
@@ -166,9 +166,9 @@ def find_tunes(midi: str | Path | bytes | types.Score, steps_per_beat: int = 4) 
     """List what could be the tune of a MIDI file, best first, laid on the grid.
 
     Each track that is not drums gives a line for each of its stretches of constant time signature. The tracks are in
-    the order of their lead scores ([`rate_tracks`]), those in which the data set finds no melody last; of one track the
-    stretch with the most notes comes first. Grid, skyline and choice are the data set's. Unlike there, a line goes on
-    through silence, it may be short or of chords, notes out of range are left out of it, it begins with its pick-up
+    the order of their lead scores ([`score_tracks`]), those in which the data set finds no melody last; of one track
+    the stretch with the most notes comes first. Grid, skyline and choice are the data set's. Unlike there, a line goes
+    on through silence, it may be short or of chords, notes out of range are left out of it, it begins with its pick-up
     ([`join_pick_ups`]), and time signatures outside the vocabulary are read in others ([`readable_time_signature`]).
 
     Args:
@@ -198,7 +198,7 @@ def find_tunes(midi: str | Path | bytes | types.Score, steps_per_beat: int = 4) 
     except ValueError as error:
         raise ValueError(f"{file}: {error}; cut it in an editor and export it again") from error
     programs, names = [track.program for track in tracks.values()], [track.name for track in tracks.values()]
-    lead_scores, is_melody = rate_tracks(notes, written, programs, names, steps_per_beat)
+    lead_scores, is_melody = score_tracks(notes, written, programs, names, steps_per_beat)
 
     readable = [(each.start_ticks, *readable_time_signature(each.numerator, each.denominator)) for each in written]
     grid = bar_grid(readable, score.ticks_per_quarter)

@@ -21,7 +21,7 @@ from dataset_script import lead_score
 from dataset_script.extraction import Batch, extract_lines
 from dataset_script.lead_score import WEIGHTS_PATH
 from dataset_script.midi_notes import UnreadableMidiError, bar_grid, read_notes
-from modeling import lead_melody_vae
+from modeling import melody_track_melody_vae as melody_track
 from modeling.processing_melody_vae import (
     KeySignature,
     cut_bars,
@@ -44,19 +44,23 @@ NAMES = ["", "", "Melody", "LEAD", "bass", "Vocal back", "Strings", "lh", "Voice
 
 def test_the_weights_are_the_data_sets():
     stored = json.loads(WEIGHTS_PATH.read_text(encoding="utf-8"))
-    remedy = f"copy the weights of {WEIGHTS_PATH.name} into {lead_melody_vae.__file__}: they were fitted anew"
+    remedy = f"copy the weights of {WEIGHTS_PATH.name} into {melody_track.__file__}: they were fitted anew"
     features = {
         name: tuple(each[key] for key in ("mean", "scale", "linear", "square"))
         for name, each in stored["features"].items()
     }
-    assert features == lead_melody_vae.FEATURES, remedy
+    assert features == melody_track.FEATURES, remedy
     assert tuple(features) == lead_score.TRACK_FEATURES
     families = tuple(stored["program"][family] for family in lead_score.PROGRAM_FAMILIES)
-    assert families == lead_melody_vae.PROGRAMS, remedy
-    rest = (lead_melody_vae.BIAS, lead_melody_vae.TUNE_NAME_WEIGHT, lead_melody_vae.OTHER_NAME_WEIGHT)
+    assert families == melody_track.PROGRAMS, remedy
+    rest = (
+        melody_track.BIAS,
+        melody_track.TUNE_NAME_WEIGHT,
+        melody_track.OTHER_NAME_WEIGHT,
+    )
     assert rest == (stored["bias"], stored["tune_name"], stored["other_name"]), remedy
     for pattern in ("TUNE_NAME", "OTHER_NAME"):
-        assert getattr(lead_melody_vae, pattern) == getattr(lead_score, pattern)
+        assert getattr(melody_track, pattern) == getattr(lead_score, pattern)
 
 
 def random_score(generator: random.Random, tracks: int, ticks_per_quarter: int, signatures: int) -> Score:
@@ -161,7 +165,7 @@ def test_the_score_does_not_depend_on_the_order_of_the_notes():
 def test_the_bar_grid_is_the_data_sets(signatures):
     columns = [np.array([each[place] for each in signatures], dtype=np.int32) for place in range(3)]
     expected = bar_grid(*columns, 480, 4)[:, [0, 1, 2, 3, 5]].tolist()
-    assert [list(stretch) for stretch in lead_melody_vae.bar_grid(signatures, 480)] == expected
+    assert [list(stretch) for stretch in melody_track.bar_grid(signatures, 480)] == expected
 
 
 @pytest.mark.slow

@@ -360,7 +360,7 @@ def weigh_name(name: str) -> float:
     return hint * (TUNE_NAME_WEIGHT if hint > 0 else OTHER_NAME_WEIGHT)
 
 
-def rate_tracks(
+def score_tracks(
     notes: GridNotes, grid: Sequence[Stretch], programs: Sequence[int], names: Sequence[str], steps_per_beat: int
 ) -> tuple[list[float], list[bool]]:
     """Rate how much each track is the tune that one would hum.

@@ -1,1 +1,0 @@
-../../modeling/lead_melody_vae.py

@@ -1,0 +1,1 @@
+../../modeling/melody_track_melody_vae.py
