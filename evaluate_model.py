@@ -473,7 +473,7 @@ class Floors:
 def read_json(folder: str, name: str) -> dict | None:
     """Read a JSON file of a local folder, if there is one."""
     path = Path(folder) / name
-    return json.loads(path.read_text()) if path.is_file() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def describe_machine() -> dict:
@@ -717,7 +717,7 @@ def main(argv: list[str] | None = None) -> int:
         output = Path(args.output)
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_text(json.dumps(results, indent=1) + "\n")
+            output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             print(json.dumps(results))  # hours may have gone into it
             raise UserError(f"{output}: cannot be written ({error.strerror}); the results are printed above") from error

@@ -128,11 +128,11 @@ def train(options: dict[str, str], output_dir: Path) -> dict:
         options["--resume_from_checkpoint"] = "latest"
     output_dir.mkdir(parents=True, exist_ok=True)
     log = output_dir / "train.log"
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         done = subprocess.run(command(options), stdout=file, stderr=file)
     if done.returncode:
         raise UserError(f"{log}: train.py ended with {done.returncode}; its last lines say why")
-    return json.loads((output_dir / LOG_NAME).read_text())
+    return json.loads((output_dir / LOG_NAME).read_text(encoding="utf-8"))
 
 
 def measure(log: dict) -> dict[str, float]:
@@ -194,7 +194,7 @@ def read(output: Path, base: dict[str, str]) -> dict:
     Raises:
         UserError: If they are of other options.
     """
-    results = json.loads(output.read_text()) if output.is_file() else {"variants": {}}
+    results = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {"variants": {}}
     if results.get("baseline_options", base) != base:
         raise UserError(f"{output}: results of other options; give another --output, or remove it")
     return results

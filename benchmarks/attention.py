@@ -185,7 +185,11 @@ def resident_bytes(name: str) -> int:
 
     getrusage's figure will not do: it begins at what the process held that started this one.
     """
-    (line,) = (each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith(f"{name}:"))
+    (line,) = (
+        each
+        for each in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        if each.startswith(f"{name}:")
+    )
     return int(line.split()[1]) * 1024
 
 
@@ -195,7 +199,7 @@ def peak_mib_of(form: str, is_causal: bool, length: int) -> float:
     hidden_states = torch.randn(1, length, HEAD_SIZE)
     with attention_form(form):
         attention(hidden_states[:, :WARM_UP_TOKENS]).sum().backward()  # libraries that come with the first call
-        Path("/proc/self/clear_refs").write_text("5")  # the record of the peak begins here
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the record of the peak begins here
         before = resident_bytes("VmRSS")
         attention(hidden_states).sum().backward()
     return (resident_bytes("VmHWM") - before) / MIB
@@ -218,7 +222,7 @@ def measure_memory(length: int, threads: int, bar: tqdm) -> dict[str, Any]:
         for form in FORMS:
             command = [sys.executable, "-m", "benchmarks.attention", "--threads", str(threads)]
             command += ["--memory_of", form, kind, str(length)]
-            done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+            done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, encoding="utf-8", check=False)
             if done.returncode:
                 why = (done.stderr.strip().splitlines() or ["no message; was there enough memory?"])[-1]
                 raise MeasurementError(f"memory of {form} at {length} tokens: exit code {done.returncode}, {why}")

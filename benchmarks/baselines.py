@@ -59,13 +59,13 @@ def evaluate(model: Path, options: dict[str, str]) -> dict:
     output, log = model / "evaluation.json", model / "evaluate.log"
     options = {"--model": str(model), "--output": str(output), **options}
     words = [word for name, text in options.items() for word in (name, *text.split())]
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         done = subprocess.run(
             [sys.executable, str(ROOT / "evaluate_model.py"), *words], stdout=file, stderr=file, check=False
         )
     if done.returncode:
         raise UserError(f"{log}: evaluate_model.py ended with {done.returncode}; its last lines say why")
-    found = json.loads(output.read_text())
+    found = json.loads(output.read_text(encoding="utf-8"))
     if "samples" in found:
         del found["samples"]["distributions"]
     return found
@@ -99,7 +99,7 @@ def read(output: Path, told: dict) -> dict:
     Raises:
         UserError: If they are of other options.
     """
-    results = json.loads(output.read_text()) if output.is_file() else {"models": {}}
+    results = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {"models": {}}
     if {name: results.get(name, told[name]) for name in told} != told:
         raise UserError(f"{output}: results of other options; give another --output, or remove it")
     return results

@@ -155,7 +155,7 @@ def note_seq_interpreter(given: Path | None) -> Path:
             [sys.executable, "-m", "venv", "--clear", folder],
             [python, "-m", "pip", "install", "--quiet", *NOTE_SEQ_PINS],
         ):
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(command, capture_output=True, encoding="utf-8")
             if done.returncode:
                 why = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
                 raise InputError(f"note_seq cannot be installed ({why}); give --note_seq_python or --note_seq_files 0")
@@ -275,7 +275,7 @@ def note_seq_report(python: Path, paths: list[Path], work: Path) -> dict[str, An
     """
     listing = work / "note_seq_files.txt"
     listing.write_text("\n".join(map(str, paths)), encoding="utf-8")
-    done = subprocess.run([python, NOTE_SEQ_SCRIPT, listing], capture_output=True, text=True)
+    done = subprocess.run([python, NOTE_SEQ_SCRIPT, listing], capture_output=True, encoding="utf-8")
     if done.returncode:
         why = (done.stderr.strip() or "no message").splitlines()[-1]
         raise InputError(f"{python} {NOTE_SEQ_SCRIPT.name} failed ({why}); give another --note_seq_python")

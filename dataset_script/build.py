@@ -163,7 +163,7 @@ def check_output(output: Path, is_overwriting: bool) -> None:
 def machine() -> dict[str, Any]:
     """Describe the computer: cores that may be used, and the processor's name."""
     information = Path("/proc/cpuinfo")  # platform.processor() starts a process
-    lines = information.read_text().splitlines() if information.is_file() else []
+    lines = information.read_text(encoding="utf-8").splitlines() if information.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
     processor = names[0] if names else platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -192,15 +192,15 @@ def unfinished_build(output: Path, sources: Sources, steps_per_beat: int) -> Ite
     folder = output.parent / f".{output.name}.unfinished"
     program = program_fingerprint()
     plan = json.dumps({"input": sources.fingerprint, "steps_per_beat": steps_per_beat, "program": program})
-    with (output.parent / f".{output.name}.lock").open("w") as lock:
+    with (output.parent / f".{output.name}.lock").open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise InputError(f"another process is building {output}; wait for it, or give another --output") from error
-        if not (folder / "plan.json").is_file() or (folder / "plan.json").read_text() != plan:
+        if not (folder / "plan.json").is_file() or (folder / "plan.json").read_text(encoding="utf-8") != plan:
             shutil.rmtree(folder, ignore_errors=True)
             (folder / "work").mkdir(parents=True)
-            (folder / "plan.json").write_text(plan)
+            (folder / "plan.json").write_text(plan, encoding="utf-8")
         try:
             yield folder
         except InputError as error:

@@ -181,7 +181,7 @@ def begin_worker(limits: Limits) -> None:
         import resource  # not on Windows
 
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
         resource.setrlimit(
             resource.RLIMIT_AS, (pages * resource.getpagesize() + limits.memory * MEBIBYTE, resource.RLIM_INFINITY)
         )

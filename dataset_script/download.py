@@ -157,7 +157,7 @@ class Transfer:
             OSError: if it cannot be written.
         """
         size = self.size()
-        known_version = self.version.read_text() if size else ""
+        known_version = self.version.read_text(encoding="utf-8") if size else ""
         with self.request(size, known_version) as response:
             content_range = response.headers["Content-Range"] or ""
             announced = content_range.rpartition("/")[2] or response.headers["Content-Length"] or ""
@@ -178,7 +178,7 @@ class Transfer:
             self.progress.initial = self.progress.n = self.progress.last_print_n = size
             with self.part.open("ab" if size else "wb") as file:
                 if not size:
-                    self.version.write_text(version)
+                    self.version.write_text(version, encoding="utf-8")
                 for block in blocks(response):
                     file.write(block)
                     self.progress.update(len(block))

@@ -276,13 +276,13 @@ def main(arguments: list[str] | None = None) -> int:
             "program": build.program_fingerprint(),
         }
         begun = output.parent / f".{output.name}.plan.json"
-        if begun.exists() and json.loads(begun.read_text()) != plan:
+        if begun.exists() and json.loads(begun.read_text(encoding="utf-8")) != plan:
             raise InputError(
                 f"{output} was begun with other options or another version of the program; give --output a new folder, "
                 f"or remove .{output.name}.* and begin again"
             )
         output.parent.mkdir(parents=True, exist_ok=True)
-        begun.write_text(json.dumps(plan))
+        begun.write_text(json.dumps(plan), encoding="utf-8")
         executors(options, genres)[-1].run()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

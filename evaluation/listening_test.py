@@ -139,8 +139,12 @@ def write_study(folder: Path, melodies: Mapping[str, Sequence[dict]], trials: Se
         files = [names[trial[side], index] for side, index in zip(("first", "second"), trial["melodies"], strict=True)]
         shown.append({"trial": number, "first": f"{files[0]}.wav", "second": f"{files[1]}.wav"})
         key.append({"trial": number, "first": trial["first"], "second": trial["second"]})
-    (page / "trials.json").write_text(json.dumps({"question": QUESTION, "trials": shown}, indent=1) + "\n")
-    (folder / "key.json").write_text(json.dumps({"seed": seed, "tempo": TEMPO, "trials": key}, indent=1) + "\n")
+    (page / "trials.json").write_text(
+        json.dumps({"question": QUESTION, "trials": shown}, indent=1) + "\n", encoding="utf-8"
+    )
+    (folder / "key.json").write_text(
+        json.dumps({"seed": seed, "tempo": TEMPO, "trials": key}, indent=1) + "\n", encoding="utf-8"
+    )
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -167,7 +171,7 @@ def read_trials(study: Path) -> list[dict[str, Any]]:
         UserError: If there is no study.
     """
     try:
-        return json.loads((study / "page" / "trials.json").read_text())["trials"]
+        return json.loads((study / "page" / "trials.json").read_text(encoding="utf-8"))["trials"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{study}: no study; make one with python -m evaluation.listening_test prepare") from error
 
@@ -280,7 +284,9 @@ def read_votes(study: Path, files: Sequence[str]) -> list[dict[str, Any]]:
         UserError: If the key or the votes cannot be read; names the file and the line.
     """
     try:
-        key = {trial["trial"]: trial for trial in json.loads((study / "key.json").read_text())["trials"]}
+        key = {
+            trial["trial"]: trial for trial in json.loads((study / "key.json").read_text(encoding="utf-8"))["trials"]
+        }
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{study}: no key.json of a study; make one with prepare") from error
     rows = []
@@ -308,7 +314,7 @@ def conclude(args: argparse.Namespace) -> None:
         raise UserError(f"{study}: {error}") from error
     output = Path(args.output or study / "results.json")
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(results, indent=1) + "\n")
+    output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     datasets.Dataset.from_list(rows).to_parquet(str(study / "votes.parquet"))
     for theme, ending in (("light", ""), ("dark", "-dark")):
         write_intervals(

@@ -59,7 +59,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 def dataset() -> str:
     """Sum up `results/dataset.json`: the data set that was built from the files at hand."""
-    results = json.loads((RESULTS / "dataset.json").read_text())
+    results = json.loads((RESULTS / "dataset.json").read_text(encoding="utf-8"))
     total, speed, leak = results["statistics"]["all"], results["speed"], results["leak"]["test"]
     recall = results["near_duplicates"]["copies_in_their_original's_group"]
     lead = results["lead_score"]["results"]["lead_score"]
@@ -90,7 +90,7 @@ def dataset() -> str:
 
 def operations() -> str:
     """Sum up `results/model.json`: what a model does when it is asked for something."""
-    results = json.loads((RESULTS / "model.json").read_text())
+    results = json.loads((RESULTS / "model.json").read_text(encoding="utf-8"))
     attention, validity, infill = results["attention"], results["validity"], results["infill"]
     asked, long, attributes = results["conditions"], results["long"], results["attributes"]
     longest = attention["memory_mib"][-1]
@@ -188,7 +188,7 @@ def draw_pictures() -> None:
                 [entry["melodies"] for entry in history],
                 [entry["bits_per_note"] for entry in history],
             )
-            for name, history in histories(json.loads(path.read_text())).items()
+            for name, history in histories(json.loads(path.read_text(encoding="utf-8"))).items()
         }
         if curves:
             write_curves(
@@ -198,7 +198,7 @@ def draw_pictures() -> None:
 
 def tree() -> str:
     """List the top level as git has it, each entry with its purpose."""
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout
     present = {path.split("/")[0] for path in listed.splitlines()}
     width = max(map(len, ROOMS))
     rows = [f"{name:{width}}  {purpose}" for name, purpose in ROOMS.items() if name in present]
@@ -230,12 +230,12 @@ def main(argv: list[str] | None = None) -> int:
         draw_pictures()
     stale = []
     for name in DOCUMENTS:
-        old = (ROOT / name).read_text()
+        old = (ROOT / name).read_text(encoding="utf-8")
         new = render(old)
         if new != old:
             stale.append(name)
             if not args.check:
-                (ROOT / name).write_text(new)
+                (ROOT / name).write_text(new, encoding="utf-8")
     if args.check and stale:
         print(f"{', '.join(stale)}: not what results/ says; run make report", file=sys.stderr)
         return 1

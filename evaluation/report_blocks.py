@@ -21,7 +21,7 @@ def baselines(results: Path) -> str:
     path = results / "baselines.json"
     if not path.is_file():
         return "Not measured yet: `python -m benchmarks.baselines`.\n"
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text(encoding="utf-8"))
     missing = [name for kind, name in NAMES.items() if kind not in found["models"]]
     return (
         budget(found)
@@ -54,7 +54,7 @@ def ablations(results: Path) -> str:
     path = results / "ablations.json"
     if not path.is_file():
         return "Not measured yet: `python -m benchmarks.ablations`.\n"
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text(encoding="utf-8"))
     baseline, seen = found["baseline_options"], found["variants"]["baseline"]["seeds"]["0"]["melodies_seen"]
     rows = [
         f"| {name} | {row['bits_per_note']:.2f} | {row['difference']:+.2f} |"
@@ -70,7 +70,7 @@ def ablations(results: Path) -> str:
     )
     path = results / "transfer_to_folk.json"
     if path.is_file():
-        other = json.loads(path.read_text())["variants"]
+        other = json.loads(path.read_text(encoding="utf-8"))["variants"]
         text += (
             f" The other way round, from Lakh to folk tunes and POP909: {other['transfer']['bits_per_note']:.2f} "
             f"instead of {other['baseline']['bits_per_note']:.2f}."
@@ -83,7 +83,7 @@ def release(results: Path) -> str:
     path = results / "release.json"
     if not path.is_file():
         return "Not measured yet: `make evaluate`.\n"
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text(encoding="utf-8"))
     table = groups(found)
     return (
         comparison({NAMES["melody_vae"]: found})
@@ -102,7 +102,7 @@ def originality_index(results: Path) -> str:
     path = results / "originality.json"
     if not path.is_file():
         return "The index has not been measured yet: `python -m evaluation.originality benchmark`.\n"
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text(encoding="utf-8"))
     times = found["query_milliseconds"]
     return (
         f"An index of {found['windows']:,} windows of 16 bars ({found['bars']:,} bars that repeat nothing) takes "

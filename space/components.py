@@ -15,7 +15,7 @@ SCRIPTS = ("player.js", "roll.js", "melody.js", "stage.js", "dock.js")
 
 def page_head() -> str:
     """Write what the page's head needs: the scripts and the font, all inline, so that nothing is fetched elsewhere."""
-    instruments = json.dumps(json.loads((STATIC / "instruments.json").read_text()))
+    instruments = json.dumps(json.loads((STATIC / "instruments.json").read_text(encoding="utf-8")))
     scripts = [f"window.MelodySpace = {{ instruments: {instruments} }};"]
     scripts += [(STATIC / name).read_text(encoding="utf-8") for name in SCRIPTS]
     return f"<style>{font_faces()}</style><script>{''.join(scripts)}</script>"

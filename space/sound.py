@@ -27,7 +27,9 @@ PEAK = 0.85
 ECHO_SECONDS = 1.1
 ECHO_LEVEL = 0.16
 VIBRATO_SEMITONES = 0.12
-INSTRUMENTS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "static/instruments.json").read_text())
+INSTRUMENTS: list[dict[str, Any]] = json.loads(
+    (Path(__file__).parent / "static/instruments.json").read_text(encoding="utf-8")
+)
 SOUND_FONTS = ("/usr/share/sounds/sf2", "/usr/share/sounds/sf3")
 _lock = threading.Lock()  # a FluidSynth is one instrument
 

@@ -49,4 +49,4 @@ if __name__ == "__main__":
     melodies += [{"pitch": [61], "start": [3], "duration": [2]}, {"pitch": [], "start": [], "duration": []}]
     rows = [{"melody": each, "muspy": measure(each)} for each in melodies]
     golden = {"muspy": muspy.__version__, "steps_per_bar": STEPS_PER_BAR, "bars": BARS, "rows": rows}
-    Path(__file__).with_suffix(".json").write_text(json.dumps(golden, indent=1) + "\n")
+    Path(__file__).with_suffix(".json").write_text(json.dumps(golden, indent=1) + "\n", encoding="utf-8")

@@ -88,7 +88,7 @@ def running_space(model: Path | str, folder: Path, workers: int = 2) -> Iterator
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
     }
-    with (folder / "log.txt").open("w") as log:
+    with (folder / "log.txt").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
             [sys.executable, str(ROOT / "space/app.py")],
             cwd=folder,
@@ -97,19 +97,19 @@ def running_space(model: Path | str, folder: Path, workers: int = 2) -> Iterator
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    (folder / "pid").write_text(str(process.pid))
+    (folder / "pid").write_text(str(process.pid), encoding="utf-8")
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(240):
             if process.poll() is not None:
-                raise RuntimeError(f"the Space did not start:\n{(folder / 'log.txt').read_text()}")
+                raise RuntimeError(f"the Space did not start:\n{(folder / 'log.txt').read_text(encoding='utf-8')}")
             try:
                 urllib.request.urlopen(f"{url}/gradio_api/startup-events", timeout=1).close()
                 break
             except (urllib.error.URLError, OSError):
                 time.sleep(0.25)
         else:
-            raise RuntimeError(f"the Space does not answer:\n{(folder / 'log.txt').read_text()}")
+            raise RuntimeError(f"the Space does not answer:\n{(folder / 'log.txt').read_text(encoding='utf-8')}")
         yield url
     finally:
         end_group(process)
@@ -133,7 +133,7 @@ def members(group: int) -> list[int]:
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # it has just ended
-            state, _, of_group = stat.read_text().rpartition(")")[2].split()[:3]
+            state, _, of_group = stat.read_text(encoding="utf-8").rpartition(")")[2].split()[:3]
             if int(of_group) == group and state != "Z":
                 found.append(int(stat.parent.name))
     return found
@@ -144,7 +144,7 @@ def cpu_seconds(group: int) -> float:
     total = 0
     for process in members(group):
         with suppress(OSError):
-            fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+            fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
             total += int(fields[11]) + int(fields[12])  # user and system time
     return total / os.sysconf("SC_CLK_TCK")
 
@@ -154,6 +154,6 @@ def resident_bytes(group: int) -> int:
     total = 0
     for process in members(group):
         with suppress(OSError):
-            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8").splitlines()
             total += next(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total

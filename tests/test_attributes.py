@@ -201,19 +201,19 @@ def test_note_distance_and_bar_similarity_by_hand():
 def test_what_is_measured_is_kept_part_by_part(trained, dataset, tmp_path, monkeypatch, capsys):  # noqa: F811
     output, attention = tmp_path / "model.json", tmp_path / "attention.json"
     names = ("worst_ratio", "largest_difference", "memory_mib", "targets", "machine")
-    attention.write_text(json.dumps(dict.fromkeys(names, 1.0)))
+    attention.write_text(json.dumps(dict.fromkeys(names, 1.0)), encoding="utf-8")
     command = ["--model", str(trained), "--dataset", str(dataset), "--output", str(output), "--melodies", "2"]
     command += ["--probe_melodies", "16", "--attention", str(attention)]
     assert operations.main([*command, "--parts", "infill"]) == 0
-    first = json.loads(output.read_text())
+    first = json.loads(output.read_text(encoding="utf-8"))
     assert "variations" not in first
     monkeypatch.setattr(operations.Operations, "infills", lambda *_: pytest.fail("measured again"))
     assert operations.main([*command, "--parts", "variations", "infill", "speed"]) == 0
-    second = json.loads(output.read_text())
+    second = json.loads(output.read_text(encoding="utf-8"))
     assert second["speed"]["melodies"] == 2
     assert 0 < second["speed"]["sample_seconds"] < 60
     assert {name: second[name] for name in first} == first
     assert second["variations"]["1.0"] == 0
     assert operations.main([*command, "--bars", "3"]) == 2
     assert f"{output}: of another model or other options" in capsys.readouterr().err
-    assert json.loads(output.read_text()) == second
+    assert json.loads(output.read_text(encoding="utf-8")) == second

@@ -785,8 +785,10 @@ def test_saved_models_load_without_this_repository_and_compute_the_same(tmp_path
             original = next(
                 each for each in ((ROOT / "baselines") / file.name, (ROOT / "modeling") / file.name) if each.is_file()
             )
-            assert file.read_text() == original.read_text().replace("\nfrom modeling.", "\nfrom .")
-        config = json.loads((folder / "config.json").read_text())
+            assert file.read_text(encoding="utf-8") == original.read_text(encoding="utf-8").replace(
+                "\nfrom modeling.", "\nfrom ."
+            )
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         assert set(config["auto_map"]) == {"AutoConfig", "AutoModel"}
         ids = reader(lines=LINES[1:], return_tensors="pt")
         with torch.no_grad():
@@ -805,7 +807,7 @@ def test_saved_models_load_without_this_repository_and_compute_the_same(tmp_path
         cwd=tmp_path,
         env=environment | {"HF_HOME": str(tmp_path / "home")},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=300,
         check=False,
     )
@@ -817,5 +819,5 @@ def test_a_configuration_saved_alone_loads_alone(tmp_path):
     for config_class in (MusicVAEConfig, MelodyLSTMConfig):
         folder = tmp_path / config_class.__name__
         config_class(max_bars=N).save_pretrained(folder)
-        assert not [file for file in folder.glob("*.py") if "\nfrom modeling" in file.read_text()]
+        assert not [file for file in folder.glob("*.py") if "\nfrom modeling" in file.read_text(encoding="utf-8")]
         assert AutoConfig.from_pretrained(folder, trust_remote_code=True).max_bars == N

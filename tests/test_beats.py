@@ -24,7 +24,7 @@ def write_song(folder: Path, seconds: np.ndarray, downbeats: list[int], at: np.n
     score.tracks.append(track)
     score.dump_midi(str(folder / f"{folder.name}.mid"))
     lines = [f"{time} {place % 2} {float(place in downbeats)}" for place, time in enumerate(seconds)]
-    (folder / beats.BEATS).write_text("\n".join(lines) + "\n")
+    (folder / beats.BEATS).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
 
@@ -89,7 +89,9 @@ def test_an_archive_with_other_versions_and_broken_songs(tmp_path, capsys):
     broken = write_song(tmp_path / "in" / "POP909" / "005", seconds, [0, 4, 8, 12], seconds[:3])
     (broken / "005.mid").write_bytes(b"MThd, they said")
     for name, text in (("006", "one two three\n"), ("007", "0.5 0 1\n0.4 0 0\n"), ("008", "1 0 0\n2 0 0\n" * 4)):
-        (write_song(tmp_path / "in" / "POP909" / name, seconds, [0], seconds[:3]) / beats.BEATS).write_text(text)
+        (write_song(tmp_path / "in" / "POP909" / name, seconds, [0], seconds[:3]) / beats.BEATS).write_text(
+            text, encoding="utf-8"
+        )
     with tarfile.open(tmp_path / "songs.tar.gz", "w:gz") as archive:
         archive.add(tmp_path / "in" / "POP909", "./POP909")
     assert beats.main(["--input", str(tmp_path / "songs.tar.gz"), "--output", str(tmp_path / "out")]) == 0
@@ -101,7 +103,7 @@ def test_an_archive_with_other_versions_and_broken_songs(tmp_path, capsys):
 
 def test_bad_input_is_told_in_one_line(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "text.tar").write_text("no archive")
+    (tmp_path / "text.tar").write_text("no archive", encoding="utf-8")
     for given, said in (("empty", "no folder with a MIDI file"), ("text.tar", "neither a folder nor a tar archive")):
         assert beats.main(["--input", str(tmp_path / given), "--output", str(tmp_path / "out")]) == 2
         assert said in capsys.readouterr().err

@@ -125,9 +125,9 @@ def test_parsing_counts_broken_files_and_more_processes_than_chunks_do_no_harm(f
 def test_copies_of_files_with_one_name_stay_apart(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
-        (tmp_path / name / "same.mid").write_text(name)
+        (tmp_path / name / "same.mid").write_text(name, encoding="utf-8")
     there = copied([tmp_path / "a" / "same.mid", tmp_path / "b" / "same.mid"], tmp_path / "copies")
-    assert [path.read_text() for path in there] == ["a", "b"]
+    assert [path.read_text(encoding="utf-8") for path in there] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_bad_input_is_one_line_and_exit_code_2(given, message, tmp_path, capsys)
     (tmp_path / "empty").mkdir()
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "a.mid").write_bytes(midi(0))
-    (tmp_path / "text.tar.gz").write_text("no archive")
+    (tmp_path / "text.tar.gz").write_text("no archive", encoding="utf-8")
     assert main(["--input", str(tmp_path / given), "--output", str(tmp_path / "speed.json")]) == 2
     said = capsys.readouterr().err
     assert message in said
@@ -177,7 +177,7 @@ def test_report_is_not_lost_where_it_cannot_be_written(tmp_path, capsys):
     assert "report.json cannot be written (No space left on device); the report is printed above" in said.err
     assert report_to(tmp_path / "report.json", measure, lambda report: f"{report['seconds']} s") == 0
     assert capsys.readouterr().out.startswith("2.0 s\n")
-    assert json.loads((tmp_path / "report.json").read_text()) == measure()
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == measure()
 
 
 def test_stopped_while_it_measures_leaves_no_report(tmp_path, capsys):
@@ -208,7 +208,7 @@ def test_whole_run_without_note_seq(is_archive, folder, tmp_path):
             archive.add(folder, "midi")
     output = tmp_path / "reports" / "speed.json"
     assert main(["--input", str(given), "--output", str(output), "--note_seq_files", "0", "--repeats", "2"]) == 0
-    report = json.loads(output.read_text())
+    report = json.loads(output.read_text(encoding="utf-8"))
     assert (report["input"], report["files"], report["sample_files"]) == (given.name, FILES, 0)
     assert report["unparsed_files"] == 1
     assert report["note_seq"] is None
@@ -231,7 +231,7 @@ def test_attention_report_and_what_bad_input_says(tmp_path, capsys):
     output = tmp_path / "reports" / "attention.json"
     sizes = ["--repeats", "2", "--batch_size", "2", "--step_lengths", "37", "--memory_lengths", "521"]
     assert attention.main(["--output", str(output), "--threads", "1", *sizes]) == 0
-    report = json.loads(output.read_text())
+    report = json.loads(output.read_text(encoding="utf-8"))
     assert [(found["tokens"], found["is_padded"]) for found in report["step"]] == [(37, False), (37, True)]
     for found in report["step"]:
         assert 0 < found["ratio"]["lower_quartile"] <= found["ratio"]["median"] <= found["ratio"]["upper_quartile"]

@@ -133,7 +133,7 @@ def report(data):
 def built(data, report):
     """A data set as the build leaves it, in a folder `melodies`."""
     folder = data.parent
-    (folder / "build.json").write_text(json.dumps(report))
+    (folder / "build.json").write_text(json.dumps(report), encoding="utf-8")
     card.write_card(folder)
     return folder
 
@@ -307,7 +307,7 @@ def test_yaml_and_load_dataset(built, report, tmp_path):
     assert {name: len(part) for name, part in loaded.items()} == report["splits"]
     assert loaded["train"].features == FEATURES
     pictures = sorted(built.glob("card/*.png"))
-    text = (built / "README.md").read_text()
+    text = (built / "README.md").read_text(encoding="utf-8")
     assert [path.name for path in pictures] == sorted(re.findall(r'"card/(.*?\.png)"', text))
     assert all(path.stat().st_size < 60 * 1024 for path in pictures)
     assert len(re.findall(r'<img alt="Histograms\. [^"]{40,}"', text)) == len(pictures) // 2
@@ -316,7 +316,9 @@ def test_yaml_and_load_dataset(built, report, tmp_path):
 def test_the_quickstart_runs(built, monkeypatch):
     monkeypatch.chdir(built.parent)
     names = {}
-    for block in re.findall(r"^```python\n(.*?)^```", (built / "README.md").read_text(), re.DOTALL | re.MULTILINE):
+    for block in re.findall(
+        r"^```python\n(.*?)^```", (built / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    ):
         exec(block, names)
     assert len(names["quarters"]) == len(names["line"]["start"])
     assert next(names["cut"])["bars"] == 16
@@ -450,7 +452,7 @@ def test_size_category(lines, name):
 def test_check(report, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(card, "write_histograms", lambda path, *arguments, **keywords: path.touch())
     source, output = tmp_path / "report.json", tmp_path / "README.md"
-    source.write_text(json.dumps(report))
+    source.write_text(json.dumps(report), encoding="utf-8")
     arguments = ["--report", str(source), "--output", str(output)]
     assert card.main([*arguments, "--check"]) == 1
     assert not output.exists()
@@ -460,14 +462,16 @@ def test_check(report, tmp_path, capsys, monkeypatch):
     assert card.main([*arguments, "--check"]) == 1
     assert "notes-dark.png" in capsys.readouterr().err
     (tmp_path / "card" / "notes-dark.png").touch()
-    source.write_text(json.dumps(report | {"steps_per_beat": 7}))
+    source.write_text(json.dumps(report | {"steps_per_beat": 7}), encoding="utf-8")
     assert card.main([*arguments, "--check"]) == 1
     assert "does not say what" in capsys.readouterr().err
-    source.write_text("no report")
+    source.write_text("no report", encoding="utf-8")
     assert card.main(arguments) == 2
     assert "cannot be read as a report" in capsys.readouterr().err
     for missing in ("statistics", "files"):
-        source.write_text(json.dumps({name: value for name, value in report.items() if name != missing}))
+        source.write_text(
+            json.dumps({name: value for name, value in report.items() if name != missing}), encoding="utf-8"
+        )
         assert card.main(arguments) == 2
         error = capsys.readouterr().err
         assert "lacks a figure" in error

@@ -35,7 +35,7 @@ def test_a_variant_is_worth_its_difference_from_the_baseline(tmp_path):
 
     results = {"variants": {"baseline": runs(8.0, 9.0), "dropout 0.1": runs(7.0, 9.0)}}
     ablations.write(results, tmp_path / "found.json")
-    found = json.loads((tmp_path / "found.json").read_text())["variants"]
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["variants"]
     assert found["dropout 0.1"] == {**runs(7.0, 9.0), "bits_per_note": 8.0, "difference": -0.5}
     assert found["baseline"]["difference"] == 0.0
     assert ablations.table(results).splitlines()[1].split() == ["dropout", "0.1", "8.000", "-0.500"]  # the best first
@@ -49,18 +49,18 @@ def test_models_of_other_sizes_do_not_compare(tmp_path):
     assert not (tmp_path / "found.json").exists()
     del models["music_vae"]
     baselines.write({"models": models}, tmp_path / "found.json")
-    assert json.loads((tmp_path / "found.json").read_text())["models"] == models
+    assert json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["models"] == models
 
 
 @pytest.mark.parametrize("benchmark", [ablations, baselines])
 def test_results_of_other_options_are_kept(benchmark, tmp_path, capsys):
     output = tmp_path / "found.json"
     kept = json.dumps({"baseline_options": {"--seed": "1"}, "options": {"--seed": "1"}, "models": {}, "variants": {}})
-    output.write_text(kept)
+    output.write_text(kept, encoding="utf-8")
     arguments = ["--dataset", "nothing", "--output", str(output), "--steps", "2", "--runs", str(tmp_path / "runs")]
     assert benchmark.main(arguments) == 2
     assert f"{output}: results of other options; give another --output" in capsys.readouterr().err
-    assert output.read_text() == kept
+    assert output.read_text(encoding="utf-8") == kept
 
 
 @pytest.mark.slow
@@ -75,7 +75,7 @@ def test_two_models_with_one_budget(tmp_path, monkeypatch, capsys):
     made = (runs / "rnn" / "model.safetensors").stat().st_mtime_ns
     assert baselines.main([*arguments, "--only", "rnn", "music_transformer"]) == 0  # goes on where it was
     assert (runs / "rnn" / "model.safetensors").stat().st_mtime_ns == made
-    found = json.loads(output.read_text())["models"]
+    found = json.loads(output.read_text(encoding="utf-8"))["models"]
     assert list(found) == ["rnn", "music_transformer"]
     for results in found.values():
         assert results["training"]["melodies_seen"] == 12

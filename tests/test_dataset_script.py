@@ -360,7 +360,9 @@ def built(tmp_path_factory):
     source = write_folder(folder / "midi", corpus())
     md5 = hashlib.md5(corpus()["5/00.mid"]).hexdigest()
     metadata = folder / "metadata.csv"
-    metadata.write_text(f"md5,artist,topmagd,masd,tagtraum\n{md5},Nobody,,Folk_Old,Folk\n{'0' * 32},Nobody,Rock,,\n")
+    metadata.write_text(
+        f"md5,artist,topmagd,masd,tagtraum\n{md5},Nobody,,Folk_Old,Folk\n{'0' * 32},Nobody,Rock,,\n", encoding="utf-8"
+    )
     assert main(["--input", str(source), "--output", str(folder / "out"), "--metadata", str(metadata)]) == 0
     return folder
 
@@ -437,13 +439,13 @@ def test_near_duplicates_share_a_group_and_equal_lines_are_kept_once(built):
     melody = [pitch for *_, pitch in tune(16, seed=3)]
     copies = [row for row in found if row["pitch"] == melody]
     assert [row["md5"] for row in copies] == [min(files["5/03.mid"], files["5/equal.mid"])]
-    report = json.loads((built / "out" / "build.json").read_text())
+    report = json.loads((built / "out" / "build.json").read_text(encoding="utf-8"))
     assert report["lines"]["dropped"]["same as another line"] == 1
     assert report["statistics"]["all"]["groups"] == len(set(groups_of.values()))
 
 
 def test_report_counts_add_up(built):
-    report = json.loads((built / "out" / "build.json").read_text())
+    report = json.loads((built / "out" / "build.json").read_text(encoding="utf-8"))
     reasons = {reason: 1 for _, reason in BROKEN.values()} | {"same content as another file": 1}
     assert report["files"]["dropped"] == reasons
     assert report["files"]["read"] == 43 + len(BROKEN) == report["files"]["with_melody"] + len(reasons)
@@ -463,14 +465,14 @@ def test_report_counts_add_up(built):
 def test_excluded_files_are_left_out(built, tmp_path, capsys):
     md5 = hashlib.md5(corpus()["5/07.mid"]).hexdigest()
     excluded = tmp_path / "removed.txt"
-    excluded.write_text(f"# by request\n{md5.upper()}  # of the transcriber\n\n")
+    excluded.write_text(f"# by request\n{md5.upper()}  # of the transcriber\n\n", encoding="utf-8")
     arguments = ["--input", str(built / "midi"), "--output", str(tmp_path / "out"), "--exclude", str(excluded)]
     assert main(arguments) == 0
     expected = {row["melody_id"] for row in all_lines(built / "out") if row["md5"] != md5}
     assert {row["melody_id"] for row in all_lines(tmp_path / "out")} == expected
-    report = json.loads((tmp_path / "out" / "build.json").read_text())
+    report = json.loads((tmp_path / "out" / "build.json").read_text(encoding="utf-8"))
     assert report["lines"]["dropped"]["excluded on request"] == len(all_lines(built / "out")) - len(expected) == 2
-    excluded.write_text("song.mid")
+    excluded.write_text("song.mid", encoding="utf-8")
     assert main([*arguments, "--overwrite"]) == 2
     assert "'song.mid', which is no md5" in capsys.readouterr().err
 
@@ -515,7 +517,7 @@ def test_a_file_that_kills_hangs_or_swells_costs_only_itself(tmp_path, monkeypat
     source = write_folder(tmp_path / "midi", files)
     limits = ["--max_seconds_per_file", "0.5", "--max_memory", "300"]
     assert main(["--input", str(source), "--output", str(tmp_path / "out"), "--num_proc", "2", *limits]) == 0
-    report = json.loads((tmp_path / "out" / "build.json").read_text())
+    report = json.loads((tmp_path / "out" / "build.json").read_text(encoding="utf-8"))
     assert report["files"] == {"read": 11, "with_melody": 10, "dropped": {reason: 1}}
     assert report["unreadable_files"] == [f"4x.mid: {reason}"]
 
@@ -571,7 +573,7 @@ def test_a_killed_build_goes_on_and_gives_the_same_bytes(built, tmp_path, monkey
 def test_an_unfinished_build_of_other_files_is_not_used(built, tmp_path):
     unfinished = tmp_path / ".out.unfinished"
     (unfinished / "work").mkdir(parents=True)
-    (unfinished / "plan.json").write_text("{}")
+    (unfinished / "plan.json").write_text("{}", encoding="utf-8")
     (unfinished / "work" / "000000.files.arrow").write_bytes(b"something else")
     arguments = ["--input", str(built / "midi"), "--output", str(tmp_path / "out")]
     assert main([*arguments, "--metadata", str(built / "metadata.csv")]) == 0
@@ -629,7 +631,7 @@ def test_a_replaced_data_set_is_not_served_from_the_cache(tmp_path):
 def test_glob(tmp_path):
     write_folder(tmp_path, {"a/x.mid": midi_bytes([tune()]), "b/y.mid": midi_bytes([tune(seed=1)]), "b/z.txt": b""})
     assert main(["--input", str(tmp_path / "**" / "*"), "--output", str(tmp_path / "out")]) == 0
-    assert json.loads((tmp_path / "out" / "build.json").read_text())["files"]["read"] == 2
+    assert json.loads((tmp_path / "out" / "build.json").read_text(encoding="utf-8"))["files"]["read"] == 2
 
 
 def truncated_archive(path):
@@ -648,7 +650,7 @@ def gzipped_text(path):
 
 
 def text_file(path):
-    path.write_text("no archive")
+    path.write_text("no archive", encoding="utf-8")
     return path
 
 
@@ -687,16 +689,16 @@ def test_bad_input_is_one_line(tmp_path, capsys, make, remedy):
 def test_output_is_never_overwritten_unasked(built, tmp_path, capsys):
     source, output = str(built / "midi" / "5" / "00.mid"), tmp_path / "out"
     output.mkdir()
-    (output / "thesis.txt").write_text("years of work")
+    (output / "thesis.txt").write_text("years of work", encoding="utf-8")
     assert main(["--input", source, "--output", str(output)]) == 2
     assert "add --overwrite" in capsys.readouterr().err
     assert main(["--input", source, "--output", str(output), "--overwrite"]) == 2
     assert "holds no data set" in capsys.readouterr().err
-    assert (output / "thesis.txt").read_text() == "years of work"
+    assert (output / "thesis.txt").read_text(encoding="utf-8") == "years of work"
     assert main(["--input", source, "--output", str(output / "new")]) == 0
     assert main(["--input", source, "--output", str(output / "new")]) == 2
     assert main(["--input", source, "--output", str(output / "new"), "--overwrite", "--steps_per_beat", "12"]) == 0
-    assert json.loads((output / "new" / "build.json").read_text())["steps_per_beat"] == 12
+    assert json.loads((output / "new" / "build.json").read_text(encoding="utf-8"))["steps_per_beat"] == 12
 
 
 def test_bad_metadata_is_one_line(built, tmp_path, capsys):
@@ -704,7 +706,7 @@ def test_bad_metadata_is_one_line(built, tmp_path, capsys):
     arguments = ["--input", str(built / "midi"), "--output", str(tmp_path / "out"), "--metadata", str(metadata)]
     assert main(arguments) == 2
     assert "genres.csv cannot be read" in capsys.readouterr().err
-    metadata.write_text("a,b\n1,2\n")
+    metadata.write_text("a,b\n1,2\n", encoding="utf-8")
     assert main(arguments) == 2
     assert "genres.csv needs a column md5" in capsys.readouterr().err
 

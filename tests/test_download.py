@@ -170,14 +170,14 @@ def test_a_file_that_has_changed_is_fetched_from_the_beginning(server, tmp_path,
 
 def test_what_is_complete_is_only_verified(server, tmp_path):
     (tmp_path / "file.tar.gz.part").write_bytes(CONTENT)
-    (tmp_path / "file.tar.gz.part.version").write_text('"one"')
+    (tmp_path / "file.tar.gz.part.version").write_text('"one"', encoding="utf-8")
     assert get(server, tmp_path).read_bytes() == CONTENT
     assert server.log == [416]
 
 
 def test_what_is_too_long_is_fetched_again(server, tmp_path):
     (tmp_path / "file.tar.gz.part").write_bytes(CONTENT + b"more")
-    (tmp_path / "file.tar.gz.part.version").write_text('"one"')
+    (tmp_path / "file.tar.gz.part.version").write_text('"one"', encoding="utf-8")
     assert get(server, tmp_path).read_bytes() == CONTENT
     assert server.log == [416, [0, len(CONTENT)]]
 
@@ -235,7 +235,7 @@ def test_a_full_disk(server, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"cannot be stored in .* \(0.00 GB are to come.*free some space"):
         get(server, tmp_path)
     monkeypatch.undo()
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(InputError, match=r"cannot be stored in .*\(Not a directory\)"):
         get(server, tmp_path / "file" / "folder")
 

@@ -57,7 +57,7 @@ def results_without_latent(dataset, music_transformer, tmp_path_factory):  # noq
 
 
 def test_every_number_of_the_design_is_there(results):
-    found = json.loads(results.read_text())
+    found = json.loads(results.read_text(encoding="utf-8"))
     free, likelihood = found["free_running"], found["likelihood"]
     for value in (free["step_accuracy"]["accuracy"], free["note_f1"]["f1"], free["step_accuracy"]["exact"]):
         assert 0 <= value <= 1
@@ -86,7 +86,7 @@ def test_every_number_of_the_design_is_there(results):
 
 
 def test_rate_and_distortion_at_beta_one_is_the_elbo(results):
-    found = json.loads(results.read_text())
+    found = json.loads(results.read_text(encoding="utf-8"))
     (one,) = [point for point in found["rate_distortion"]["decoder"] if point["beta"] == 1]
     assert one["rate_nats"] == pytest.approx(found["likelihood"]["kl_nats"], rel=1e-4)
     assert one["distortion_nats"] == pytest.approx(found["likelihood"]["reconstruction_nats"], rel=0.1)
@@ -100,14 +100,14 @@ def test_the_same_seed_gives_the_same_numbers(dataset, trained, results, tmp_pat
     output = tmp_path / "again.json"
     argv = ["--model", str(trained), "--dataset", str(dataset), "--output", str(output), *SMALL]
     assert evaluate_model.main([*argv, "--parts", "likelihood", "reconstruction", "samples"]) == 0
-    first, again = (json.loads(path.read_text()) for path in (results, output))
+    first, again = (json.loads(path.read_text(encoding="utf-8")) for path in (results, output))
     for part in ("likelihood", "likelihood_floors", "free_running", "samples"):
         assert first[part] == again[part], part
     assert "groups" not in again
 
 
 def test_a_model_without_a_latent_is_measured_where_it_can_be(results_without_latent):
-    found = json.loads(results_without_latent.read_text())
+    found = json.loads(results_without_latent.read_text(encoding="utf-8"))
     for name in ("free_running", "rate_distortion", "groups", "interpolation", "locality", "noise"):
         assert found[name] is None
         assert found["not_measured"][name] == "this model has no latent"
@@ -121,7 +121,7 @@ def test_music_vae_is_measured_where_it_can_be(dataset, music_vae, tmp_path):  #
     output = tmp_path / "music_vae.json"
     argv = ["--model", str(music_vae), "--dataset", str(dataset), "--output", str(output), *SMALL]
     assert evaluate_model.main(argv) == 0
-    found = json.loads(output.read_text())
+    found = json.loads(output.read_text(encoding="utf-8"))
     assert found["teacher_forced_by_bar"] is found["locality"] is None
     assert "reads steps" in found["not_measured"]["locality"]
     assert found["likelihood"]["kl_nats"] > 0
@@ -137,13 +137,13 @@ def test_table(results, results_without_latent, tmp_path, capsys):
     header, _, *rows = [line for line in table.splitlines() if line.startswith("|")]
     assert header == "|  | VAE | MT | floor | ceiling |"
     rows = {row.split(" | ")[0].removeprefix("| "): row.removesuffix(" |").split(" | ")[1:] for row in rows}
-    likelihood = json.loads(results.read_text())["likelihood"]
+    likelihood = json.loads(results.read_text(encoding="utf-8"))["likelihood"]
     assert rows["bits per note"][0].startswith(f"{likelihood['bits_per_note']:.2f} (")
     assert rows["note F1, free-running"][1] == compare.DASH
     assert rows["KL, nats per melody"][1] == compare.DASH
     assert "seed 0" in table
     assert compare.main([str(results), "--groups", "--output", str(tmp_path / "groups.md")]) == 0
-    assert (tmp_path / "groups.md").read_text().startswith("| by | group | melodies |")
+    assert (tmp_path / "groups.md").read_text(encoding="utf-8").startswith("| by | group | melodies |")
 
 
 def test_older_results_are_still_read():
@@ -156,7 +156,7 @@ def test_blocks(results, tmp_path):
     assert "Not measured yet" in report_blocks.baselines(tmp_path)
     assert "Not measured yet" in report_blocks.ablations(tmp_path)
     assert "has not been measured" in report_blocks.originality_index(tmp_path)
-    (tmp_path / "release.json").write_text(results.read_text())
+    (tmp_path / "release.json").write_text(results.read_text(encoding="utf-8"), encoding="utf-8")
     told = report_blocks.release(tmp_path)
     assert "`results/release.json`" in told
     assert told.count("\n|") > 20
@@ -165,7 +165,7 @@ def test_blocks(results, tmp_path):
 @pytest.mark.slow
 def test_figures(results, results_without_latent, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(piano_roll, "DPI", 40)
-    (tmp_path / "other.json").write_text("{}")
+    (tmp_path / "other.json").write_text("{}", encoding="utf-8")
     argv = [str(results), str(results_without_latent), str(tmp_path / "other.json"), "--output", str(tmp_path / "out")]
     assert figures.main(argv) == 0
     names = {path.stem for path in (tmp_path / "out").glob("*.png")}
@@ -185,7 +185,7 @@ def test_distributions_are_drawn():
 
 
 def test_refusals(dataset, trained, results, tmp_path, capsys):  # noqa: F811 (fixtures)
-    (tmp_path / "file").write_text("{}")
+    (tmp_path / "file").write_text("{}", encoding="utf-8")
     base = ["--model", str(trained), "--dataset", str(dataset), "--output", str(tmp_path / "x.json")]
     cases = [
         (evaluate_model, [*base, "--samples", "0"], "--samples 0: must be at least 1"),
@@ -214,7 +214,7 @@ def test_generate_checks_originality(trained, tmp_path, capsys, monkeypatch):  #
     assert generate.main([*argv, "--check_originality", str(tmp_path / "index.safetensors")]) == 0
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Sample ")]
     assert len(told) == 2
-    page = (tmp_path / "out" / "index.html").read_text()
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert all("in common" in line and line.split(": ", 1)[1][:30] in page for line in told)
     for name, message in (("none", "cannot be read"), ("index.html", "not an originality index")):
         assert generate.main([*argv, "--check_originality", str(tmp_path / "out" / name)]) == 2

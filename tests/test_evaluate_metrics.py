@@ -32,7 +32,7 @@ from evaluation.two_sample_auc.two_sample_auc import area_under_curve, two_sampl
 from modeling import attributes_melody_vae as attributes
 
 ROOT = Path(__file__).resolve().parent.parent
-GOLDEN = json.loads((ROOT / "tests" / "muspy_golden.json").read_text())
+GOLDEN = json.loads((ROOT / "tests" / "muspy_golden.json").read_text(encoding="utf-8"))
 SILENCE = {"pitch": [], "start": [], "duration": []}
 ONE_NOTE = {"pitch": [61], "start": [3], "duration": [2]}
 # Two bars of seven steps; a beat has three: onsets on 0, 2, 5 and again, the last note a semitone higher.

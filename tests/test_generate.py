@@ -269,7 +269,7 @@ class TestShift:
         release = ROOT / "release" / "melody-vae-16bar"
         options = ("--midi", midi / "tune1.mid", "--bars", BARS, "--attribute", "note_density", "--amounts", -1, 1)
         found = melodies(run(capsys, "shift", "--model", release, "--output", tmp_path, *options))
-        page = (tmp_path / "index.html").read_text()
+        page = (tmp_path / "index.html").read_text(encoding="utf-8")
         assert found["original"] == notes_of(make_line(1), BARS)
         assert len(found["shift-1"]) < len(found["original"]) < len(found["shift-2"])
         assert "Note density -1" in page
@@ -534,7 +534,7 @@ def test_help_imports_nothing_heavy():
         "except SystemExit as end: assert end.code == 0\n"
         "print(sorted({'torch', 'transformers', 'datasets', 'matplotlib', 'numpy', 'symusic'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     assert "--primer_bars" in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
 
@@ -546,7 +546,7 @@ def test_as_a_command(model, tmp_path):
     def shell(folder):
         command = [sys.executable, "generate.py", "sample", "--model", str(folder), "--output", str(tmp_path / "out")]
         command += ["--num", "1", "--bars", "2"]
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", check=False)
 
     good, bad = shell(model), shell(tmp_path / "missing")
     assert good.returncode == 0, good.stderr

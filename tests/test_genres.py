@@ -25,7 +25,7 @@ TAGTRAUM = f"""\
 
 
 def write(path, content):
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
     return path
 
 

@@ -48,7 +48,7 @@ def numbers() -> dict[str, list]:
 
 
 def test_the_model_computes_what_it_always_did():
-    golden = json.loads(GOLDEN.read_text())
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
     for name, values in numbers().items():
         torch.testing.assert_close(
             torch.tensor(values),

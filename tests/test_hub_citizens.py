@@ -92,7 +92,7 @@ def run_alone(code: str, folder: Path, *arguments: object, **environment: str) -
         cwd=folder,
         env=cleared | {"HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"} | environment,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=180,
         check=False,
     )
@@ -105,7 +105,7 @@ def run_alone(code: str, folder: Path, *arguments: object, **environment: str) -
 
 def test_a_saved_folder_is_complete(saved):
     assert {file.name for file in saved.iterdir()} == CODE | DATA
-    config = json.loads((saved / "config.json").read_text())
+    config = json.loads((saved / "config.json").read_text(encoding="utf-8"))
     assert config["custom_pipelines"] == PIPELINES
     generation = GenerationConfig.from_pretrained(saved)
     assert (generation.bos_token_id, generation.eos_token_id, generation.pad_token_id) == (1, 2, 0)
@@ -167,7 +167,7 @@ def test_everything_loads_from_a_folder_and_what_it_saves_loads_again(saved, exp
     run_alone(LOAD, tmp_path / "first", saved, expected, again, piped, HF_HUB_OFFLINE="1")
     for folder in (again, piped):
         assert {file.name for file in folder.iterdir()} == CODE | DATA
-        assert json.loads((folder / "config.json").read_text())["custom_pipelines"] == PIPELINES
+        assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["custom_pipelines"] == PIPELINES
         for file in CODE:
             assert (folder / file).read_bytes() == (ROOT / "modeling" / file).read_bytes()
     run_alone(LOAD_AGAIN, tmp_path / "second", expected, again, piped, HF_HUB_OFFLINE="1")

@@ -192,9 +192,9 @@ def test_a_replaced_data_set_is_not_served_from_the_cache(source, tmp_path):
 
 def test_genres(source, tmp_path):
     md5 = [hashlib.md5((source / name).read_bytes()).hexdigest() for name in ("00.mid", "01.mid")]
-    (tmp_path / "m.csv").write_text(f"md5,masd\n{md5[0]},Folk\n")
-    (tmp_path / "scores.json").write_text(json.dumps({"TRAAAAK128F9318786": {md5[1]: 0.7}}))
-    (tmp_path / "list.cls").write_text("TRAAAAK128F9318786\tJazz\n")
+    (tmp_path / "m.csv").write_text(f"md5,masd\n{md5[0]},Folk\n", encoding="utf-8")
+    (tmp_path / "scores.json").write_text(json.dumps({"TRAAAAK128F9318786": {md5[1]: 0.7}}), encoding="utf-8")
+    (tmp_path / "list.cls").write_text("TRAAAAK128F9318786\tJazz\n", encoding="utf-8")
     options = {
         name: tmp_path / file
         for name, file in zip(("match_scores", "genres"), ("scores.json", "list.cls"), strict=True)
@@ -206,7 +206,7 @@ def test_genres(source, tmp_path):
 
     assert genres() == {}
     assert genres(metadata=tmp_path / "m.csv", **options) == {md5[0]: "Folk", md5[1]: "Jazz"}
-    (tmp_path / "list.cls").write_text("TRAAAAK128F9318786\tRap\n")
+    (tmp_path / "list.cls").write_text("TRAAAAK128F9318786\tRap\n", encoding="utf-8")
     assert genres(**options) == {md5[1]: "Rap"}
 
 

@@ -179,8 +179,8 @@ class TestStudy:
 
     def test_the_page_is_blind_and_melodies_are_alike(self, study):
         page = study / "page"
-        shown = json.loads((page / "trials.json").read_text())["trials"]
-        key = json.loads((study / "key.json").read_text())["trials"]
+        shown = json.loads((page / "trials.json").read_text(encoding="utf-8"))["trials"]
+        key = json.loads((study / "key.json").read_text(encoding="utf-8"))["trials"]
         assert [trial["trial"] for trial in shown] == [trial["trial"] for trial in key] == list(range(6))
         for file in page.iterdir():
             assert not any(system.split()[0] in file.name for system in SYSTEMS)
@@ -200,7 +200,7 @@ class TestStudy:
 
     def test_votes_come_back_whichever_side_was_left(self, study, tmp_path):
         trials = listening_test.read_trials(study)
-        key = json.loads((study / "key.json").read_text())["trials"]
+        key = json.loads((study / "key.json").read_text(encoding="utf-8"))["trials"]
         for voter in ("one", "two"):
             for trial in order_for(trials, voter):
                 left_is_first = not trial["is_swapped"]
@@ -232,7 +232,7 @@ class TestStudy:
                 record(study / "votes.jsonl", str(voter), trial, generator.choice(list(PREFERENCES)), 3.0)
         assert listening_test.main(["analyse", "--study", str(study)]) == 0
         assert "18 votes of 3 voters" in capsys.readouterr().out
-        results = json.loads((study / "results.json").read_text())
+        results = json.loads((study / "results.json").read_text(encoding="utf-8"))
         assert {row["system"] for row in results["bradley_terry"]} == set(SYSTEMS)
         assert (study / "results.png").stat().st_size > 1000
         kept = datasets.load_dataset("parquet", data_files=str(study / "votes.parquet"), split="train")
@@ -254,13 +254,15 @@ class TestStudy:
         assert len(set(seen)) == 6
         assert ballot.shown(state) == ("### Thank you. All 6 pairs are judged.", None)
         assert ballot.choose("The first, by far", state) == state  # a vote too many is none
-        rows = [json.loads(line) for line in (study / "votes.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (study / "votes.jsonl").read_text(encoding="utf-8").splitlines()]
         assert sorted(row["trial"] for row in rows) == list(range(6))
         assert all(row["preference"] == (2 if row["is_swapped"] else -2) for row in rows)
         assert ballot.begin()["voter"] != state["voter"]
 
     def test_refusals(self, study, tmp_path, capsys):
-        (study / "votes.jsonl").write_text('{"trial": 0, "voter": "a", "preference": 1}\n{"trial": 99}\n')
+        (study / "votes.jsonl").write_text(
+            '{"trial": 0, "voter": "a", "preference": 1}\n{"trial": 99}\n', encoding="utf-8"
+        )
         cases = [
             (["analyse", "--study", str(tmp_path)], "no key.json of a study"),
             (["analyse", "--study", str(study)], "votes.jsonl, line 2: no vote of this study"),

@@ -858,7 +858,7 @@ def test_config_takes_and_keeps_what_transformers_adds(tmp_path):
     config.note = "left by another library"
     config.save_pretrained(tmp_path)
     loaded = MelodyVAEConfig.from_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["transformers_version"]
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["transformers_version"]
     for name in (
         "dtype",
         "architectures",
@@ -949,7 +949,7 @@ def test_saved_equals_loaded_without_the_repository(tmp_path):
         "text": " ".join(line_to_words(line)),
     }
     torch.save(expected, folder / "expected.pt")
-    (folder / "line.json").write_text(json.dumps(line))
+    (folder / "line.json").write_text(json.dumps(line), encoding="utf-8")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -959,7 +959,7 @@ def test_saved_equals_loaded_without_the_repository(tmp_path):
         cwd=elsewhere,
         env=environment,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=120,
         check=False,
     )
@@ -968,7 +968,7 @@ def test_saved_equals_loaded_without_the_repository(tmp_path):
     for name in ("model", "again"):
         code = {file.name for file in (tmp_path / name).glob("*.py")}
         assert code == {file.name for file in (ROOT / "modeling").glob("*.py")} - {"__init__.py"}
-        auto_map = json.loads((tmp_path / name / "config.json").read_text())["auto_map"]
+        auto_map = json.loads((tmp_path / name / "config.json").read_text(encoding="utf-8"))["auto_map"]
         assert auto_map == {
             "AutoConfig": "configuration_melody_vae.MelodyVAEConfig",
             "AutoModel": "modeling_melody_vae.MelodyVAEModel",

@@ -332,7 +332,7 @@ def test_benchmark_from_end_to_end(tmp_path, tunes, capsys):
     (folder / "broken.mid").write_bytes(b"MThd")
     output = tmp_path / "new" / "report.json"
     assert benchmark.main(["--input", str(folder), "--output", str(output), "--planted", "5"]) == 0
-    report = json.loads(output.read_text())
+    report = json.loads(output.read_text(encoding="utf-8"))
     assert report["files_with_melody"] == 13
     assert set(report["ours"]["recall"]) == set(benchmark.CHANGES)
     assert report["ours"]["lowest_recall"] == 1

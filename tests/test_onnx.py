@@ -155,7 +155,7 @@ def test_the_folder_runs_without_torch_and_without_the_repository(exported):
         cwd=folder,
         env=environment,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=60,
         check=False,
     )
@@ -222,7 +222,7 @@ def test_a_difference_from_torch_ends_with_a_warning(tmp_path, monkeypatch):
 
 
 def test_a_folder_without_graphs_is_refused(tmp_path):
-    (tmp_path / "onnx_config.json").write_text('{"latent_size": 0}')
+    (tmp_path / "onnx_config.json").write_text('{"latent_size": 0}', encoding="utf-8")
     with pytest.raises(FileNotFoundError, match=r"decoder\.onnx is missing; write it with export_onnx\.py"):
         OnnxMelodyVAE(tmp_path)
 
@@ -234,7 +234,7 @@ def test_bad_input_is_one_line_and_exit_code_2(case, tmp_path, capsys, monkeypat
         model.mkdir()
     elif case == "output is a file":
         save_model(model, learnt=False)
-        output.write_text("")
+        output.write_text("", encoding="utf-8")
     elif case == "onnx is not installed":
         monkeypatch.setattr(export_onnx, "find_spec", lambda name: None)
     capsys.readouterr()

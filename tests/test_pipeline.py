@@ -34,12 +34,12 @@ def by_id(folder):
 def run(source, output, *options):
     """Run the command in a process of its own: datatrove starts others and reconfigures the log."""
     command = [sys.executable, "-m", "dataset_script.pipeline", "--input", str(source), "--output", str(output)]
-    return subprocess.run([*command, *options], capture_output=True, text=True, timeout=300)
+    return subprocess.run([*command, *options], capture_output=True, encoding="utf-8", timeout=300)
 
 
 def assert_same(output, expected):
     assert by_id(output) == by_id(expected)
-    reports = [json.loads((folder / "build.json").read_text()) for folder in (output, expected)]
+    reports = [json.loads((folder / "build.json").read_text(encoding="utf-8")) for folder in (output, expected)]
     for name in ("files", "tracks", "lines", "quantisation", "statistics", "unreadable_files"):
         assert reports[0][name] == reports[1][name], name
 
@@ -109,7 +109,7 @@ def test_slurm_gives_the_same_rows(source, expected, tmp_path, monkeypatch):
         "srun": '#!/bin/bash\nshift 3  # -l -n 1\nexec "$@"\n',
         "scontrol": "#!/bin/bash\necho localhost\n",
     }.items():
-        (commands / name).write_text(text)
+        (commands / name).write_text(text, encoding="utf-8")
         (commands / name).chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", f"{commands}:{Path(sys.executable).parent}:{os.environ['PATH']}")
     options = ("--tasks", "3", "--executor", "slurm", "--slurm_partition", "cpu")
@@ -136,6 +136,6 @@ def test_bad_input_is_one_line(tmp_path, capsys, options, remedy):
 
 
 def test_other_options_do_not_go_on_from_an_old_run(source, tmp_path, capsys):
-    (tmp_path / ".out.plan.json").write_text('{"tasks": 3}')
+    (tmp_path / ".out.plan.json").write_text('{"tasks": 3}', encoding="utf-8")
     assert pipeline.main(["--input", str(source), "--output", str(tmp_path / "out")]) == 2
     assert "begun with other options" in capsys.readouterr().err

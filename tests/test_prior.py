@@ -324,7 +324,7 @@ def test_a_grid_has_its_corners_and_its_edges(model, monkeypatch):
 
 
 def test_training_the_prior(trained, dataset, tmp_path, monkeypatch):  # noqa: F811 (fixtures)
-    rows = json.loads((trained / "config.json").read_text())
+    rows = json.loads((trained / "config.json").read_text(encoding="utf-8"))
     assert rows.get("num_prior_layers", 0) == 0
     output = tmp_path / "with_prior"
     command = ["--model", str(trained), "--dataset", str(dataset), "--output_dir", str(output), "--cpu_threads", "1"]
@@ -337,7 +337,7 @@ def test_training_the_prior(trained, dataset, tmp_path, monkeypatch):  # noqa: F
     weights = after.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in before.state_dict().items())
     assert set(after.config.conditions) == {"key", "tempo", "time_signature"}
-    log = json.loads((output / "prior_log.json").read_text())
+    log = json.loads((output / "prior_log.json").read_text(encoding="utf-8"))
     assert log["history"][-1]["loss"] < log["history"][0]["loss"]
     assert after.config.attributes == list(ATTRIBUTES)
     assert all(after.prior.attribute_scale > 0)

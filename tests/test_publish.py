@@ -48,9 +48,11 @@ def app(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("space") / "app"
     folder.mkdir()
     head = {"title": "Play", "sdk": "gradio", "sdk_version": "6.31.0", "app_file": "app.py", "license": "apache-2.0"}
-    (folder / "README.md").write_text(f"---\n{yaml.safe_dump(head, sort_keys=False)}---\nPlay with melodies.\n")
-    (folder / "requirements.txt").write_text("torch==2.13.0\n")
-    (folder / "app.py").write_text("import gradio\n")
+    (folder / "README.md").write_text(
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\nPlay with melodies.\n", encoding="utf-8"
+    )
+    (folder / "requirements.txt").write_text("torch==2.13.0\n", encoding="utf-8")
+    (folder / "app.py").write_text("import gradio\n", encoding="utf-8")
     return folder
 
 
@@ -138,10 +140,10 @@ def old_model(tmp_path) -> Path:
     folder = tmp_path / "old"
     folder.mkdir()
     for name in ("config.json", "processor_config.json", "tokenizer.json", "model.safetensors"):
-        (folder / name).write_text("{}")
+        (folder / name).write_text("{}", encoding="utf-8")
     for file in (ROOT / "modeling").glob("*_melody_vae.py"):
         shutil.copy(file, folder)
-    (folder / "modeling_melody_vae.py").write_text("# older\n")
+    (folder / "modeling_melody_vae.py").write_text("# older\n", encoding="utf-8")
     return folder
 
 
@@ -200,7 +202,9 @@ def trained(tmp_path_factory, lines) -> Path:
     melody_vae.save_pretrained(folder)
     processor.save_pretrained(folder)
     log = {"arguments": {"dataset": "data/lakh", "learning_rate": 1e-3}, "seconds": 5400.0, "cpu_threads": 3}
-    (folder / "training_log.json").write_text(json.dumps(log | {"device": "cpu", "melodies_seen": 1009, "history": []}))
+    (folder / "training_log.json").write_text(
+        json.dumps(log | {"device": "cpu", "melodies_seen": 1009, "history": []}), encoding="utf-8"
+    )
     (folder / "step_7").mkdir()
     (folder / "step_7" / "model.safetensors").write_bytes(b"a checkpoint")
     return folder
@@ -223,7 +227,7 @@ def test_a_release_is_the_model_in_bfloat16_with_its_samples(trained, tmp_path, 
         assert "of them weights" in capsys.readouterr().out
         assert release.main(["--check", "--output", str(output)]) == 0
         assert [folder.name for folder in output.parent.iterdir()] == [output.name]
-        (output / "old").write_text("an earlier release's")
+        (output / "old").write_text("an earlier release's", encoding="utf-8")
     (output / "old").unlink()
     stored = load_file(output / "model.safetensors")
     whole = MelodyVAEModel.from_pretrained(trained).state_dict()
@@ -233,7 +237,7 @@ def test_a_release_is_the_model_in_bfloat16_with_its_samples(trained, tmp_path, 
         if name in stored and weight.is_floating_point():
             assert stored[name].dtype == torch.bfloat16
             assert torch.equal(weight, whole[name].to(torch.bfloat16).float())
-    written = json.loads((output / "config.json").read_text())
+    written = json.loads((output / "config.json").read_text(encoding="utf-8"))
     assert (written["dtype"], written["sampling_top_p"]) == ("float32", 0.9)
     assert (output / "training_log.json").read_bytes() == (trained / "training_log.json").read_bytes()
     samples = {file.name for file in (output / "samples").iterdir()}
@@ -251,21 +255,21 @@ def test_a_release_is_the_model_in_bfloat16_with_its_samples(trained, tmp_path, 
     assert staged["samples/index.html"] == output / "samples" / "index.html"
     assert staged["model.safetensors"] == output / "model.safetensors"
 
-    card = (output / "README.md").read_text()
+    card = (output / "README.md").read_text(encoding="utf-8")
     assert "samples/sample-seed0.mp3" in card
-    (output / "README.md").write_text(card + "a number typed in")
+    (output / "README.md").write_text(card + "a number typed in", encoding="utf-8")
     assert release.main(["--check", "--output", str(output)]) == 2
     assert "run make report" in capsys.readouterr().err
     assert release.main(["--card", "--output", str(output)]) == 0
-    assert (output / "README.md").read_text() == card
+    assert (output / "README.md").read_text(encoding="utf-8") == card
 
 
 def test_a_release_takes_no_other_folders_place(trained, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "letter.txt").write_text("keep me")
+    (tmp_path / "mine" / "letter.txt").write_text("keep me", encoding="utf-8")
     assert release.main(["--model", str(trained), "--output", str(tmp_path / "mine")]) == 2
     assert "there is something else than a model" in capsys.readouterr().err
-    assert (tmp_path / "mine" / "letter.txt").read_text() == "keep me"
+    assert (tmp_path / "mine" / "letter.txt").read_text(encoding="utf-8") == "keep me"
     new = ["--output", str(tmp_path / "new")]
     assert release.main(["--model", str(trained), *new, "--sampling_noise", "0.5"]) == 2
     assert "sampling_noise=0.5 must be from 0 to 1, and 0 without latent_noise" in capsys.readouterr().err
@@ -292,7 +296,7 @@ def run_alone(command: list[str], folder: Path, hub: Hub | None = None, code: in
         cwd=folder,
         env=alone(folder, hub) | environment,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=900,
         check=False,
     )
@@ -312,9 +316,9 @@ def results(trained, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("results")
     for name in ("dataset", "model", "attention", "first_run"):
         shutil.copy(ROOT / "results" / f"{name}.json", folder)
-    own = json.loads((folder / "first_run.json").read_text())
+    own = json.loads((folder / "first_run.json").read_text(encoding="utf-8"))
     own |= {"model": str(trained), "parameters": MelodyVAEModel.from_pretrained(trained).num_parameters()}
-    (folder / "own.json").write_text(json.dumps(own))
+    (folder / "own.json").write_text(json.dumps(own), encoding="utf-8")
     return folder
 
 
@@ -487,12 +491,14 @@ def test_every_block_of_the_cards_runs(published, tmp_path):
         "for name in ('bits_per_note', 'step_accuracy'):\n    evaluate.load(f'{folder}/evaluation/{name}')\n"
         "assert len(path) == 7 and (latent.shape, len(asked)) == ((2, 32), 2)\n"
     )
-    (tmp_path / "quickstart.py").write_text("\n".join(first) + check)
+    (tmp_path / "quickstart.py").write_text("\n".join(first) + check, encoding="utf-8")
     run_alone([sys.executable, str(tmp_path / "quickstart.py")], tmp_path / "reader", published)
     assert (tmp_path / "reader" / "melody-1.mid").read_bytes().startswith(b"MThd")
     blocks = [block for block in second if "dataset_script" not in block]
     assert len(blocks) >= 2
-    (tmp_path / "data.py").write_text("\n".join(blocks) + "\nassert next(iter(windows))['bars'] == 16\n")
+    (tmp_path / "data.py").write_text(
+        "\n".join(blocks) + "\nassert next(iter(windows))['bars'] == 16\n", encoding="utf-8"
+    )
     run_alone([sys.executable, str(tmp_path / "data.py")], tmp_path / "data_reader", published)
 
 
@@ -559,7 +565,7 @@ def test_a_run_that_is_stopped_leaves_nothing_and_the_next_goes_on(lines, tmp_pa
         (tmp_path / "publisher").mkdir()
         environment = alone(tmp_path / "publisher", server)
         process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
         )
         try:
             until = time.monotonic() + 300
@@ -629,13 +635,15 @@ def test_another_project_needs_what_it_says_and_nothing_of_ours(published, tmp_p
     midi = sorted(path for path in published.files("tester/melody") if path.endswith(".mid"))[:2]
     for name, path in zip(("one.mid", "other.mid"), midi, strict=True):
         (project / name).write_bytes((folder / path).read_bytes())
-    wanted = (project / "requirements.txt").read_text().split()
+    wanted = (project / "requirements.txt").read_text(encoding="utf-8").split()
     names = installed_by(wanted)
     assert all(Requirement(line).specifier.contains(version(Requirement(line).name)) for line in wanted)
     assert {"torch", "transformers", "miditok", "symusic"} <= names
     assert not names & {"datasets", "evaluate", "accelerate", "numba", "matplotlib"}
     packages = link_packages(names, tmp_path / "packages")
-    (command,) = [line for line in (project / "README.md").read_text().splitlines() if line.startswith("python ")]
+    (command,) = [
+        line for line in (project / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("python ")
+    ]
     words = command.replace("OWNER/NAME", str(folder)).split()
     isolated = [sys.executable, "-I", "-S", "-c", ONLY, str(packages), *words[1:]]
     assert "5 melodies in blended" in run_alone(isolated, project)

@@ -88,7 +88,7 @@ def test_the_card_without_results_says_so_and_has_no_numbers_of_any():
 
 @pytest.mark.parametrize("name", ["first_run", "model", "attention", "dataset"])
 def test_the_card_is_written_from_each_result_alone(name):
-    results = {name: json.loads((ROOT / "results" / f"{name}.json").read_text())}
+    results = {name: json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))}
     card, _, used = model_card.render(make_published(), results)
     assert used == [f"{name}.json"]
     assert ModelCard(card).data.to_dict()["license"] == "apache-2.0"
@@ -217,15 +217,15 @@ def test_emissions_are_those_of_all_parts_or_not_given():
 
 
 def test_the_data_are_those_that_the_log_names(tmp_path):
-    measured = json.loads((ROOT / "results" / "dataset.json").read_text())
+    measured = json.loads((ROOT / "results" / "dataset.json").read_text(encoding="utf-8"))
     own = {name: measured[name] for name in ("files", "statistics", "steps_per_beat")} | {"input": "my tunes"}
-    (tmp_path / "build.json").write_text(json.dumps(own))
+    (tmp_path / "build.json").write_text(json.dumps(own), encoding="utf-8")
     log = LOG | {"arguments": {"dataset": str(tmp_path)}}
     card, _, used = model_card.render(make_published(logs={"training": log}), {"dataset": measured})
     assert "`my tunes`" in card
     assert used == []
     assert not re.search("Lakh|lmd_full|near-duplicates", card)
-    (tmp_path / "build.json").write_text(json.dumps(own | {"input": measured["input"]}))
+    (tmp_path / "build.json").write_text(json.dumps(own | {"input": measured["input"]}), encoding="utf-8")
     card, _, used = model_card.render(make_published(logs={"training": log}), {"dataset": measured})
     assert used == ["dataset.json"]
     assert "Western pop, mostly" in card
@@ -233,12 +233,12 @@ def test_the_data_are_those_that_the_log_names(tmp_path):
 
 
 def test_broken_results_are_one_line(tmp_path):
-    (tmp_path / "release.json").write_text("{")
+    (tmp_path / "release.json").write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match=r"release\.json: no JSON"):
         model_card.read_results(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         model_card.read_results(tmp_path / "nowhere")
-    incomplete = json.loads((ROOT / "results" / "model.json").read_text())
+    incomplete = json.loads((ROOT / "results" / "model.json").read_text(encoding="utf-8"))
     del incomplete["validity"]
     with pytest.raises(UserError, match="lacks a figure"):
         model_card.render(make_published(), {"model": incomplete})

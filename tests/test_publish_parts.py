@@ -61,7 +61,7 @@ def lines(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("lines") / "melodies"
     shutil.copytree(ROOT / "dataset_script" / "card", folder / "card")
     shutil.copy(ROOT / "dataset_script" / "README.md", folder)
-    (folder / "build.json").write_text(json.dumps({"version": "1.0.7"}))
+    (folder / "build.json").write_text(json.dumps({"version": "1.0.7"}), encoding="utf-8")
     (folder / "data").mkdir()
     for split, bars in LINES.items():
         rows = [make_line(ord(split[0]) * 100 + number, each) for number, each in enumerate(bars)]
@@ -76,10 +76,14 @@ def app(tmp_path) -> Path:
     folder = tmp_path / "app"
     (folder / "static").mkdir(parents=True)
     head = {"title": "Play", "sdk": "gradio", "sdk_version": "6.31.0", "app_file": "app.py", "license": "apache-2.0"}
-    (folder / "README.md").write_text(f"---\n{yaml.safe_dump(head, sort_keys=False)}---\nPlay with melodies.\n")
-    (folder / "requirements.txt").write_text("torch==2.13.0  # CPU\n\n# the model's\ntransformers==5.23.0\n")
-    (folder / "app.py").write_text("import gradio\n")
-    (folder / "static" / "roll.js").write_text("'use strict'\n")
+    (folder / "README.md").write_text(
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\nPlay with melodies.\n", encoding="utf-8"
+    )
+    (folder / "requirements.txt").write_text(
+        "torch==2.13.0  # CPU\n\n# the model's\ntransformers==5.23.0\n", encoding="utf-8"
+    )
+    (folder / "app.py").write_text("import gradio\n", encoding="utf-8")
+    (folder / "static" / "roll.js").write_text("'use strict'\n", encoding="utf-8")
     (folder / "__pycache__").mkdir()
     (folder / "__pycache__" / "app.pyc").write_bytes(b"")
     return folder
@@ -169,7 +173,7 @@ def test_the_data_sets_card_has_what_the_hub_and_a_reader_look_for(staged_lines)
 
 def test_eval_yaml_names_the_tasks_of_the_test_split(lines, staged_lines, tmp_path):
     """Format: https://huggingface.co/docs/hub/eval-results; a framework must be on the Hub's list, and none fits."""
-    about = yaml.safe_load(staged_lines["eval.yaml"].read_text())
+    about = yaml.safe_load(staged_lines["eval.yaml"].read_text(encoding="utf-8"))
     assert set(about) == {"name", "description", "tasks"}
     assert about["name"] == RepoCard.load(staged_lines["README.md"]).data["pretty_name"]
     assert [task["id"] for task in about["tasks"]] == list(dataset.TASKS)
@@ -200,12 +204,12 @@ def test_what_is_no_data_set_is_refused(lines, tmp_path):
 
 def test_what_is_made_halfway_is_made_again(tmp_path):
     def stop(part: Path) -> None:
-        (part / "half").write_text("half")
+        (part / "half").write_text("half", encoding="utf-8")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         keep(tmp_path, "one", stop)
-    whole = keep(tmp_path, "one", lambda part: (part / "whole").write_text("whole"))
+    whole = keep(tmp_path, "one", lambda part: (part / "whole").write_text("whole", encoding="utf-8"))
     assert set(files_below(whole)) == {"whole"}
     assert set(files_below(keep(tmp_path, "two", lambda part: None))) == set()
     assert [folder.name for folder in tmp_path.iterdir()] == ["two"]
@@ -227,7 +231,7 @@ def test_a_space_is_its_folder_with_links(app, tmp_path):
 
 @pytest.mark.parametrize("line", ["torch", "torch>=2", "git+https://example.org/x.git", "torch==2.*"])
 def test_a_requirement_that_is_not_pinned_is_refused(app, tmp_path, line):
-    (app / "requirements.txt").write_text(f"miditok==3.1.0\n{line}\n")
+    (app / "requirements.txt").write_text(f"miditok==3.1.0\n{line}\n", encoding="utf-8")
     with pytest.raises(UserError, match=rf"requirements.txt:2: {re.escape(line)} is not pinned"):
         space.stage(app, "tester/play", NAME, [], tmp_path / "staging")
 
@@ -243,7 +247,7 @@ def test_a_requirement_that_is_not_pinned_is_refused(app, tmp_path, line):
 )
 def test_a_head_that_the_hub_would_not_start_is_refused(app, tmp_path, old, new, message):
     card = app / "README.md"
-    card.write_text(card.read_text().replace(old, new))
+    card.write_text(card.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
     with pytest.raises(UserError, match=message):
         space.stage(app, "tester/play", NAME, [], tmp_path / "staging")
 
@@ -259,7 +263,7 @@ def own_space(tmp_path_factory) -> dict[str, Path]:
 def test_our_own_space_has_a_whole_card(own_space):
     assert {"app.py", "requirements.txt", "static/player.js"} <= set(own_space)
     assert not [name for name in own_space if name.endswith((".pyi", ".pyc"))]
-    text = own_space["README.md"].read_text()
+    text = own_space["README.md"].read_text(encoding="utf-8")
     card = RepoCard(text)
     head = card.data.to_dict()
     assert head["models"] == head["preload_from_hub"] == ["owner/model"]
@@ -272,7 +276,7 @@ def test_our_own_space_has_a_whole_card(own_space):
 
 
 def test_our_own_space_needs_what_was_tested():
-    for line in (ROOT / "space" / "requirements.txt").read_text().splitlines():
+    for line in (ROOT / "space" / "requirements.txt").read_text(encoding="utf-8").splitlines():
         name, _, pinned = line.partition("==")
         if not line.startswith("#") and name != "pyfluidsynth":  # that one needs a library of the system's
             assert version(name).split("+")[0] == pinned, line
@@ -280,12 +284,12 @@ def test_our_own_space_needs_what_was_tested():
 
 def test_our_own_space_needs_no_file_outside_and_no_package_that_it_does_not_name(own_space):
     """Every import is of the standard library, of the folder, or of a package that its files name."""
-    pinned = (ROOT / "space" / "requirements.txt").read_text()
+    pinned = (ROOT / "space" / "requirements.txt").read_text(encoding="utf-8")
     given = {*re.findall(r"^([\w-]+)==", pinned, re.MULTILINE), "fluidsynth", *sys.stdlib_module_names}
     given |= {"gradio", "gradio_client", "huggingface_hub", "yaml"}  # gradio's own needs
     given |= {Path(path).stem for path in own_space if path.endswith(".py")}
     for path, file in own_space.items():
-        for node in ast.walk(ast.parse(file.read_text() if path.endswith(".py") else "")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8") if path.endswith(".py") else "")):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or "."] if isinstance(node, ast.ImportFrom) else []
             assert {name.split(".")[0] for name in names} <= given, path

@@ -21,29 +21,31 @@ SMALL_RUN = (
 
 
 def blocks(language: str) -> list[str]:
-    return [code for found, code in BLOCK.findall((ROOT / "README.md").read_text()) if found == language]
+    return [
+        code for found, code in BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8")) if found == language
+    ]
 
 
 def run(command: list[str], cwd: Path) -> None:
-    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=cwd, capture_output=True, encoding="utf-8")
     assert result.returncode == 0, f"{shlex.join(command)}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
 
 
 def test_documents_say_what_results_say():
     for name in report.DOCUMENTS:
-        text = (ROOT / name).read_text()
+        text = (ROOT / name).read_text(encoding="utf-8")
         assert text == report.render(text), f"{name} is out of date: run make report"
 
 
 def test_the_tree_names_every_room():
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout
     top_level = {path.split("/")[0] for path in listed.splitlines()}
     housekeeping = {".ci", ".gitignore", "README.md", "LICENSE", "CITATION.cff", "CHANGELOG.md"}
     assert top_level - housekeeping == set(report.ROOMS) & top_level
 
 
 def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / "README.md").read_text()):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / "README.md").read_text(encoding="utf-8")):
         assert (ROOT / target).exists(), target
 
 
@@ -84,7 +86,7 @@ def test_every_block_runs(tmp_path):
             run(words, ROOT)
     (code,) = blocks("python")
     assert '"release/melody-vae-16bar"' in code
-    (tmp_path / "quickstart.py").write_text(code.replace("release/", f"{ROOT}/release/"))
+    (tmp_path / "quickstart.py").write_text(code.replace("release/", f"{ROOT}/release/"), encoding="utf-8")
     run([sys.executable, "quickstart.py"], tmp_path)
     assert (tmp_path / "halfway.mid").read_bytes().startswith(b"MThd")
     assert (tmp_path / "outputs" / "interpolation" / "index.html").is_file()

@@ -42,7 +42,7 @@ def test_the_same_bytes_from_a_folder_with_other_processes(built, tmp_path):
 
 
 def test_the_funnel_adds_up(built):
-    report = json.loads((built / "build.json").read_text())
+    report = json.loads((built / "build.json").read_text(encoding="utf-8"))
     for unit, out in (("files", "with_melody"), ("tracks", "with_melody"), ("lines", "kept")):
         assert report[unit]["read"] == report[unit][out] + sum(report[unit]["dropped"].values())
     assert report["files"]["with_melody"] > 0.9 * report["files"]["read"]
@@ -55,7 +55,7 @@ def test_few_test_lines_have_a_near_duplicate_in_train(built, tmp_path):
     report = tmp_path / "report.json"
     options = ["--input", str(ARCHIVE), "--dataset", str(built), "--planted", "100", "--output", str(report)]
     assert near_duplicates.main(options) == 0
-    measured = json.loads(report.read_text())
+    measured = json.loads(report.read_text(encoding="utf-8"))
     assert measured["ours"]["share_of_pairs_grouped"] < 0.005
     assert measured["leak"]["test"]["all_lines"]["leak"] < 0.05
     recall = {kind: found["recall"] for kind, found in measured["ours"]["recall"].items()}

@@ -37,7 +37,7 @@ def test_its_code_is_this_repositorys():
 
 def test_it_is_small_and_whole():
     assert (RELEASE / "model.safetensors").stat().st_size < LARGEST_WEIGHTS
-    config = json.loads((RELEASE / "config.json").read_text())
+    config = json.loads((RELEASE / "config.json").read_text(encoding="utf-8"))
     assert config["latent_size"] <= 512
     assert config["max_bars"] == 16
     assert config["num_prior_layers"] > 0
@@ -46,14 +46,14 @@ def test_it_is_small_and_whole():
         assert score.note_num() > 8
         for ending in ("mp3", "png"):
             assert (RELEASE / "samples" / f"sample-seed{seed}.{ending}").stat().st_size > 1000
-    assert "sample-seed15.mp3" in (RELEASE / "samples" / "index.html").read_text()
+    assert "sample-seed15.mp3" in (RELEASE / "samples" / "index.html").read_text(encoding="utf-8")
 
 
 def test_its_results_are_of_this_model(release):
-    results = json.loads((ROOT / "results" / "release.json").read_text())
+    results = json.loads((ROOT / "results" / "release.json").read_text(encoding="utf-8"))
     assert Path(results["model"]).name == RELEASE.name
     assert results["parameters"] == sum(weight.numel() for weight in release[0].parameters())
-    assert results["training"] == json.loads((RELEASE / "training_log.json").read_text())
+    assert results["training"] == json.loads((RELEASE / "training_log.json").read_text(encoding="utf-8"))
 
 
 def test_tunes_come_back(release):
@@ -96,7 +96,7 @@ for index, score in enumerate(processor.to_scores(ids)):
     score.dump_midi(f"{{index}}.mid")
 print([line["bars"] for line in processor.to_lines(ids)])
 """
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, encoding="utf-8")
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.strip().endswith("[16, 16]")
     assert all(Score(tmp_path / f"{index}.mid").note_num() > 8 for index in range(2))

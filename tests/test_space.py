@@ -434,7 +434,7 @@ def test_absurd_changes_are_refused(actions):
 
 def test_originality_is_told_where_there_is_an_index(actions, monkeypatch):
     made, own = ROOT / "evaluation/originality/originality_index.py", ROOT / "space/originality_index.py"
-    assert own.read_text() == made.read_text(), f"copy {made} to {own}"
+    assert own.read_text(encoding="utf-8") == made.read_text(encoding="utf-8"), f"copy {made} to {own}"
     assert actions.index is None
     assert "originality" not in actions.make(count=1, bars=4, seed=1)[0]
     tune = cut_bars(actions.tune("Ode to Joy"), 0, 8)
@@ -464,7 +464,7 @@ def test_a_vote_is_kept_once_and_the_secret_until_then(model_folder, tmp_path):
     with pytest.raises(RefusedError, match="Choose a or b"):
         actions.listening_vote(pair["pair"], "c")
     (file,) = tmp_path.iterdir()
-    (vote,) = [json.loads(line) for line in file.read_text().splitlines()]
+    (vote,) = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert vote["tune"] == judged["tune"]
     assert (vote["choice"], vote["is_right"]) == ("a", judged["is_right"])
     person = actions.tunes[vote["tune"]]
@@ -487,7 +487,7 @@ def test_votes_of_many_are_whole_lines(tmp_path):
     ballot = Ballot(tmp_path)
     with ThreadPoolExecutor(7) as pool:
         list(pool.map(lambda number: ballot.write({"number": number, "text": "x" * 500}), range(101)))
-    votes = [json.loads(line) for line in ballot.file.read_text().splitlines()]
+    votes = [json.loads(line) for line in ballot.file.read_text(encoding="utf-8").splitlines()]
     assert sorted(vote["number"] for vote in votes) == list(range(101))
 
 
@@ -500,7 +500,7 @@ def test_a_model_that_is_not_there_is_named_in_a_line(tmp_path):
         [sys.executable, str(ROOT / "space/app.py")],
         env={**os.environ, "MODEL_ID": str(tmp_path / "none"), "WORKERS": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=300,
     )
     assert result.returncode == 2
@@ -569,7 +569,7 @@ def test_strangers_at_the_api_get_a_line_and_leave_nothing(space):
     assert answer.status_code == 413
     for path in ("/etc/passwd", str(ROOT / "pyproject.toml"), str(ROOT / "space/app.py"), str(folder / "log.txt")):
         assert httpx.get(f"{url}/gradio_api/file={path}").status_code in (403, 404)
-    assert "Traceback" not in (folder / "log.txt").read_text()
+    assert "Traceback" not in (folder / "log.txt").read_text(encoding="utf-8")
     left = [file for file in (folder / "gradio").rglob("*") if file.is_file() and file.stat().st_size > MAX_FILE_BYTES]
     assert left == []
 

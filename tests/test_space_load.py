@@ -33,7 +33,7 @@ def space(tmp_path_factory) -> Iterator[tuple[str, Path]]:
     model = os.environ.get("LOAD_MODEL") or save_model(folder / "model")
     with running_space(Path(model).resolve(), folder / "run", workers=CORES) as url:
         yield url, folder / "run"
-    group = int((folder / "run/pid").read_text())
+    group = int((folder / "run/pid").read_text(encoding="utf-8"))
     assert members(group) == []
 
 
@@ -62,7 +62,7 @@ def pitches(melodies: list[dict]) -> list[Any]:
 def test_thirty_people_at_once(space):
     """All press at the same moment, again and again: nobody waits long, gets an error, or somebody else's melodies."""
     url, folder = space
-    group = int((folder / "pid").read_text())
+    group = int((folder / "pid").read_text(encoding="utf-8"))
     clients = [httpx.Client(base_url=url, timeout=300) for _ in range(PEOPLE)]
     began = time.perf_counter()
     page = clients[0].get("/").raise_for_status()
@@ -94,7 +94,7 @@ def test_thirty_people_at_once(space):
         )
     for client in clients:
         client.close()
-    assert "Traceback" not in (folder / "log.txt").read_text()
+    assert "Traceback" not in (folder / "log.txt").read_text(encoding="utf-8")
     assert memory[-1] - memory[1] < MOST_GROWTH
     assert np.median([each for each, _ in alone]) < ALONE_SECONDS
     assert np.percentile(seconds, 95) < MOST_SECONDS

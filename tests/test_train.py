@@ -176,13 +176,13 @@ def test_training_writes_a_model_that_loads(trained):
     processor = AutoProcessor.from_pretrained(trained, trust_remote_code=True)
     assert model.config.hidden_size == 20
     assert len(processor.to_lines(model.sample(2, seed=0, bars=3))) == 2
-    log = json.loads((trained / train.LOG_NAME).read_text())
+    log = json.loads((trained / train.LOG_NAME).read_text(encoding="utf-8"))
     assert [entry["step"] for entry in log["history"]] == [4, 8, 12]
     assert log["melodies_seen"] == 60
 
 
 def test_training_lowers_the_loss(trained):
-    history = json.loads((trained / train.LOG_NAME).read_text())["history"]
+    history = json.loads((trained / train.LOG_NAME).read_text(encoding="utf-8"))["history"]
     assert history[-1]["bits_per_note"] < history[0]["bits_per_note"]
 
 
@@ -191,7 +191,7 @@ def test_training_goes_on_from_a_model(dataset, trained, tmp_path):
     before, after = (load_file(folder / "model.safetensors") for folder in (trained, tmp_path))
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert (tmp_path / "tokenizer.json").read_bytes() == (trained / "tokenizer.json").read_bytes()
-    log, earlier = (json.loads((folder / train.LOG_NAME).read_text()) for folder in (tmp_path, trained))
+    log, earlier = (json.loads((folder / train.LOG_NAME).read_text(encoding="utf-8")) for folder in (tmp_path, trained))
     earlier.pop("history")
     assert log["before"] == earlier
     assert "before" not in earlier
@@ -201,7 +201,7 @@ def test_evaluation_command(dataset, trained, tmp_path):
     output = tmp_path / "results" / "tiny.json"
     argv = ["--model", str(trained), "--dataset", str(dataset), "--output", str(output), "--importance_samples", "3"]
     assert evaluate_model.main(argv) == 0
-    results = json.loads(output.read_text())
+    results = json.loads(output.read_text(encoding="utf-8"))
     assert results["melodies"] == results["free_running"]["step_accuracy"]["count"] > 0
     assert results["training"]["melodies_seen"] == 60
     likelihood = results["likelihood"]
@@ -218,17 +218,17 @@ def test_evaluation_of_a_decoder_that_can_do_without_a_latent(dataset, trained, 
     output = tmp_path / "noisy.json"
     argv = ["--model", str(tmp_path / "noisy"), "--dataset", str(dataset), "--output", str(output)]
     assert evaluate_model.main([*argv, "--parts", "likelihood", "--importance_samples", "2"]) == 0
-    found = json.loads(output.read_text())["likelihood"]
+    found = json.loads(output.read_text(encoding="utf-8"))["likelihood"]
     alone, bound = found["without_latent_bits_per_note"], found["importance_weighted_bits_per_note"]
     bit = found["count"] / found["notes"]  # of a choice between two models, for each note of a melody
     assert found["mixture_bits_per_note"] <= min(alone, bound) + bit + 1e-6
     assert found["mixture_bits_per_note"] >= min(alone, bound) - 5 * bit
-    history = json.loads((tmp_path / "noisy" / train.LOG_NAME).read_text())["history"]
+    history = json.loads((tmp_path / "noisy" / train.LOG_NAME).read_text(encoding="utf-8"))["history"]
     assert history[-1]["bits_per_note_without_latent"] > 0
     sampling = [*argv, "--parts", "samples", "--samples", "4", "--melodies", "2", "--ngram_melodies", "20"]
     sampling += ["--sampling_noise", "1", "--temperature", "0.7"]
     assert evaluate_model.main(sampling) == 0
-    samples = json.loads(output.read_text())["samples"]
+    samples = json.loads(output.read_text(encoding="utf-8"))["samples"]
     assert (samples["sampling_noise"], samples["temperature"]) == (1, 0.7)
     wrong = [str(trained) if each == str(tmp_path / "noisy") else each for each in sampling]
     assert evaluate_model.main(wrong) == 2
@@ -243,7 +243,9 @@ def test_a_perfect_decoder_scores_one_when_teacher_forced(dataset):
 
 
 def command(script: str, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(ROOT / script), *arguments], capture_output=True, text=True, cwd=ROOT)
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments], capture_output=True, encoding="utf-8", cwd=ROOT
+    )
 
 
 def one_line_error(result: subprocess.CompletedProcess) -> str:
@@ -255,7 +257,7 @@ def one_line_error(result: subprocess.CompletedProcess) -> str:
 def test_errors_name_the_input_and_the_remedy(dataset, trained, tmp_path, capsys, monkeypatch):
     (tmp_path / "empty").mkdir()
     (tmp_path / "half").mkdir()
-    (tmp_path / "half" / "config.json").write_text("{}")
+    (tmp_path / "half" / "config.json").write_text("{}", encoding="utf-8")
     (tmp_path / "foreign").mkdir()
     datasets.Dataset.from_dict({"text": ["a"]}).to_parquet(tmp_path / "foreign" / "train.parquet")
     new = str(tmp_path / "new")

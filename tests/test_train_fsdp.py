@@ -33,7 +33,7 @@ def launch(config: str, script: str, argv: list[str]) -> None:
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
     )
     assert done.returncode == 0, done.stderr[-5000:]
@@ -58,7 +58,7 @@ def test_sharded_training_is_that_of_whole_models(dataset, tmp_path, model_type)
     assert weights.keys() == expected.keys()
     for name, tensor in weights.items():
         assert torch.allclose(tensor, expected[name], atol=1e-5), name
-    assert (sharded / "config.json").read_text() == (copied / "config.json").read_text()
+    assert (sharded / "config.json").read_text(encoding="utf-8") == (copied / "config.json").read_text(encoding="utf-8")
     assert {path.name for path in sharded.glob("*.py")} == {path.name for path in copied.glob("*.py")}
 
     parts = [path.stat().st_size for path in (sharded / "step_7" / "optimizer_0").glob("*.distcp")]

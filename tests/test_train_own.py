@@ -157,7 +157,7 @@ def test_a_mean_of_models(dataset, trained, tmp_path, capsys):  # noqa: F811
             torch.testing.assert_close(weight, ended[name] / 2)
     assert AutoModel.from_pretrained(tmp_path / "mean", trust_remote_code=True).config.num_hidden_layers == 2
     AutoProcessor.from_pretrained(tmp_path / "mean", trust_remote_code=True)
-    log = json.loads((tmp_path / "mean" / train.LOG_NAME).read_text())
+    log = json.loads((tmp_path / "mean" / train.LOG_NAME).read_text(encoding="utf-8"))
     assert log["arguments"]["max_train_steps"] == 2
     assert log["mean_of"] == [str(trained), str(tmp_path / "further")]
 
@@ -179,7 +179,7 @@ def test_baselines_take_the_same_way(dataset, tmp_path, model_type):  # noqa: F8
     model = AutoModel.from_pretrained(tmp_path, trust_remote_code=True)
     processor = AutoProcessor.from_pretrained(tmp_path, trust_remote_code=True)
     assert len(processor.to_scores(model.sample(2, seed=0, bars=3))) == 2
-    log = json.loads((tmp_path / train.LOG_NAME).read_text())
+    log = json.loads((tmp_path / train.LOG_NAME).read_text(encoding="utf-8"))
     assert log["history"][-1]["bits_per_note"] > 0
 
 
@@ -196,7 +196,7 @@ def test_a_run_leaves_a_report_with_sounds(dataset, tmp_path, monkeypatch):  # n
         "9",
     ]
     run(arguments(dataset, tmp_path, *more), report=True)
-    page = (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for text in ("bits per note", "Reconstruction 1", "Original", "--learning_rate", "listening/step_2/sample-1.wav"):
         assert text in page, text
     for step in (1, 2):
@@ -287,10 +287,12 @@ def test_a_run_that_diverges_ends_with_a_line(dataset, tmp_path, monkeypatch):  
 def test_documented_commands_start_as_many_processes(dataset, tmp_path, launch):  # noqa: F811
     command = [sys.executable, "-m", "accelerate.commands.launch", *launch, "--main_process_port", "0", "train.py"]
     options = ["--max_train_steps", "3", "--config_overrides", f"{TINY},latent_noise=0.5"]
-    done = subprocess.run([*command, *arguments(dataset, tmp_path, *options)], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [*command, *arguments(dataset, tmp_path, *options)], capture_output=True, encoding="utf-8", cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"{launch[-1]} process(es) on cpu" in done.stdout
-    history = json.loads((tmp_path / train.LOG_NAME).read_text())["history"]
+    history = json.loads((tmp_path / train.LOG_NAME).read_text(encoding="utf-8"))["history"]
     assert history[-1]["bits_per_note_without_latent"] > 0
 
 
@@ -301,7 +303,7 @@ def test_a_compiled_model_learns_the_same(dataset, tmp_path):  # noqa: F811
     for options in ([], ["--torch_compile"]):
         folder = tmp_path / str(len(options))
         run(arguments(dataset, folder, "--max_train_steps", "3", "--config_overrides", TINY + ",dropout=0.0", *options))
-        histories.append(json.loads((folder / train.LOG_NAME).read_text())["history"][-1])
+        histories.append(json.loads((folder / train.LOG_NAME).read_text(encoding="utf-8"))["history"][-1])
     assert histories[0]["bits_per_note"] == pytest.approx(histories[1]["bits_per_note"], rel=1e-3)
 
 

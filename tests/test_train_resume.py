@@ -31,7 +31,7 @@ class KilledError(Exception):
 
 
 def history(folder: Path) -> list[dict]:
-    log = json.loads((folder / train.LOG_NAME).read_text())
+    log = json.loads((folder / train.LOG_NAME).read_text(encoding="utf-8"))
     return [{name: value for name, value in entry.items() if name not in CLOCKS} for entry in log["history"]]
 
 
@@ -117,7 +117,7 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
 def whole_checkpoint(folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "weights").write_bytes(b"1234567")
-    (folder / rooms.MANIFEST).write_text('{"weights": 7}')
+    (folder / rooms.MANIFEST).write_text('{"weights": 7}', encoding="utf-8")
 
 
 def test_incomplete_checkpoints_are_skipped(tmp_path):
@@ -137,7 +137,7 @@ def test_incomplete_checkpoints_are_skipped(tmp_path):
 def test_what_is_half_written_is_removed(dataset, tmp_path):  # noqa: F811
     (tmp_path / "partial_step_7").mkdir()
     (tmp_path / "partial_step_7" / "weights").write_bytes(b"123")
-    (tmp_path / "partial_training_log.json").write_text("{")
+    (tmp_path / "partial_training_log.json").write_text("{", encoding="utf-8")
     run(arguments(dataset, tmp_path, "--max_train_steps", "1"))
     assert not list(tmp_path.glob("partial_*"))
 
@@ -181,7 +181,7 @@ def test_killed_at_random_moments(dataset, tmp_path, processes, kills):  # noqa:
     options += ["--max_train_steps", "90", "--checkpointing_steps", "3", "--evaluation_steps", "7"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert start(arguments(dataset, whole, *options), processes, tmp_path / "whole.log").wait() == 0
-    assert f"{processes} process(es) on cpu" in (tmp_path / "whole.log").read_text()
+    assert f"{processes} process(es) on cpu" in (tmp_path / "whole.log").read_text(encoding="utf-8")
     generator = random.Random(processes)
     for kill in range(kills + 1):
         resume = ["--resume_from_checkpoint", "latest"] if newest(killed) else []
@@ -189,7 +189,7 @@ def test_killed_at_random_moments(dataset, tmp_path, processes, kills):  # noqa:
         if kill < kills:
             target = newest(killed) + generator.choice([3, 6])
             while newest(killed) < target:
-                assert process.poll() is None, (tmp_path / "killed.log").read_text()[-3000:]
+                assert process.poll() is None, (tmp_path / "killed.log").read_text(encoding="utf-8")[-3000:]
                 time.sleep(0.005)
             time.sleep(generator.uniform(0, 0.1))
             kill_all(process)

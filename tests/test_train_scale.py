@@ -18,7 +18,7 @@ CLOCKS = {"melodies_per_second", "waiting_for_data"}
 
 def learned(folder: Path) -> list[dict]:
     """What a run's log says of each evaluation, without what depends on the clock or counts melodies."""
-    history = json.loads((folder / train.LOG_NAME).read_text())["history"]
+    history = json.loads((folder / train.LOG_NAME).read_text(encoding="utf-8"))["history"]
     return [{name: value for name, value in entry.items() if name not in CLOCKS | {"melodies"}} for entry in history]
 
 
@@ -40,7 +40,7 @@ def test_accumulated_gradients_are_means(one_melody, tmp_path):
         run(arguments(one_melody, tmp_path / str(count), *options))
     for one, three in zip(learned(tmp_path / "1"), learned(tmp_path / "3"), strict=True):
         assert three == pytest.approx(one, rel=1e-5)
-    log = json.loads((tmp_path / "3" / train.LOG_NAME).read_text())
+    log = json.loads((tmp_path / "3" / train.LOG_NAME).read_text(encoding="utf-8"))
     assert log["melodies_seen"] == 3 * 12 * 5
 
 

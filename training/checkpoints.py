@@ -52,7 +52,7 @@ def only_run(output_dir: Path) -> Iterator[None]:
         UserError: If another run holds it, such as processes that outlived their launcher.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    with (output_dir / ".running").open("w") as lock:
+    with (output_dir / ".running").open("w", encoding="utf-8") as lock:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not handed on to workers
         except OSError as error:
@@ -69,7 +69,7 @@ def checkpoints(output_dir: Path) -> list[Path]:
 def is_complete(checkpoint: Path) -> bool:
     """Whether all files of a checkpoint are there at their full size."""
     try:
-        sizes = json.loads((checkpoint / MANIFEST).read_text())
+        sizes = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError):
         return False
@@ -99,7 +99,7 @@ def save_checkpoint(accelerator: Accelerator, state: TrainingState, position, ou
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         sizes = {path.relative_to(partial).as_posix(): path.stat().st_size for path in files}
-        (partial / MANIFEST).write_text(json.dumps(sizes, indent=1) + "\n")
+        (partial / MANIFEST).write_text(json.dumps(sizes, indent=1) + "\n", encoding="utf-8")
         if final.exists():  # this run went back to an older checkpoint
             final.rename(output_dir / f"partial_old_step_{state.step}")
         partial.rename(final)

@@ -131,7 +131,7 @@ def benchmark(args: argparse.Namespace) -> None:
         found = measure(args.windows, args.samples, Path(folder) / "index.safetensors")
     text = json.dumps(found, indent=1) + "\n"
     if args.output:
-        args.output.write_text(text)
+        args.output.write_text(text, encoding="utf-8")
     print(text, end="")
 
 

@@ -1,0 +1,55 @@
+"""The commands run where there is no `fcntl`, no `resource` and no UTF-8 by default, as on Windows."""
+
+import ast
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LISTED = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout
+CODE = sorted(path for path in map(ROOT.joinpath, LISTED.split()) if path.is_file() and not path.is_symlink())
+NOT_TEXT = ("tarfile", "wave", "webbrowser", "igzip_threaded", "archive")  # objects whose `open` is of another kind
+
+
+def without_encoding(source: str) -> list[int]:
+    """Return the lines that use text in the platform's encoding; ruff's PLW1514 knows a path only as `Path(...)`."""
+    found = []
+    for call in ast.walk(ast.parse(source)):
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute | ast.Name):
+            continue
+        given = {word.arg: word.value for word in call.keywords}
+        name, owner = (
+            (call.func.attr, ast.unparse(call.func.value))
+            if isinstance(call.func, ast.Attribute)
+            else (call.func.id, "")
+        )
+        positional = {"read_text": 0, "write_text": 1}
+        if name in positional:
+            is_text = len(call.args) <= positional[name]
+        elif name == "open" and owner not in NOT_TEXT:
+            place = 0 if owner else 1
+            mode = call.args[place] if len(call.args) > place else given.get("mode", ast.Constant("r"))
+            is_text = not any("b" in node.value for node in ast.walk(mode) if isinstance(node, ast.Constant))
+        else:
+            is_text = isinstance(given.get("text"), ast.Constant)  # of subprocess: text=True
+        if is_text and "encoding" not in given:
+            found.append(call.lineno)
+    return found
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["path.read_text()", "path.write_text(x)", "path.open()", "path.open('a')", "open(x)", "run(x, text=True)"],
+)
+def test_text_without_encoding_is_found(line):
+    assert without_encoding(line) == [1]
+    assert (
+        without_encoding(line[:-1] + ", encoding='utf-8')" if "(x" in line or "'" in line else "path.open('rb')") == []
+    )
+
+
+def test_text_is_read_and_written_with_an_encoding():
+    found = {str(path.relative_to(ROOT)): without_encoding(path.read_text(encoding="utf-8")) for path in CODE}
+    assert len(found) > 100
+    assert {path: lines for path, lines in found.items() if lines} == {}
