@@ -660,6 +660,7 @@ def measure_samples(
     found["split"] = {
         "melodies": len(reference.lines),
         "statistics": reference.statistics(),
+        "form": reference.form_means(),
         "originality": copied(reference, index, args.seed, "Spans of the split"),
     }
     return {

@@ -255,4 +255,28 @@ def form_features(melody: Melody, num_bars: int = 16, steps_per_bar: int = 16) -
     }
 
 
+PARTS = {  # of a melody's form, by themselves in the two-sample test
+    "repetition": (
+        "bar_likeness",
+        "bar_rhythm_likeness",
+        "bar_returns",
+        "bar_returns_anywhere",
+        "distinct_bars",
+        "longest_run_of_returns",
+        "unit_likeness",
+        "period",
+        "figures_heard_before",
+        "figures_return",
+    ),
+    "intervals": (
+        "interval_histogram",
+        "interval_mean",
+        "hammering",
+        "turns",
+        "leaps_resolved",
+        "interval_entropy",
+    ),
+    "tonality": ("stray_pitch_classes", "out_of_scale", "ending_degree", "pitch_class_entropy"),
+    "phrases": ("rests", "phrases", "ending", "onset_histogram", "gap_entropy", "halves"),
+}
 FEATURES = tuple(form_features({"pitch": [60, 62], "start": [0, 1], "duration": [1, 1]}))

@@ -1,11 +1,13 @@
 """How like the test split's melodies a set of melodies is, and how much of it is copied from the training split."""
 
-from collections.abc import Hashable, Mapping, Sequence
+import itertools
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
+from evaluation.form import FEATURES, PARTS, form_features
 from evaluation.intervals import ratio_interval
 from evaluation.melody_statistics.melody_statistics import feature_vectors, melody_statistics
 from evaluation.originality.originality_index import OriginalityIndex
@@ -33,6 +35,7 @@ class MelodySet:
         self.num_steps = num_steps
         self.lines = [{**line, **fit_to_grid(line, num_steps), "bars": bars} for line in lines]
         self.features = [feature_vectors(line, bars, num_steps // bars) for line in self.lines]
+        self.form = [form_features(line, bars, num_steps // bars) for line in self.lines]
         self.groups: list[Hashable] = [line.get("group", object()) for line in self.lines]  # without one, its own
 
     def statistics(self) -> dict[str, Any]:
@@ -43,11 +46,21 @@ class MelodySet:
         """Return one feature of the melodies for which it is defined."""
         return [vector for of in self.features if (vector := of[feature]) is not None]
 
+    def form_means(self) -> dict[str, list[float]]:
+        """Return the mean of each feature of form over the melodies that have one."""
+        defined = [of for of in self.form if of["period"] is not None]
+        return {name: np.mean([of[name] for of in defined], axis=0).tolist() for name in FEATURES} if defined else {}
+
     def rows(self, sizes: Mapping[str, int]) -> list[list[float | None]]:
-        """Write all features of each melody as one row; a feature that is not defined is missing in all its places."""
+        """Write features of each melody as one row; a feature that is not defined is missing in all its places."""
         return [
-            [value for name, size in sizes.items() for value in (of[name] or [None] * size)] for of in self.features
+            [value for name, size in sizes.items() for value in (of[name] or [None] * size)]
+            for of in self.features_and_form()
         ]
+
+    def features_and_form(self) -> list[dict[str, list[float] | None]]:
+        """Return all features of each melody."""
+        return [{**features, **form} for features, form in zip(self.features, self.form, strict=True)]
 
 
 def overlaps(melodies: MelodySet, reference: MelodySet, seed: int, description: str) -> dict[str, Any]:
@@ -96,15 +109,26 @@ def distributions(sets: Mapping[str, MelodySet]) -> dict[str, Any]:
 
 
 def discernibility(melodies: MelodySet, reference: MelodySet, seed: int) -> dict[str, Any] | None:
-    """Measure the two-sample AUC over all features; None if there are fewer melodies, or songs of them, than folds."""
+    """Measure the two-sample AUC; None if there are fewer melodies, or songs of them, than folds.
+
+    Returns:
+        Of `two_sample_auc` over all features, those of form included; `parts`: the `auc` over some of them, which says
+        what gives the melodies away: `statistics` (the features of the overlapped areas) and the parts of form.
+    """
     if min(len(set(of.groups)) for of in (melodies, reference)) < FOLDS:
         return None
     sizes = {}
-    for name in reference.features[0]:
-        vectors = [*reference.vectors(name), *melodies.vectors(name)]
-        sizes[name] = len(vectors[0]) if vectors else 1
+    for name in (*reference.features[0], *FEATURES):
+        vectors = [of[name] for of in itertools.chain(*(each.features_and_form() for each in (reference, melodies)))]
+        sizes[name] = next((len(vector) for vector in vectors if vector is not None), 1)
     groups = [*melodies.groups, *reference.groups]
-    return two_sample_auc(melodies.rows(sizes), reference.rows(sizes), FOLDS, seed, groups=groups)
+
+    def measure(names: Iterable[str]) -> dict[str, Any]:
+        chosen = {name: sizes[name] for name in names}
+        return two_sample_auc(melodies.rows(chosen), reference.rows(chosen), FOLDS, seed, groups=groups)
+
+    parts = {"statistics": tuple(reference.features[0]), **PARTS}
+    return {**measure(sizes), "parts": {name: measure(names)["auc"] for name, names in parts.items()}}
 
 
 def copied(melodies: MelodySet, index: OriginalityIndex, seed: int, description: str) -> dict[str, Any]:
@@ -132,6 +156,7 @@ def quality(melodies: MelodySet, reference: MelodySet, index: OriginalityIndex, 
     return {
         "melodies": len(melodies.lines),
         "statistics": melodies.statistics(),
+        "form": melodies.form_means(),
         "overlap": overlaps(melodies, reference, seed, f"Features of {name}"),
         "two_sample": discernibility(melodies, reference, seed),
         "originality": copied(melodies, index, seed, f"Spans of {name}"),
