@@ -6,7 +6,7 @@ mean, log_variance = model.encode(input_ids)
 ids = model.generate(mean, bars=16)  # greedy
 ```
 
-The ids are those that `MelodyVAEModel.decode` gives without the grammar of `constraints_melody_vae.py`,
+The ids are those that `MelodyVAEModel.decode` gives without the grammar of `logits_process_melody_vae.py`,
 which is not exported: scales, ranges and templates cannot be asked for here.
 
 Dimension key: B batch, T tokens, P cached tokens, N bars, K decoder layers, H heads, D head size, C hidden size,

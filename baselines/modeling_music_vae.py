@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
+from modeling.generation_melody_vae import slerp
 from modeling.modeling_melody_vae import (
     NATS_PER_BIT,
     MelodyVAEModel,
@@ -28,7 +29,6 @@ from modeling.modeling_melody_vae import (
     reconstruction_nats,
     refuse_arguments,
 )
-from modeling.operations_melody_vae import slerp
 
 from .configuration_baselines import MusicVAEConfig
 from .recurrence import in_own_precision, init_recurrent_weights

@@ -25,17 +25,8 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .cache_melody_vae import CACHE_NAME, given_cache
 from .configuration_melody_vae import MelodyVAEConfig
-from .constraints_melody_vae import (
-    BAR_STEPS,
-    HIGHEST_PITCH,
-    LAST_ONSET,
-    LOWEST_PITCH,
-    MAX_TOKENS_PER_BAR,
-    NO_ONSET,
-    MelodyLogitsProcessor,
-    scale_mask,
-)
-from .operations_melody_vae import MelodyOperations
+from .generation_melody_vae import MelodyVAEGenerationMixin
+from .logits_process_melody_vae import MAX_TOKENS_PER_BAR, NO_ONSET, MelodyLogitsProcessor, TokenColumn, scale_mask
 from .pipeline_melody_vae import custom_pipelines
 from .prior_melody_vae import LatentPrior
 from .relative_attention import MelodyVAELayer, RelativeAttention, ResidualLinear, ZeroLinear, rotation_of
@@ -311,10 +302,10 @@ class MelodyVAEPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.token_grammar)
 
 
-class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin):
+class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, GenerationMixin):
     """Variational autoencoder of melodies; with `latent_size=0` a Music Transformer.
 
-    What one does with it (sample, vary, infill, interpolate, shift, ...) is in [`MelodyOperations`].
+    What one does with it (sample, vary, infill, interpolate, shift, ...) is in [`MelodyVAEGenerationMixin`].
 
     Args:
         config: A [`MelodyVAEConfig`].
@@ -388,7 +379,7 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
         if not self.config.musical_time:
             return bars.float()
         rows = self.grammar_rows(input_ids)
-        onset, steps = rows[..., LAST_ONSET], rows[..., BAR_STEPS]
+        onset, steps = rows[..., TokenColumn.LAST_ONSET], rows[..., TokenColumn.BAR_STEPS]
         place = torch.arange(input_ids.shape[1], device=input_ids.device)
         signature = torch.where(steps > 0, place, 0).cummax(-1).values  # where the latest time signature is
         reached = (bars * NO_ONSET + onset + 1).cummax(-1).values % NO_ONSET  # latest onset of the bar, 0 for none
@@ -405,7 +396,7 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
         if not self.config.musical_pitch:
             return None
         rows = self.grammar_rows(input_ids)
-        lowest, highest = rows[..., LOWEST_PITCH], rows[..., HIGHEST_PITCH]
+        lowest, highest = rows[..., TokenColumn.LOWEST_PITCH], rows[..., TokenColumn.HIGHEST_PITCH]
         place = torch.arange(input_ids.shape[1], device=input_ids.device)
         latest = torch.where(highest > 0, place, 0).cummax(-1).values
         return torch.where(highest > 0, (lowest + highest) / 2, 0.0).gather(-1, latest)
@@ -642,7 +633,7 @@ class MelodyVAEModel(MelodyOperations, MelodyVAEPreTrainedModel, GenerationMixin
                 number, or `(B, N)` for each bar; `config.sampling_noise` by default where latents are drawn here. For
                 models with `config.latent_noise`.
             bars: Bars that each melody shall have, a number or `(B,)`; the model decides by default.
-            scale: Such as `D dorian`: the only pitches, see `constraints_melody_vae.scale_mask`.
+            scale: Such as `D dorian`: the only pitches, see `logits_process_melody_vae.scale_mask`.
             time_signature: Such as `6/8`, one for all or one for each; the model's choice by default.
             lowest_pitch: MIDI pitch.
             highest_pitch: MIDI pitch.

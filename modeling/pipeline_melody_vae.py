@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import Pipeline
 
-from .attributes_melody_vae import TEMPO_CLASSES
+from .melody_line import TEMPO_CLASSES
 
 TASK = "melody-generation"
 MODES = ("sample", "reconstruct", "vary", "shift", "infill", "continue")
@@ -67,7 +67,7 @@ class MelodyGenerationPipeline(Pipeline):
                 amount (`float`): By how much, in standard deviations of the training data, 1 by default.
                 fill (`list[int]`): Bars that an infill writes anew, from 0.
                 conditions (`dict`): What samples, infills and continuations shall be like; see
-                    `MelodyOperations.conditions_of`.
+                    `MelodyVAEGenerationMixin.conditions_of`.
                 guidance (`float`): By how much conditions are exaggerated; 1, not at all, by default.
                 seed (`int`): Makes the result repeatable; the global random state is left alone.
                 tempo (`float`): Quarter notes per minute; that of the tempo class among the conditions, the melody's

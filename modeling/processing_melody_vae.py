@@ -24,8 +24,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.utils import logging
 
-from .attributes_melody_vae import PITCH_NAMES, TEMPO_CLASSES, key_of, steps_per_bar
-from .constraints_melody_vae import BEFORE, HIGHEST_PITCH, SPECIAL_ROW, UNUSABLE, piece_of, summarise_token
+from .logits_process_melody_vae import SPECIAL_ROW, UNUSABLE, TokenColumn, piece_of, summarise_token
+from .melody_line import PITCH_NAMES, TEMPO_CLASSES, key_of, steps_per_bar
 from .melody_track_melody_vae import GridNotes, bar_grid, is_end, join_pick_ups, quantise, score_tracks, skyline
 
 logger = logging.get_logger(f"transformers.{__name__}")  # under the name whose verbosity transformers sets
@@ -480,7 +480,7 @@ class MelodyProcessor(ProcessorMixin):
                 pieces[index] = [piece_of(base, self.steps_per_beat) for base in bases]
         longest = max(map(len, pieces))
         table = torch.tensor([row + own + [0] * (longest - len(own)) for row, own in zip(rows, pieces, strict=True)])
-        table[table[:, HIGHEST_PITCH] > MAX_PITCH, BEFORE] = UNUSABLE
+        table[table[:, TokenColumn.HIGHEST_PITCH] > MAX_PITCH, TokenColumn.BEFORE] = UNUSABLE
         return table
 
     def can_read(self, time_signature: str, steps_per_beat: int) -> bool:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from dataset_script import features
 from evaluation import attributes, operations
 from modeling import MelodyVAEModel
-from modeling import attributes_melody_vae as measured
-from modeling.edits_melody_vae import OWN_WEIGHT
+from modeling import melody_line as measured
 from modeling.modeling_melody_vae import MelodyVAEPosterior
+from modeling.note_editing_melody_vae import OWN_WEIGHT
 from tests.test_constraints import model_for, processor_for
 from tests.test_modeling import make_model
 from tests.test_train import dataset, trained  # noqa: F401 (fixtures)

@@ -9,21 +9,19 @@ import torch
 from tiny_models import make_model
 from transformers import LogitsProcessorList
 
-from modeling.constraints_melody_vae import (
-    AFTER,
+from modeling.logits_process_melody_vae import (
     AFTER_BAR,
     AFTER_PITCH,
     AFTER_POSITION,
     AFTER_PREFIX,
-    BEFORE,
     GRAMMAR_COLUMNS,
     MAX_TOKENS_PER_BAR,
     MODES,
-    OPENS_BAR,
     RESTING,
     UNCHANGED,
     UNUSABLE,
     MelodyLogitsProcessor,
+    TokenColumn,
     scale_mask,
     summarise_token,
     time_signature_id,
@@ -212,14 +210,18 @@ def test_grammar_table_has_each_remi_token_as_a_token_by_itself(steps_per_beat):
         token = processor.remi[index]
         row = table[vocabulary[chr(FIRST_CHARACTER + index)]]
         before, after = phases[token.split("_")[0]]
-        assert row[BEFORE] == (before if token != f"Pitch_{MAX_PITCH + 1}" else UNUSABLE)
-        assert row[AFTER] == after
+        assert row[TokenColumn.BEFORE] == (before if token != f"Pitch_{MAX_PITCH + 1}" else UNUSABLE)
+        assert row[TokenColumn.AFTER] == after
         assert row[GRAMMAR_COLUMNS:].count_nonzero() == 1
-    assert table[vocabulary[WORD_PREFIX]][[BEFORE, AFTER, OPENS_BAR]].tolist() == [RESTING, AFTER_PREFIX, 1]
-    assert (table[:4, AFTER] == UNCHANGED).all()
+    assert table[vocabulary[WORD_PREFIX]][[TokenColumn.BEFORE, TokenColumn.AFTER, TokenColumn.OPENS_BAR]].tolist() == [
+        RESTING,
+        AFTER_PREFIX,
+        1,
+    ]
+    assert (table[:4, TokenColumn.AFTER] == UNCHANGED).all()
     assert not table[:4, GRAMMAR_COLUMNS:].any()
-    assert (table[:4, BEFORE] == UNUSABLE).all()
-    assert sorted(table[:, OPENS_BAR].nonzero().flatten().tolist()) == processor.bar_token_ids
+    assert (table[:4, TokenColumn.BEFORE] == UNUSABLE).all()
+    assert sorted(table[:, TokenColumn.OPENS_BAR].nonzero().flatten().tolist()) == processor.bar_token_ids
 
 
 @pytest.mark.parametrize(
@@ -250,7 +252,7 @@ def test_summarise_token(tokens, opens_bar, expected):
     ],
 )
 def test_what_no_melody_has_is_unusable(tokens):
-    assert summarise_token(tokens.split(), False, 4)[BEFORE] == UNUSABLE
+    assert summarise_token(tokens.split(), False, 4)[TokenColumn.BEFORE] == UNUSABLE
 
 
 def test_constraints_that_nothing_meets_are_refused():
@@ -507,7 +509,7 @@ BAR = ("prefix", "Bar_None", "TimeSig_4/4")
 def test_the_mass_of_a_bars_end_goes_to_what_the_bars_call_for():
     processor = processor_for(4)
     table = processor.grammar_table()
-    opens = table[:, OPENS_BAR] == 1
+    opens = table[:, TokenColumn.OPENS_BAR] == 1
     ids = torch.tensor([[BOS, *spell(processor, *BAR)]] * 3)
     torch.manual_seed(9)
     scores = torch.randn(3, len(table)).log_softmax(-1)
@@ -592,8 +594,8 @@ def test_exactly_the_tokens_that_fit_are_allowed(merged, tail, bars, more):
         AFTER_BAR: ("TimeSig_4/4",),
     }
     for token in range(4, len(table)):
-        row = [*ids, token, *spell(merged, *finish[int(table[token, AFTER])])]
-        row += spell(merged, *BAR) * (bars - int(table[row, OPENS_BAR].sum()))
+        row = [*ids, token, *spell(merged, *finish[int(table[token, TokenColumn.AFTER])])]
+        row += spell(merged, *BAR) * (bars - int(table[row, TokenColumn.OPENS_BAR].sum()))
         is_melody = not find_violations(merged, [*row, EOS], bars)
         assert legal[token] == is_melody, merged.tokenizer.convert_ids_to_tokens(token)
     assert legal[:4].tolist() == [False, False, not find_violations(merged, [*ids, EOS], bars), False]
@@ -612,7 +614,7 @@ def test_no_bar_goes_on_for_ever():
     while ids[0, -1] != EOS:
         ids = torch.cat([ids, constraint(ids, scores.clone()).argmax(-1, keepdim=True)], dim=1)
     assert not find_violations(processor, ids[0].tolist(), 3, "4/4")
-    opened = (table[ids[0], OPENS_BAR] == 1).nonzero().flatten().tolist()
+    opened = (table[ids[0], TokenColumn.OPENS_BAR] == 1).nonzero().flatten().tolist()
     lengths = [after - before for before, after in pairwise([*opened, ids.shape[1] - 1])]
     assert max(lengths) <= MAX_TOKENS_PER_BAR
     assert min(lengths) > MAX_TOKENS_PER_BAR - 3

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeling import MelodyVAEModel
-from modeling import edits_melody_vae as edits
-from modeling.attributes_melody_vae import read_line, steps_per_bar, write_line
-from modeling.constraints_melody_vae import TokenWriter
+from modeling import note_editing_melody_vae as edits
+from modeling.logits_process_melody_vae import TokenWriter
+from modeling.melody_line import read_line, steps_per_bar, write_line
 from tests.test_constraints import model_for
 from tests.test_processing import GRIDS, lines, processor_for
 

@@ -13,9 +13,9 @@ import torch
 
 from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel, MelodyVAEPosterior
 from modeling.cache_melody_vae import CACHE_NAME, CACHE_NAMES
-from modeling.constraints_melody_vae import BAR_STEPS, HIGHEST_PITCH, LAST_ONSET, LOWEST_PITCH, SPECIAL_ROW
+from modeling.generation_melody_vae import slerp
+from modeling.logits_process_melody_vae import SPECIAL_ROW, TokenColumn
 from modeling.modeling_melody_vae import MAX_TOKENS_PER_BAR, BarCountLogitsProcessor, reconstruction_nats
-from modeling.operations_melody_vae import slerp
 from modeling.processing_melody_vae import line_to_words
 
 B, T, H, D, V, N, Z = 3, 11, 2, 5, 53, 7, 14  # N bars at most, Z latent size
@@ -71,11 +71,13 @@ def make_model(**overrides) -> MelodyVAEModel:
 def make_grammar() -> torch.Tensor:
     """Say of each token what musical time needs to know: bars of 12 and 16 steps, onsets in most tokens."""
     table = torch.tensor([SPECIAL_ROW] * V, dtype=torch.int32)
-    table[BAR_TOKENS, BAR_STEPS] = torch.tensor([12, 16, 0, 16, 12], dtype=torch.int32)  # one is told later
+    table[BAR_TOKENS, TokenColumn.BAR_STEPS] = torch.tensor([12, 16, 0, 16, 12], dtype=torch.int32)  # one is told later
     others = [token for token in range(MASK + 1, V) if token not in BAR_TOKENS]
-    table[others, HIGHEST_PITCH] = torch.tensor([token * 5 % 31 + 40 for token in others], dtype=torch.int32)
-    table[others, LOWEST_PITCH] = table[others, HIGHEST_PITCH]
-    table[others, LAST_ONSET] = torch.tensor([token * 7 % 13 - 1 for token in others], dtype=torch.int32)
+    table[others, TokenColumn.HIGHEST_PITCH] = torch.tensor(
+        [token * 5 % 31 + 40 for token in others], dtype=torch.int32
+    )
+    table[others, TokenColumn.LOWEST_PITCH] = table[others, TokenColumn.HIGHEST_PITCH]
+    table[others, TokenColumn.LAST_ONSET] = torch.tensor([token * 7 % 13 - 1 for token in others], dtype=torch.int32)
     return table
 
 

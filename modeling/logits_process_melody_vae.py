@@ -10,13 +10,14 @@ O some of its tokens.
 
 import re
 from collections.abc import Sequence
+from enum import IntEnum
 from itertools import pairwise
 from typing import overload
 
 import torch
 from transformers import LogitsProcessor
 
-from .attributes_melody_vae import PIECE_KINDS, PIECE_VALUES
+from .melody_line import PIECE_KINDS, PIECE_VALUES
 
 MAX_TOKENS_PER_BAR = 64  # in generation; 16 notes are 50 tokens before any BPE
 
@@ -33,22 +34,25 @@ PHASES = {  # of each kind of REMI token: the phase it needs, the phase it leave
 UNUSABLE = -1  # as the phase before: never generated
 UNCHANGED = -1  # as the phase after: a special token, which leaves the melody as it is
 
-GRAMMAR_COLUMNS = 12
-# Columns of the grammar table. Onsets, ends and lengths are grid steps, from the bar line of the token's bar.
-(
-    BEFORE,  # phase that the token needs
-    AFTER,  # phase that it leaves
-    OPENS_BAR,  # 1 or 0
-    LEAD_DURATION,  # of the note that was open before it; 0 if it closes none
-    FIRST_ONSET,  # NO_ONSET if it has none
-    LAST_ONSET,  # -1 if it has none
-    LAST_END,  # of the last note that lies whole in it; 0 if it has none
-    LOWEST_PITCH,  # 127 if it has none
-    HIGHEST_PITCH,  # 0 if it has none
-    PITCH_CLASSES,  # 12 bits, bit 0 is C
-    TIME_SIGNATURE,  # as `time_signature_id` has it; 0 if it has none
-    BAR_STEPS,  # of that time signature
-) = range(GRAMMAR_COLUMNS)
+
+class TokenColumn(IntEnum):
+    """Columns of the grammar table. Onsets, ends and lengths are grid steps, from the bar line of the token's bar."""
+
+    BEFORE = 0  # phase that the token needs
+    AFTER = 1  # phase that it leaves
+    OPENS_BAR = 2  # 1 or 0
+    LEAD_DURATION = 3  # of the note that was open before it; 0 if it closes none
+    FIRST_ONSET = 4  # NO_ONSET if it has none
+    LAST_ONSET = 5  # -1 if it has none
+    LAST_END = 6  # of the last note that lies whole in it; 0 if it has none
+    LOWEST_PITCH = 7  # 127 if it has none
+    HIGHEST_PITCH = 8  # 0 if it has none
+    PITCH_CLASSES = 9  # 12 bits, bit 0 is C
+    TIME_SIGNATURE = 10  # as `time_signature_id` has it; 0 if it has none
+    BAR_STEPS = 11  # of that time signature
+
+
+GRAMMAR_COLUMNS = len(TokenColumn)
 NO_ONSET = 1 << 14
 SPECIAL_ROW: tuple[int, ...] = (UNUSABLE, UNCHANGED, 0, 0, NO_ONSET, -1, 0, 127, 0, 0, 0, 0)
 
@@ -114,7 +118,7 @@ def time_signature_id(time_signature: str) -> int:
 
 
 def piece_of(token: str, steps_per_beat: int) -> int:
-    """Write a REMI token such as `Pitch_60` as an integer, see `attributes_melody_vae.PIECE_VALUES`."""
+    """Write a REMI token such as `Pitch_60` as an integer, see `melody_line.PIECE_VALUES`."""
     kind, value = token.split("_")
     if kind == "Bar":
         number = 0
@@ -142,12 +146,12 @@ def summarise_token(tokens: list[str], opens_bar: bool, steps_per_beat: int) -> 
         steps_per_beat: Grid steps per beat.
 
     Returns:
-        The columns; `BEFORE` is `UNUSABLE` where no melody can have the run: it is not of the grammar, its onsets do
+        The columns; `TokenColumn.BEFORE` is `UNUSABLE` where no melody can have the run: it is not of the grammar, its onsets do
         not rise, its notes overlap, or it leaves its own time signature's bar.
     """
     row = list(SPECIAL_ROW)
     phase = RESTING if opens_bar or not tokens else PHASES[tokens[0].split("_")[0]][0]
-    row[BEFORE], row[OPENS_BAR] = phase, int(opens_bar)
+    row[TokenColumn.BEFORE], row[TokenColumn.OPENS_BAR] = phase, int(opens_bar)
     is_legal = opens_bar or bool(tokens)
     if opens_bar:
         phase = AFTER_PREFIX
@@ -156,27 +160,27 @@ def summarise_token(tokens: list[str], opens_bar: bool, steps_per_beat: int) -> 
         is_legal &= phase == PHASES[kind][0]
         phase = PHASES[kind][1]
         if kind == "TimeSig":
-            row[TIME_SIGNATURE] = time_signature_id(value)
-            row[BAR_STEPS] = int(value.split("/")[0]) * steps_per_beat
+            row[TokenColumn.TIME_SIGNATURE] = time_signature_id(value)
+            row[TokenColumn.BAR_STEPS] = int(value.split("/")[0]) * steps_per_beat
         elif kind == "Position":
-            is_legal &= row[LAST_ONSET] < int(value) and row[LAST_END] <= int(value)
-            row[FIRST_ONSET] = min(row[FIRST_ONSET], int(value))
-            row[LAST_ONSET] = int(value)
+            is_legal &= row[TokenColumn.LAST_ONSET] < int(value) and row[TokenColumn.LAST_END] <= int(value)
+            row[TokenColumn.FIRST_ONSET] = min(row[TokenColumn.FIRST_ONSET], int(value))
+            row[TokenColumn.LAST_ONSET] = int(value)
         elif kind == "Pitch":
-            row[LOWEST_PITCH] = min(row[LOWEST_PITCH], int(value))
-            row[HIGHEST_PITCH] = max(row[HIGHEST_PITCH], int(value))
-            row[PITCH_CLASSES] |= 1 << int(value) % 12
+            row[TokenColumn.LOWEST_PITCH] = min(row[TokenColumn.LOWEST_PITCH], int(value))
+            row[TokenColumn.HIGHEST_PITCH] = max(row[TokenColumn.HIGHEST_PITCH], int(value))
+            row[TokenColumn.PITCH_CLASSES] |= 1 << int(value) % 12
         elif kind == "Duration":
             duration = duration_steps(value, steps_per_beat)
-            if row[LAST_ONSET] < 0:
-                row[LEAD_DURATION] = duration
+            if row[TokenColumn.LAST_ONSET] < 0:
+                row[TokenColumn.LEAD_DURATION] = duration
             else:
-                row[LAST_END] = row[LAST_ONSET] + duration
-    row[AFTER] = phase
-    if row[TIME_SIGNATURE]:
-        is_legal &= row[LAST_ONSET] < row[BAR_STEPS]
+                row[TokenColumn.LAST_END] = row[TokenColumn.LAST_ONSET] + duration
+    row[TokenColumn.AFTER] = phase
+    if row[TokenColumn.TIME_SIGNATURE]:
+        is_legal &= row[TokenColumn.LAST_ONSET] < row[TokenColumn.BAR_STEPS]
     if not is_legal:
-        row[BEFORE] = UNUSABLE
+        row[TokenColumn.BEFORE] = UNUSABLE
     return row
 
 
@@ -233,7 +237,7 @@ def fits(
 
 
 def runs_of_tokens(table: torch.Tensor) -> list[list[int]]:
-    """Return the REMI tokens that each token stands for, as integers, see `attributes_melody_vae.PIECE_VALUES`."""
+    """Return the REMI tokens that each token stands for, as integers, see `melody_line.PIECE_VALUES`."""
     return [[piece for piece in row if piece] for row in table[:, GRAMMAR_COLUMNS:].tolist()]
 
 
@@ -254,8 +258,8 @@ class TokenWriter:
         self.merged: dict[tuple[int, int], int] = {}  # of two tokens next to each other
         rows = zip(table[:, :GRAMMAR_COLUMNS].tolist(), runs_of_tokens(table), strict=True)
         for token, (row, run) in enumerate(rows):
-            run = [self.PREFIX] * row[OPENS_BAR] + run
-            if row[BEFORE] == UNUSABLE:
+            run = [self.PREFIX] * row[TokenColumn.OPENS_BAR] + run
+            if row[TokenColumn.BEFORE] == UNUSABLE:
                 continue
             if len(run) == 1:
                 self.single[run[0]] = token
@@ -355,7 +359,7 @@ class MelodyLogitsProcessor(LogitsProcessor):
         self.eos_token_id = eos_token_id
         self.to_rest = torch.tensor(TOKENS_TO_REST, device=device)
         needs = self._usable_phases(pitch_classes, lowest_pitch, highest_pitch)  # (M, V), or (1, V) for all
-        is_opening = self.table[:, OPENS_BAR] == 1
+        is_opening = self.table[:, TokenColumn.OPENS_BAR] == 1
         self.openings = is_opening.nonzero().squeeze(1)  # (O,) ids
         self.inner = self._block(self.table, needs.masked_fill(is_opening, UNUSABLE))
         self.opening = self._block(self.table[self.openings], needs[:, self.openings])
@@ -373,9 +377,9 @@ class MelodyLogitsProcessor(LogitsProcessor):
             if count not in (1, len(self.template)):
                 raise ValueError(f"{count} {name} for {len(self.template)} melodies")
         rows = self.table[self.template]  # (M, T, 12)
-        is_music = rows[..., AFTER] != UNCHANGED
-        bar_ids = rows[..., OPENS_BAR].cumsum(-1) - 1
-        own_bars = (rows[..., OPENS_BAR] * is_music).sum(-1)  # (M,)
+        is_music = rows[..., TokenColumn.AFTER] != UNCHANGED
+        bar_ids = rows[..., TokenColumn.OPENS_BAR].cumsum(-1) - 1
+        own_bars = (rows[..., TokenColumn.OPENS_BAR] * is_music).sum(-1)  # (M,)
         if bars is not None:
             self.bars = bars.to(device, torch.int32).expand(len(self.template))  # one number is for all
         else:
@@ -390,9 +394,11 @@ class MelodyLogitsProcessor(LogitsProcessor):
         bound = torch.where(self.kept_length > 0, index, self.bars[:, None]).minimum(self.bars[:, None])
         self.next_kept = bound.flip(1).cummin(1).values.flip(1)  # (M, width): first kept bar from each on, or the end
 
-        first = (rows[..., TIME_SIGNATURE] > 0).int().argmax(-1, keepdim=True)  # (M, 1)
-        self.signature = rows[..., TIME_SIGNATURE].gather(1, first).squeeze(1)  # (M,); 0 is the model's choice
-        self.bar_steps = rows[..., BAR_STEPS].gather(1, first).squeeze(1)
+        first = (rows[..., TokenColumn.TIME_SIGNATURE] > 0).int().argmax(-1, keepdim=True)  # (M, 1)
+        self.signature = (
+            rows[..., TokenColumn.TIME_SIGNATURE].gather(1, first).squeeze(1)
+        )  # (M,); 0 is the model's choice
+        self.bar_steps = rows[..., TokenColumn.BAR_STEPS].gather(1, first).squeeze(1)
         if time_signature is not None:
             names = [time_signature] if isinstance(time_signature, str) else list(time_signature)
             found = torch.tensor([self._signature(name) for name in names], dtype=torch.int32, device=device)
@@ -408,12 +414,12 @@ class MelodyLogitsProcessor(LogitsProcessor):
         if name is None:
             return 0, 0
         number = time_signature_id(name)
-        chosen = self.table[:, TIME_SIGNATURE] == number
+        chosen = self.table[:, TokenColumn.TIME_SIGNATURE] == number
         if not chosen.any():
-            known = sorted({divmod(each, 64) for each in self.table[:, TIME_SIGNATURE].tolist() if each})
+            known = sorted({divmod(each, 64) for each in self.table[:, TokenColumn.TIME_SIGNATURE].tolist() if each})
             names = ", ".join(f"{numerator}/{denominator}" for numerator, denominator in known)
             raise ValueError(f"time signature {name} is not in the vocabulary: {names}")
-        return number, int(self.table[chosen, BAR_STEPS].max())
+        return number, int(self.table[chosen, TokenColumn.BAR_STEPS].max())
 
     def _usable_phases(
         self,
@@ -435,16 +441,16 @@ class MelodyLogitsProcessor(LogitsProcessor):
         if len(counts := {len(each) for each in asked} - {1}) > 1:
             raise ValueError(f"scales and ranges for {' and '.join(map(str, sorted(counts)))} melodies")
         classes, low, high = torch.broadcast_tensors(*asked)  # (M, 1) each
-        is_usable = (columns[BEFORE] != UNUSABLE) & (columns[PITCH_CLASSES] & ~classes == 0)
-        is_usable &= (columns[LOWEST_PITCH] >= low) & (columns[HIGHEST_PITCH] <= high)
-        is_pitch = (columns[BEFORE] == AFTER_POSITION) & (columns[AFTER] == AFTER_PITCH)
+        is_usable = (columns[TokenColumn.BEFORE] != UNUSABLE) & (columns[TokenColumn.PITCH_CLASSES] & ~classes == 0)
+        is_usable &= (columns[TokenColumn.LOWEST_PITCH] >= low) & (columns[TokenColumn.HIGHEST_PITCH] <= high)
+        is_pitch = (columns[TokenColumn.BEFORE] == AFTER_POSITION) & (columns[TokenColumn.AFTER] == AFTER_PITCH)
         has_pitch = (is_usable & is_pitch).any(-1)
         if not has_pitch.all():
             row = int(has_pitch.int().argmin())
             mask = int(classes[row])
             scale = "" if mask == 0xFFF else f" of the scale {mask:012b} (B down to C)"
             raise ValueError(f"no pitch{scale} from lowest_pitch={int(low[row])} to highest_pitch={int(high[row])}")
-        return torch.where(is_usable, columns[BEFORE], UNUSABLE)
+        return torch.where(is_usable, columns[TokenColumn.BEFORE], UNUSABLE)
 
     def _block(self, rows: torch.Tensor, needs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Lay out what [`fits`] compares for the tokens of `rows` `(O, 12)`, a short integer each, `(O,)`.
@@ -456,13 +462,13 @@ class MelodyLogitsProcessor(LogitsProcessor):
             column.to(torch.int16).contiguous()
             for column in (
                 needs,
-                columns[FIRST_ONSET] - columns[LEAD_DURATION],
-                columns[LEAD_DURATION],
-                columns[LAST_ONSET],
-                columns[LAST_END],
-                columns[TIME_SIGNATURE],
-                columns[BAR_STEPS],
-                self.to_rest[columns[AFTER].clamp_min(0).long()],
+                columns[TokenColumn.FIRST_ONSET] - columns[TokenColumn.LEAD_DURATION],
+                columns[TokenColumn.LEAD_DURATION],
+                columns[TokenColumn.LAST_ONSET],
+                columns[TokenColumn.LAST_END],
+                columns[TokenColumn.TIME_SIGNATURE],
+                columns[TokenColumn.BAR_STEPS],
+                self.to_rest[columns[TokenColumn.AFTER].clamp_min(0).long()],
             )
         )
 
@@ -470,25 +476,25 @@ class MelodyLogitsProcessor(LogitsProcessor):
         """Return the state `(B, 7)` after one more token `(B,)`, allowed or not."""
         row = self.table[token]  # (B, 12)
         _, begun, count, onset, free, signature, steps = state.unbind(-1)
-        opens = row[:, OPENS_BAR]
+        opens = row[:, TokenColumn.OPENS_BAR]
         begun = begun + opens
         count = torch.where(opens == 1, 1, count + 1)
         free = torch.where(opens == 1, (free - steps).clamp_min(0), free)
-        is_first = (row[:, TIME_SIGNATURE] > 0) & (signature == 0)
-        free = torch.where(row[:, LEAD_DURATION] > 0, onset + row[:, LEAD_DURATION], free)
+        is_first = (row[:, TokenColumn.TIME_SIGNATURE] > 0) & (signature == 0)
+        free = torch.where(row[:, TokenColumn.LEAD_DURATION] > 0, onset + row[:, TokenColumn.LEAD_DURATION], free)
         after = torch.stack(
             [
-                row[:, AFTER],
+                row[:, TokenColumn.AFTER],
                 begun,
                 count,
-                torch.where(row[:, LAST_ONSET] >= 0, row[:, LAST_ONSET], onset),
-                torch.where(row[:, LAST_END] > 0, row[:, LAST_END], free),
-                torch.where(is_first, row[:, TIME_SIGNATURE], signature),
-                torch.where(is_first, row[:, BAR_STEPS], steps),
+                torch.where(row[:, TokenColumn.LAST_ONSET] >= 0, row[:, TokenColumn.LAST_ONSET], onset),
+                torch.where(row[:, TokenColumn.LAST_END] > 0, row[:, TokenColumn.LAST_END], free),
+                torch.where(is_first, row[:, TokenColumn.TIME_SIGNATURE], signature),
+                torch.where(is_first, row[:, TokenColumn.BAR_STEPS], steps),
             ],
             dim=-1,
         )
-        return torch.where((row[:, AFTER] == UNCHANGED)[:, None], state, after)
+        return torch.where((row[:, TokenColumn.AFTER] == UNCHANGED)[:, None], state, after)
 
     def state_of(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Read the states `(B, 7)` of `input_ids` `(B, T)`, from the last call's where they go on from there."""

@@ -12,9 +12,9 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import DynamicCache
 
-from .attributes_melody_vae import key_of
 from .cache_melody_vae import CACHE_NAME
-from .edits_melody_vae import MelodyEditing
+from .melody_line import key_of
+from .note_editing_melody_vae import NoteEditingMixin
 
 Conditions = Mapping[str, Any]
 """For each condition a value, and for each attribute standard deviations; one for all melodies, or one for each."""
@@ -168,7 +168,7 @@ def decode_apart(
     return input_ids
 
 
-class MelodyOperations(MelodyEditing):
+class MelodyVAEGenerationMixin(NoteEditingMixin):
     """Operations of [`MelodyVAEModel`], which has `encode` and `generate`."""
 
     is_bar_token: torch.Tensor
@@ -251,7 +251,7 @@ class MelodyOperations(MelodyEditing):
             n: Number of latents.
             input_ids: `(n, T)` beginnings of melodies; their bars get their posterior's mean, and the learned prior
                 draws the others to fit them.
-            conditions: See [`MelodyOperations.conditions_of`].
+            conditions: See [`MelodyVAEGenerationMixin.conditions_of`].
             guidance: By how much conditions are exaggerated; 1 is not at all.
             generator: One for each latent; the global random state by default.
         """
@@ -268,10 +268,10 @@ class MelodyOperations(MelodyEditing):
         noise: float | None = None,
         bars: int | Sequence[int] | torch.Tensor | None = None,
     ) -> dict[str, Any]:
-        """Draw `n` latents from the prior as [`MelodyOperations.prior_sample`] does, as options of [`generate`].
+        """Draw `n` latents from the prior as `prior_sample` does, as options of [`generate`].
 
         `noise` says how much of them is left to the melody decoder, and `bars` how long the melodies will be, see
-        [`MelodyOperations.fill`].
+        [`MelodyVAEGenerationMixin.fill`].
         """
         asked = self.conditions_of(conditions, n)
         latent = torch.zeros(n, self.config.latent_size, device=self.device, dtype=self.dtype)
@@ -445,14 +445,14 @@ class MelodyOperations(MelodyEditing):
             bars: Bars per melody; `max_bars` by default; more are made section by section. One number for all, or one
                 for each, none of them more than `max_bars`.
             conditions: What the melodies shall be like, such as `{"key": "D minor", "note_density": 1.0}`; see
-                [`MelodyOperations.conditions_of`].
+                [`MelodyVAEGenerationMixin.conditions_of`].
             guidance: By how much conditions are exaggerated; 1 is not at all.
             attempts: How often a melody is drawn at most.
             generator: Instead of a seed, one for each melody, which then is the same in whatever batch it is drawn:
                 bit by bit where matrix products do not depend on the number of rows (one thread of a CPU), else but
                 for a rare token on which rounding decides.
             noise: How much of its latent a melody leaves to the melody decoder, from 0 to 1, see
-                [`MelodyOperations.fill`]; `config.sampling_noise` by default.
+                [`MelodyVAEGenerationMixin.fill`]; `config.sampling_noise` by default.
             generate_kwargs: As in [`generate`]; `scale`, `time_signature` and the range of pitches may be lists with
                 one for each melody, or None where it is open.
 
@@ -556,7 +556,7 @@ class MelodyOperations(MelodyEditing):
             bars: Bars of each.
             asked: Conditions, as `conditions_of` writes them.
             guidance: By how much conditions are exaggerated.
-            options: As in [`MelodyOperations.draw`].
+            options: As in [`MelodyVAEGenerationMixin.draw`].
 
         Returns:
             `(n, T)` ids, padded at the end.
@@ -635,7 +635,7 @@ class MelodyOperations(MelodyEditing):
             attention_mask: `(B, T)`, 0 at padding.
             bars: Which bars, from 0.
             seed: Makes the result repeatable; the global random state is left alone.
-            conditions: What the melodies shall be like; see [`MelodyOperations.conditions_of`].
+            conditions: What the melodies shall be like; see [`MelodyVAEGenerationMixin.conditions_of`].
             guidance: By how much conditions are exaggerated; 1 is not at all.
             generator: Instead of a seed, one for each melody.
             noise: As in [`sample`], of the bars that are filled.

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import cross_entropy
 
-from .attributes_melody_vae import ATTRIBUTES, key_of, measure, read_line, steps_per_bar, write_line
 from .configuration_melody_vae import MelodyVAEConfig
-from .constraints_melody_vae import BAR_STEPS, TIME_SIGNATURE, TokenWriter, runs_of_tokens, scale_mask
+from .logits_process_melody_vae import TokenColumn, TokenWriter, runs_of_tokens, scale_mask
+from .melody_line import ATTRIBUTES, key_of, measure, read_line, steps_per_bar, write_line
 from .prior_melody_vae import LatentPrior
 
 Notes = list[tuple[int, int, int]]
@@ -195,7 +195,7 @@ EDITS = (transpose, move_bars, stretch, repeat_bars, bend, split, leave_out, shi
 def edit_line(
     line: Mapping[str, Any], writer: TokenWriter, error_of: Callable[[Mapping[str, Any]], float], seed: int
 ) -> dict[str, Any]:
-    """Edit a line, see `attributes_melody_vae`, as [`search`] edits notes; it stays one that `writer` can write."""
+    """Edit a line, see `melody_line`, as [`search`] edits notes; it stays one that `writer` can write."""
     pitches, classes = writer.values("Pitch"), scale_mask(key_of(line))
     frame = Frame(
         bars=line["bars"],
@@ -241,7 +241,7 @@ def search(notes: Notes, frame: Frame, error_of: Callable[[Notes], float], seed:
     return notes
 
 
-class MelodyEditing:
+class NoteEditingMixin:
     """What [`MelodyVAEModel`] does with melodies as notes; it has `encode` and `decode`."""
 
     config: MelodyVAEConfig
@@ -262,8 +262,8 @@ class MelodyEditing:
         if not self.config.grammar_columns:
             raise ValueError("this model does not know its tokens: model.set_grammar(processor.grammar_table())")
         table = self.token_grammar.cpu()
-        signatures = table[table[:, TIME_SIGNATURE] > 0][0]
-        steps_per_beat = int(signatures[BAR_STEPS]) // (int(signatures[TIME_SIGNATURE]) // 64)
+        signatures = table[table[:, TokenColumn.TIME_SIGNATURE] > 0][0]
+        steps_per_beat = int(signatures[TokenColumn.BAR_STEPS]) // (int(signatures[TokenColumn.TIME_SIGNATURE]) // 64)
         runs = runs_of_tokens(table)
         return [read_line((piece for token in row for piece in runs[token]), steps_per_beat) for row in ids.tolist()]
 
@@ -271,7 +271,7 @@ class MelodyEditing:
         """Write lines as ids `(B, T)`, padded at the end; `read_lines` the other way round.
 
         Args:
-            lines: Of the vocabulary's time signatures, pitches and grid; see `attributes_melody_vae`.
+            lines: Of the vocabulary's time signatures, pitches and grid; see `melody_line`.
             writer: Of this model's tokens, where it is at hand.
 
         Raises:

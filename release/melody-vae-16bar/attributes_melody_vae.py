@@ -1,1 +1,0 @@
-../../modeling/attributes_melody_vae.py

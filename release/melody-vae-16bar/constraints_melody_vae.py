@@ -1,1 +1,0 @@
-../../modeling/constraints_melody_vae.py

@@ -1,1 +1,0 @@
-../../modeling/edits_melody_vae.py

@@ -1,0 +1,1 @@
+../../modeling/logits_process_melody_vae.py

@@ -1,0 +1,1 @@
+../../modeling/melody_line.py

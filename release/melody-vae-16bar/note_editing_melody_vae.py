@@ -1,0 +1,1 @@
+../../modeling/note_editing_melody_vae.py

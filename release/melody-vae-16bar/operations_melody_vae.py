@@ -1,1 +1,0 @@
-../../modeling/operations_melody_vae.py
