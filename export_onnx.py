@@ -212,7 +212,7 @@ def export(model: Any, folder: Path) -> None:
     }
     if config.musical_time or config.musical_pitch:
         for column in ("LAST_ONSET", "BAR_STEPS", "LOWEST_PITCH", "HIGHEST_PITCH"):
-            about[column.lower()] = model.token_grammar[:, getattr(constants, column)].tolist()
+            about[column.lower()] = model.token_grammar[:, constants.TokenColumn[column]].tolist()
     (folder / "onnx_config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     shutil.copy(RUNTIME, folder)
 

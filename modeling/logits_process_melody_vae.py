@@ -146,8 +146,8 @@ def summarise_token(tokens: list[str], opens_bar: bool, steps_per_beat: int) -> 
         steps_per_beat: Grid steps per beat.
 
     Returns:
-        The columns; `TokenColumn.BEFORE` is `UNUSABLE` where no melody can have the run: it is not of the grammar, its onsets do
-        not rise, its notes overlap, or it leaves its own time signature's bar.
+        The columns; `BEFORE` is `UNUSABLE` where no melody can have the run: it is not of the grammar, its onsets do not
+        rise, its notes overlap, or it leaves its own time signature's bar.
     """
     row = list(SPECIAL_ROW)
     phase = RESTING if opens_bar or not tokens else PHASES[tokens[0].split("_")[0]][0]
