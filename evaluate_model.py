@@ -32,7 +32,7 @@ from evaluation.perplexity.perplexity import perplexity
 from evaluation.reconstruction import FEWEST_IN_GROUP, Line, by_group, compare, density_groups, summary
 from evaluation.sample_quality import MelodySet, copied, distributions, quality
 from evaluation.step_accuracy.step_accuracy import step_accuracy
-from modeling.melody_line import steps_per_bar
+from modeling.melody_line_melody_vae import steps_per_bar
 from modeling.modeling_melody_vae import reconstruction_nats
 from training.errors import UserError
 from training.models import load_pretrained

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from dataset_script.windows import section_notes
 from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel
-from modeling.melody_line import ATTRIBUTES, KEY_NAMES, TEMPO_CLASSES, key_of, measure, tempo_class
+from modeling.melody_line_melody_vae import ATTRIBUTES, KEY_NAMES, TEMPO_CLASSES, key_of, measure, tempo_class
 from modeling.prior_melody_vae import LatentPrior
 from train import (
     LOG_NAME,

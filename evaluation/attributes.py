@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, AutoProcessor
 
 from evaluate_model import BARS, choose_windows
-from modeling.melody_line import measure
+from modeling.melody_line_melody_vae import measure
 from train import UserError, load_pretrained
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the latents' mean variance; the best on validation windows is taken

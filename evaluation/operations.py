@@ -30,7 +30,7 @@ from dataset_script.build import machine
 from dataset_script.windows import section_notes
 from evaluate_model import BARS, choose_windows
 from evaluation.attributes import control, encode_lines
-from modeling.melody_line import key_of, measure, steps_per_bar, tempo_class
+from modeling.melody_line_melody_vae import key_of, measure, steps_per_bar, tempo_class
 from modeling.processing_melody_vae import FIRST_CHARACTER, WORD_PREFIX
 from train import LOG_NAME, UserError, load_lines, load_pretrained
 from training.record import replace_json

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.cache_utils import DynamicCache
 
 from .cache_melody_vae import CACHE_NAME
-from .melody_line import key_of
+from .melody_line_melody_vae import key_of
 from .note_editing_melody_vae import NoteEditingMixin
 
 Conditions = Mapping[str, Any]

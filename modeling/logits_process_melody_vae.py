@@ -17,7 +17,7 @@ from typing import overload
 import torch
 from transformers import LogitsProcessor
 
-from .melody_line import PIECE_KINDS, PIECE_VALUES
+from .melody_line_melody_vae import PIECE_KINDS, PIECE_VALUES
 
 MAX_TOKENS_PER_BAR = 64  # in generation; 16 notes are 50 tokens before any BPE
 
@@ -118,7 +118,7 @@ def time_signature_id(time_signature: str) -> int:
 
 
 def piece_of(token: str, steps_per_beat: int) -> int:
-    """Write a REMI token such as `Pitch_60` as an integer, see `melody_line.PIECE_VALUES`."""
+    """Write a REMI token such as `Pitch_60` as an integer, see `melody_line_melody_vae.PIECE_VALUES`."""
     kind, value = token.split("_")
     if kind == "Bar":
         number = 0
@@ -146,8 +146,8 @@ def summarise_token(tokens: list[str], opens_bar: bool, steps_per_beat: int) -> 
         steps_per_beat: Grid steps per beat.
 
     Returns:
-        The columns; `BEFORE` is `UNUSABLE` where no melody can have the run: it is not of the grammar, its onsets do not
-        rise, its notes overlap, or it leaves its own time signature's bar.
+        The columns; `BEFORE` is `UNUSABLE` where no melody can have the run: it is not of the grammar, its onsets do
+        not rise, its notes overlap, or it leaves its own time signature's bar.
     """
     row = list(SPECIAL_ROW)
     phase = RESTING if opens_bar or not tokens else PHASES[tokens[0].split("_")[0]][0]
@@ -237,7 +237,7 @@ def fits(
 
 
 def runs_of_tokens(table: torch.Tensor) -> list[list[int]]:
-    """Return the REMI tokens that each token stands for, as integers, see `melody_line.PIECE_VALUES`."""
+    """Return the REMI tokens that each token stands for, as integers, see `melody_line_melody_vae.PIECE_VALUES`."""
     return [[piece for piece in row if piece] for row in table[:, GRAMMAR_COLUMNS:].tolist()]
 
 

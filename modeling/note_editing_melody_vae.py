@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from .configuration_melody_vae import MelodyVAEConfig
 from .logits_process_melody_vae import TokenColumn, TokenWriter, runs_of_tokens, scale_mask
-from .melody_line import ATTRIBUTES, key_of, measure, read_line, steps_per_bar, write_line
+from .melody_line_melody_vae import ATTRIBUTES, key_of, measure, read_line, steps_per_bar, write_line
 from .prior_melody_vae import LatentPrior
 
 Notes = list[tuple[int, int, int]]
@@ -195,7 +195,7 @@ EDITS = (transpose, move_bars, stretch, repeat_bars, bend, split, leave_out, shi
 def edit_line(
     line: Mapping[str, Any], writer: TokenWriter, error_of: Callable[[Mapping[str, Any]], float], seed: int
 ) -> dict[str, Any]:
-    """Edit a line, see `melody_line`, as [`search`] edits notes; it stays one that `writer` can write."""
+    """Edit a line, see `melody_line_melody_vae`, as [`search`] edits notes; it stays one that `writer` can write."""
     pitches, classes = writer.values("Pitch"), scale_mask(key_of(line))
     frame = Frame(
         bars=line["bars"],
@@ -271,7 +271,7 @@ class NoteEditingMixin:
         """Write lines as ids `(B, T)`, padded at the end; `read_lines` the other way round.
 
         Args:
-            lines: Of the vocabulary's time signatures, pitches and grid; see `melody_line`.
+            lines: Of the vocabulary's time signatures, pitches and grid; see `melody_line_melody_vae`.
             writer: Of this model's tokens, where it is at hand.
 
         Raises:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import Pipeline
 
-from .melody_line import TEMPO_CLASSES
+from .melody_line_melody_vae import TEMPO_CLASSES
 
 TASK = "melody-generation"
 MODES = ("sample", "reconstruct", "vary", "shift", "infill", "continue")

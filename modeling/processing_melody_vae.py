@@ -25,7 +25,7 @@ from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.utils import logging
 
 from .logits_process_melody_vae import SPECIAL_ROW, UNUSABLE, TokenColumn, piece_of, summarise_token
-from .melody_line import PITCH_NAMES, TEMPO_CLASSES, key_of, steps_per_bar
+from .melody_line_melody_vae import PITCH_NAMES, TEMPO_CLASSES, key_of, steps_per_bar
 from .melody_track_melody_vae import GridNotes, bar_grid, is_end, join_pick_ups, quantise, score_tracks, skyline
 
 logger = logging.get_logger(f"transformers.{__name__}")  # under the name whose verbosity transformers sets

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dataset_script import features
 from evaluation import attributes, operations
 from modeling import MelodyVAEModel
-from modeling import melody_line as measured
+from modeling import melody_line_melody_vae as measured
 from modeling.modeling_melody_vae import MelodyVAEPosterior
 from modeling.note_editing_melody_vae import OWN_WEIGHT
 from tests.test_constraints import model_for, processor_for

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from modeling import MelodyVAEModel
 from modeling import note_editing_melody_vae as edits
 from modeling.logits_process_melody_vae import TokenWriter
-from modeling.melody_line import read_line, steps_per_bar, write_line
+from modeling.melody_line_melody_vae import read_line, steps_per_bar, write_line
 from tests.test_constraints import model_for
 from tests.test_processing import GRIDS, lines, processor_for
 

@@ -29,7 +29,7 @@ from evaluation.overlapped_area.overlapped_area import (
 from evaluation.perplexity.perplexity import perplexity
 from evaluation.step_accuracy import step_accuracy as step_accuracy_file
 from evaluation.two_sample_auc.two_sample_auc import area_under_curve, two_sample_auc
-from modeling import melody_line as attributes
+from modeling import melody_line_melody_vae as attributes
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = json.loads((ROOT / "tests" / "muspy_golden.json").read_text(encoding="utf-8"))

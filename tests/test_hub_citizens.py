@@ -19,7 +19,7 @@ from tiny_models import make_model
 from transformers import GenerationConfig, pipeline
 
 from modeling import MelodyGenerationPipeline, MelodyProcessor, MelodyVAEModel
-from modeling.melody_line import tempo_class
+from modeling.melody_line_melody_vae import tempo_class
 from modeling.processing_melody_vae import line_to_words
 
 ROOT = Path(__file__).parents[1]

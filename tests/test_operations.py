@@ -9,7 +9,7 @@ import torch
 from evaluation.operations import is_valid
 from modeling import MelodyVAEModel
 from modeling.generation_melody_vae import choose, decode_apart
-from modeling.melody_line import KEY_NAMES, key_of
+from modeling.melody_line_melody_vae import KEY_NAMES, key_of
 from tests.test_constraints import model_for, processor_for
 from tests.tiny_models import make_model
 

@@ -12,7 +12,7 @@ from test_train import arguments, dataset, run, trained  # noqa: F401 (fixtures)
 import train_prior
 from modeling import MelodyVAEModel
 from modeling.generation_melody_vae import PRIOR_STEPS, slerp
-from modeling.melody_line import ATTRIBUTES
+from modeling.melody_line_melody_vae import ATTRIBUTES
 
 CONDITIONS = {"key": ["C major", "A minor", "D minor"], "tempo": ["slow", "fast"]}
 SHARE = Z // N

@@ -1,1 +1,0 @@
-../../modeling/melody_line.py
