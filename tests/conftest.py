@@ -11,6 +11,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest  # noqa: E402 - after the environment is set
 import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+# No test depends on how busy the machine is.
+settings.register_profile("melody_vae", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("melody_vae")
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset_script import features
@@ -67,7 +67,6 @@ def test_attributes_do_not_depend_on_the_key_but_mean_pitch():
     }
 
 
-@settings(deadline=None)  # the first call compiles
 @given(st.lists(st.tuples(st.integers(21, 108), st.integers(1, 40)), max_size=12).map(lambda notes: notes or [(60, 1)]))
 def test_the_key_is_the_data_sets(notes):
     pitch, duration = np.array(notes, dtype=np.int64).T

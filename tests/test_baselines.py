@@ -626,7 +626,7 @@ def lines(draw) -> dict:
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(lines(), min_size=1, max_size=4))
 def test_steps_are_those_of_the_metric_and_read_back(melodies):
     steps = texts_to_steps([" ".join(line_to_words(line)) for line in melodies])
@@ -640,7 +640,7 @@ def test_steps_are_those_of_the_metric_and_read_back(melodies):
         assert steps_to_line(own.tolist()) == line
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, NUM_CLASSES - 1), min_size=16, max_size=48).filter(lambda steps: len(steps) % 16 == 0))
 def test_any_steps_are_a_melody_and_its_steps_are_stable(classes):
     line = steps_to_line(classes)

@@ -84,7 +84,7 @@ def timed(melody, first=0):
     return notes
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(melody=steps, first=st.integers(0, 15), bars_before=st.integers(0, 3))
 def test_round_trip(melody, first, bars_before):
     notes = timed(melody, first)
@@ -100,7 +100,7 @@ def test_round_trip(melody, first, bars_before):
     assert notes_of(rows(again)[0]) == notes
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     notes=st.lists(
         st.tuples(st.integers(0, 8000), st.integers(1, 900), st.integers(40, 80)), min_size=1, max_size=90, unique=True
@@ -119,7 +119,7 @@ def test_extraction_commutes_with_transposition(notes, shift):
     assert [row["complexity"] for row in moved] == [row["complexity"] for row in plain]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(notes=st.lists(st.tuples(st.integers(0, 9000), st.integers(0, 900), st.integers(0, 127)), max_size=90))
 def test_lines_are_monophonic_and_long_enough(notes):
     score = write_score([notes, tune(5, low=48)], signatures=[(0, 4, 4), (3000, 6, 8), (5000, 5, 4)])

@@ -35,7 +35,7 @@ class TestNgram:
         nats = -sum(math.log(model.probability((one,), other)) for one, other in [(0, 1), (1, 2), (2, 1), (1, 3)])
         assert model.nats([0, 1, 2, 1, 3]) == pytest.approx(nats)
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(
         st.lists(st.lists(st.integers(0, V - 1), min_size=2, max_size=9), min_size=1, max_size=5),
         st.integers(1, 4),

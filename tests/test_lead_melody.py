@@ -140,7 +140,7 @@ def test_random_files_score_as_in_the_data_set(steps_per_beat):
 
 
 @given(data=st.data())
-@settings(deadline=None, max_examples=13)
+@settings(max_examples=13)
 def test_any_score_scores_as_in_the_data_set(data):
     generator = data.draw(st.randoms(use_true_random=False))
     ticks = data.draw(st.sampled_from([1, 5, 96, 480]))

@@ -266,13 +266,13 @@ EVENT = st.one_of(
 TRACKS = st.lists(st.lists(st.tuples(SHORT, EVENT), max_size=40), max_size=4)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(TRACKS)
 def test_streams_of_events(tracks):
     agrees_or_declines(midi(*[b"".join(bytes([delta]) + event for delta, event in track) + END for track in tracks]))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(TRACKS, st.data())
 def test_damaged_files(tracks, data):
     file = bytearray(midi(*[b"".join(bytes([delta]) + event for delta, event in track) for track in tracks]))

@@ -96,7 +96,7 @@ def slow_report(line, known, span_bars):
     return len(keys), sum(key in places for key in keys), best
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_index_equals_search_through_all_melodies(data):
     known = [data.draw(lines(f"m{number}")) for number in range(data.draw(st.integers(1, 5)))]
@@ -113,7 +113,7 @@ def test_index_equals_search_through_all_melodies(data):
         assert report["occurrences"] == len(best[3])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.data())
 def test_index_equals_metric(data):
     known = [data.draw(lines(f"m{number}").filter(lambda line: line["time_signature"] == "4/4")) for number in range(3)]

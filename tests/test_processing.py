@@ -109,7 +109,7 @@ GRIDS = pytest.mark.parametrize("steps_per_beat", [4, 12])
 
 @GRIDS
 @given(data=st.data())
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_lines_to_ids_to_lines_is_the_identity(steps_per_beat, data):
     processor = processor_for(steps_per_beat)
     line = data.draw(lines(steps_per_beat))
@@ -159,7 +159,7 @@ def test_ids_are_miditoks_own(steps_per_beat):
 
 @GRIDS
 @given(data=st.data())
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_word_ids_are_bar_numbers_and_bar_tokens_open_bars(steps_per_beat, data):
     processor = processor_for(steps_per_beat)
     line = data.draw(lines(steps_per_beat))
@@ -205,7 +205,7 @@ def test_special_tokens_come_first():
 
 @GRIDS
 @given(data=st.data(), semitones=st.integers(-6, 6))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_transposing_words_is_transposing_notes(steps_per_beat, data, semitones):
     line = data.draw(lines(steps_per_beat, pitches=(MIN_PITCH + 6, MAX_PITCH - 6)))
     table = transposition_table(steps_per_beat, semitones)
@@ -221,7 +221,7 @@ def test_transposition_leaves_what_would_leave_the_range():
 
 @GRIDS
 @given(data=st.data())
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_any_ids_read_as_a_melody(steps_per_beat, data):
     processor = processor_for(steps_per_beat)
     any_id = st.integers(0, VOCABULARY[steps_per_beat] - 1)
@@ -260,7 +260,7 @@ def test_reading_ids_of_random_order_finds_some_notes():
 
 @GRIDS
 @given(data=st.data())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_scores_and_midi_files_give_the_line_back(steps_per_beat, data):
     line = data.draw(lines(steps_per_beat, min_notes=1))
     bar = steps_per_bar(line)
@@ -325,7 +325,7 @@ def test_cut_bars_cuts_notes_at_the_end_and_drops_what_began_earlier():
 
 
 @given(line=lines(4), data=st.data())
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_windows_hold_every_note_once(line, data):
     size = data.draw(st.integers(1, 16))
     bar = steps_per_bar(line)

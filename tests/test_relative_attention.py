@@ -142,7 +142,7 @@ def test_with_a_cache_equals_without(cache_type, chunks, max_relative_distance):
     room=st.integers(0, 5),
     batch=st.integers(1, 3),
 )
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_skew_is_its_definition(length, num_keys, room, batch):
     num_distances = room + num_keys + length  # M = S + L and more
     logits = torch.arange(batch * length * num_distances, dtype=torch.float64).view(batch, length, num_distances)
@@ -155,7 +155,7 @@ def test_skew_is_its_definition(length, num_keys, room, batch):
 
 
 @given(length=st.integers(1, 13), past=st.integers(0, 7))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_skew_of_causal_logits_is_right_where_the_mask_leaves_it(length, past):
     num_keys = past + length  # M = S + 1 is enough
     logits = torch.arange(length * (num_keys + 1), dtype=torch.float64).view(length, num_keys + 1)

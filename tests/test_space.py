@@ -154,7 +154,7 @@ melodies = st.integers(1, 5).flatmap(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(melodies, st.integers(0, 5))
 def test_cutting_and_appending_are_inverse(melody, at):
     whole = check_melody(melody)

@@ -107,9 +107,10 @@ def test_who_comes_within_a_moment_shares_the_idle_workers(slow, monkeypatch):
         slow.is_free.set()
         assert [answer.result(30) for answer in answers] == [[seed] * 4 for seed in range(1, 8)]
         assert sorted(map(len, slow.batches[3:])) == [2, 2, 3]
+        monkeypatch.setattr(engine, "GATHERING_SECONDS", 60.0)
         began = time.monotonic()
         pool("facts")
-        assert time.monotonic() - began < 0.9  # what is not shared waits for nobody
+        assert time.monotonic() - began < 30  # what is not shared waits for nobody
     pool.close()
 
 

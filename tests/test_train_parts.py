@@ -180,21 +180,17 @@ def test_label_smoothing_is_torchs_own():
 
 
 def test_averaged_weights():
-    model = nn.Linear(5, 3)
+    """Three steps in exact numbers, with decays of 2/11, 3/12 and 4/13; at step 82, (1 + t) / (10 + t) is past 0.9."""
+    model = nn.Linear(1, 1)
     model.bias.requires_grad_(False)
+    nn.init.zeros_(model.weight)
     average = AveragedWeights(model, 0.9)
-    mean, weights = model.weight.detach().clone(), []
-    for step in range(1, 200):
-        with torch.no_grad():
-            model.weight += torch.randn(3, 5)
-        weights.append(model.weight.detach().clone())
+    for step, weight, mean in ((1, 11, 9), (2, 13, 12), (3, 25, 21), (82, 31, 22)):
+        nn.init.constant_(model.weight, weight)
         average.update(step)
-        decay = min(0.9, (1 + step) / (10 + step))
-        mean = decay * mean + (1 - decay) * model.weight.detach()
-    before = model.weight.detach().clone()
-    with average.applied():
-        torch.testing.assert_close(model.weight.detach(), mean)
-    assert torch.equal(model.weight, before)
+        with average.applied():
+            assert model.weight.item() == pytest.approx(mean, rel=1e-6)
+        assert model.weight.item() == weight
     other = AveragedWeights(model, 0.9)
     other.load_state_dict(average.state_dict())
     assert torch.equal(other.mean[0], average.mean[0])

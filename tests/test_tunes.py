@@ -58,37 +58,41 @@ def test_collection_is_large_and_varied():
     assert sum(tune.bars - bool(tune.pickup) >= 16 for tune in tunes) >= 2 / 3 * len(tunes)
 
 
-@pytest.mark.parametrize("tune", TUNES.values(), ids=TUNES)
-def test_tune_is_in_its_key(tune):
-    final = (tune.notes[-1].pitch - tune.tonic) % 12
-    assert final == FINALS.get(tune.title, (0, ""))[0]
-    in_scale = sum((note.pitch - tune.tonic) % 12 in INTERVALS[tune.mode] for note in tune.notes) / len(tune.notes)
-    if tune.title in CHROMATIC:
-        assert CHROMATIC[tune.title][0] <= in_scale < 0.9
-    else:
-        assert in_scale >= 0.9
+def test_each_tune_is_in_its_key(subtests):
+    for tune in TUNES.values():
+        with subtests.test(tune.title):
+            final = (tune.notes[-1].pitch - tune.tonic) % 12
+            assert final == FINALS.get(tune.title, (0, ""))[0]
+            scale = INTERVALS[tune.mode]
+            in_scale = sum((note.pitch - tune.tonic) % 12 in scale for note in tune.notes) / len(tune.notes)
+            if tune.title in CHROMATIC:
+                assert CHROMATIC[tune.title][0] <= in_scale < 0.9
+            else:
+                assert in_scale >= 0.9
 
 
-@pytest.mark.parametrize("tune", TUNES.values(), ids=TUNES)
-def test_tune_can_be_sung_or_played(tune):
-    low, high = min(note.pitch for note in tune.notes), max(note.pitch for note in tune.notes)
-    assert 55 <= low < high <= 84
-    assert 4 <= high - low <= 24
-    leaps = [abs(b.pitch - a.pitch) for a, b in zip(tune.notes, tune.notes[1:], strict=False)]
-    assert max(leaps) <= 16
-    assert 40 <= tune.quarters_per_minute <= 200
+def test_each_tune_can_be_sung_or_played(subtests):
+    for tune in TUNES.values():
+        with subtests.test(tune.title):
+            low, high = min(note.pitch for note in tune.notes), max(note.pitch for note in tune.notes)
+            assert 55 <= low < high <= 84
+            assert 4 <= high - low <= 24
+            leaps = [abs(b.pitch - a.pitch) for a, b in zip(tune.notes, tune.notes[1:], strict=False)]
+            assert max(leaps) <= 16
+            assert 40 <= tune.quarters_per_minute <= 200
 
 
-@pytest.mark.parametrize("tune", TUNES.values(), ids=TUNES)
-def test_tune_fills_its_bars(tune):
-    bar = Fraction(*tune.meter)
-    assert 0 <= tune.pickup < bar
-    assert tune.notes[0].start == bar - tune.pickup if tune.pickup else tune.notes[0].start < bar
-    ends = [Fraction(0), *(note.start + note.duration for note in tune.notes)]
-    assert all(end <= note.start for end, note in zip(ends, tune.notes, strict=False)), "notes overlap"
-    assert (tune.bars - 1) * bar < ends[-1] <= tune.bars * bar
-    sounding = sum(note.duration for note in tune.notes)
-    assert sounding >= Fraction(4, 5) * (tune.bars * bar - (bar if tune.pickup else 0))
+def test_each_tune_fills_its_bars(subtests):
+    for tune in TUNES.values():
+        with subtests.test(tune.title):
+            bar = Fraction(*tune.meter)
+            assert 0 <= tune.pickup < bar
+            assert tune.notes[0].start == bar - tune.pickup if tune.pickup else tune.notes[0].start < bar
+            ends = [Fraction(0), *(note.start + note.duration for note in tune.notes)]
+            assert all(end <= note.start for end, note in zip(ends, tune.notes, strict=False)), "notes overlap"
+            assert (tune.bars - 1) * bar < ends[-1] <= tune.bars * bar
+            sounding = sum(note.duration for note in tune.notes)
+            assert sounding >= Fraction(4, 5) * (tune.bars * bar - (bar if tune.pickup else 0))
 
 
 def test_midi_holds_the_same_tunes():
