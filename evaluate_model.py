@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, AutoProcessor
 
 from benchmarks.near_duplicates import InputError, measure_leak
-from dataset_script.build import machine
+from command import UserError, check_output, machine, run_command, write_json
 from evaluation.bits_per_note.bits_per_note import bits_per_note
 from evaluation.held_out import BARS, STEPS, choose_windows, windows_by_meter
 from evaluation.intervals import ratio_interval
@@ -34,7 +34,6 @@ from evaluation.sample_quality import MelodySet, copied, distributions, quality
 from evaluation.step_accuracy.step_accuracy import step_accuracy
 from modeling.melody_line_melody_vae import steps_per_bar
 from modeling.modeling_melody_vae import reconstruction_nats
-from training.errors import UserError
 from training.models import load_pretrained
 from training.record import LOG_NAME
 from training.validation import ACTIVE_UNIT_VARIANCE, nats_without_latent
@@ -710,23 +709,23 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    try:
-        for name, least in LIMITS.items():
-            if vars(args)[name] < least:
-                raise UserError(f"--{name} {vars(args)[name]}: must be at least {least}")
-        results = measure(args)
-        output = Path(args.output)
-        try:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            print(json.dumps(results))  # hours may have gone into it
-            raise UserError(f"{output}: cannot be written ({error.strerror}); the results are printed above") from error
-    except UserError as error:
-        print(f"evaluate_model.py: {error}", file=sys.stderr)
-        return 2
+    return run_command(evaluate, args)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Measure, write the results and sum them up.
+
+    Raises:
+        UserError: If an option is of no use.
+    """
+    for name, least in LIMITS.items():
+        if vars(args)[name] < least:
+            raise UserError(f"--{name} {vars(args)[name]}: must be at least {least}")
+    output = Path(args.output)
+    check_output(output)
+    results = measure(args)
+    write_json(results, output)
     print(f"{results['melodies']} melodies in {results['seconds'] / 60:.1f} minutes: {headline(results)}: {output}")
-    return 0
 
 
 def headline(results: dict[str, Any]) -> str:

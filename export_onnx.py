@@ -22,7 +22,8 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers.cache_utils import DynamicCache
 
-from generate import UserError, check, first_line, load_model
+from command import UserError, first_line, run_command
+from generate import check, load_model
 
 RUNTIME = Path(__file__).with_name("onnx_melody_vae.py")
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -247,26 +248,29 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    args = make_parser().parse_args(argv)
+    return run_command(export_and_compare, make_parser().parse_args(argv))
+
+
+def export_and_compare(args: argparse.Namespace) -> None:
+    """Export a model, and let both forms of it write the same melodies.
+
+    Raises:
+        UserError: If a library is missing, or the model or the folder is of no use.
+    """
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise UserError(f'{missing[0]} is not installed; run pip install -e ".[onnx]"')
+    check(args)
+    _, model = load_model(args.model)
     folder = Path(args.output)
     try:
-        if missing := [name for name in NEEDED if find_spec(name) is None]:
-            raise UserError(f'{missing[0]} is not installed; run pip install -e ".[onnx]"')
-        check(args)
-        _, model = load_model(args.model)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"{folder}: not a folder, nor can one be made ({first_line(error)}); choose another --output"
-            ) from error
-        export(model, folder)
-        count = compare(model, folder)
-    except UserError as error:
-        print(f"export_onnx.py: {error}", file=sys.stderr)
-        return 2
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: not a folder, nor can one be made ({first_line(error)}); choose another --output"
+        ) from error
+    export(model, folder)
+    count = compare(model, folder)
     print(f"Exported to {folder}; torch and onnxruntime wrote the same {count} tokens")
-    return 0
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from command import UserError, first_line, run_command
 from rendering.page import Item, Picture, Section, write_page
 
 MODEL_FILES = ("config.json", "processor_config.json", "tokenizer.json")
@@ -42,10 +43,6 @@ LIMITS = {  # --bars ends at what the model can hold, see Studio
     "seed": (0, 2**32 - 1),
 }
 TEMPO = 120.0  # quarter notes per minute, of melodies that have none of their own
-
-
-class UserError(Exception):
-    """Something the user can put right; ends the command with one line and exit code 2."""
 
 
 class Album:
@@ -227,11 +224,6 @@ def load_originality(path: str):
         ) from error
     except ValueError as error:
         raise UserError(f"--check_originality {error}") from error
-
-
-def first_line(error: Exception) -> str:
-    """Cut an error's message to what fits one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def load_model(name: str) -> tuple[Any, Any]:
@@ -641,22 +633,21 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    args = make_parser().parse_args(argv)
+    return run_command(write, make_parser().parse_args(argv))
+
+
+def write(args: argparse.Namespace) -> None:
+    """Load the model, let it write, and put what it wrote on a page."""
+    check(args)
+    print(f"Loading {args.model}", flush=True)
+    studio = Studio(args)
     compose, title, _ = COMMANDS[args.command]
-    try:
-        check(args)
-        print(f"Loading {args.model}", flush=True)
-        studio = Studio(args)
-        sections = [section for make in compose if (section := make(studio))]
-    except UserError as error:
-        print(f"generate.py: {error}", file=sys.stderr)
-        return 2
+    sections = [section for make in compose if (section := make(studio))]
     size = f"{studio.model.num_parameters() / 1e6:.1f} million parameters"
     introduction = f"Melodies of {studio.name}, a variational autoencoder of {size}. Nothing was picked out or mended."
     footer = f"Written by generate.py {args.command}, seed {args.seed}. The same seed gives the same melodies."
     page = studio.album.publish(title, introduction, sections, footer)
     print(f"Listen and look: {page}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from generate import UserError
+from command import run_command
 
 KINDS = {
     "model": "weights, code, processor, ONNX graphs, samples, metrics, results and card",
@@ -135,15 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     if args.dry_run:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: nothing below may even try
-    try:
-        publish(args)
-    except UserError as error:
-        print(f"publish.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("publish.py: stopped; nothing half is published, and the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(publish, args, stopped="stopped; nothing half is published, and the same command goes on")
 
 
 def publish(args: argparse.Namespace) -> None:

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from baselines import processor_for
+from command import UserError, run_command
 from modeling import MelodyProcessor
 from training.adapters import add_adapters
 from training.averaging import AveragedWeights
@@ -51,7 +52,6 @@ from training.data import (
     words_of,
     write_words,
 )
-from training.errors import UserError
 from training.feeds import StreamFeed, WindowFeed
 from training.models import (
     build_model,
@@ -389,15 +389,8 @@ def train(
 
 def main() -> int:
     """Run the command; returns its exit code."""
-    try:
-        training_function(parse_args())
-    except UserError as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("train.py: stopped; the same command with --resume_from_checkpoint latest goes on", file=sys.stderr)
-        return 130
-    return 0
+    stopped = "stopped; the same command with --resume_from_checkpoint latest goes on"
+    return run_command(lambda: training_function(parse_args()), stopped=stopped)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ melodies repeat a section is counted. The model's other weights stay as they are
 
 import argparse
 import copy
-import json
 import shutil
 import sys
 import time
@@ -20,6 +19,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from command import UserError, run_command, write_json
 from dataset_script.windows import section_notes
 from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel
 from modeling.melody_line_melody_vae import ATTRIBUTES, KEY_NAMES, TEMPO_CLASSES, key_of, measure, tempo_class
@@ -28,7 +28,6 @@ from train import (
     LOG_NAME,
     Collator,
     MelodyWindows,
-    UserError,
     WindowBatches,
     count_tokens,
     load_lines,
@@ -282,17 +281,12 @@ def training_function(args: argparse.Namespace) -> None:
     }
     if (trained := Path(args.model) / LOG_NAME).is_file() and not (output_dir / LOG_NAME).exists():
         shutil.copy(trained, output_dir)  # the release's card tells of both trainings
-    (output_dir / "prior_log.json").write_text(json.dumps(log, indent=2) + "\n", encoding="utf-8")
+    write_json(log, output_dir / "prior_log.json")
 
 
 def main() -> int:
     """Run the command and return its exit code."""
-    try:
-        training_function(parse_args())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(training_function, parse_args())
 
 
 if __name__ == "__main__":

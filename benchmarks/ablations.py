@@ -11,14 +11,12 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
 
-from dataset_script.build import machine
-from training.errors import UserError
-from training.record import LOG_NAME, replace_json
+from command import UserError, machine, run_command, write_json
+from training.record import LOG_NAME
 
 ROOT = Path(__file__).parents[1]
 OVERRIDES = "--config_overrides"
@@ -207,7 +205,7 @@ def write(results: dict, output: Path) -> None:
     if baseline := results["variants"].get(BASELINE):
         for of_variant in results["variants"].values():
             of_variant["difference"] = of_variant["bits_per_note"] - baseline["bits_per_note"]
-    replace_json(results, output)
+    write_json(results, output)
 
 
 def mean_bits(of_variant: dict) -> float:
@@ -224,23 +222,9 @@ def table(results: dict) -> str:
     return "\n".join([f"{'variant':<{width}}  bits per note, difference", *lines])
 
 
-def carry_out(name: str, run: Callable[[], None]) -> int:
-    """Run a command that can be stopped and goes on when it is run again; returns its exit code."""
-    try:
-        run()
-    except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{name}: stopped; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    args = parse_args(argv)
-    return carry_out("ablations", lambda: run_all(args))
+    return run_command(run_all, parse_args(argv), stopped="stopped; the same command goes on")
 
 
 if __name__ == "__main__":

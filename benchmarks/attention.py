@@ -27,8 +27,8 @@ from tqdm import tqdm
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from benchmarks.reports import MeasurementError, report_to, rounded, versions
-from dataset_script.build import machine
+from benchmarks.reports import report_to, rounded, versions
+from command import UserError, machine
 from modeling import MelodyVAEConfig, MelodyVAEModel
 from modeling.relative_attention import QUERIES_PER_BLOCK, RelativeAttention
 
@@ -209,7 +209,7 @@ def measure_memory(length: int, threads: int, bar: tqdm) -> dict[str, Any]:
     """Measure the memory of each form at one length, each in a process of its own.
 
     Raises:
-        MeasurementError: if such a process fails; the textbook form may need more memory than there is.
+        UserError: if such a process fails; the textbook form may need more memory than there is.
     """
     found: dict[str, Any] = {
         "tokens": length,
@@ -225,7 +225,7 @@ def measure_memory(length: int, threads: int, bar: tqdm) -> dict[str, Any]:
             done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, encoding="utf-8", check=False)
             if done.returncode:
                 why = (done.stderr.strip().splitlines() or ["no message; was there enough memory?"])[-1]
-                raise MeasurementError(f"memory of {form} at {length} tokens: exit code {done.returncode}, {why}")
+                raise UserError(f"memory of {form} at {length} tokens: exit code {done.returncode}, {why}")
             found[kind][form] = float(done.stdout)
             bar.update()
     return found

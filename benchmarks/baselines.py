@@ -14,11 +14,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.ablations import OVERRIDES, ROOT, carry_out, options_of, parse_options, train, varied
-from dataset_script.build import machine
+from benchmarks.ablations import OVERRIDES, ROOT, options_of, parse_options, train, varied
+from command import UserError, machine, run_command, write_json
 from evaluation.report_blocks import budget
-from training.errors import UserError
-from training.record import replace_json
 
 OBJECTIVE = "kl_weight=0.2,free_bits=256"  # MusicVAE's for 16 bars, for both VAEs
 SHAPES = {
@@ -114,13 +112,12 @@ def write(results: dict, output: Path) -> None:
     sizes = {name: found["parameters"] for name, found in results["models"].items()}
     if max(sizes.values()) > WIDEST * min(sizes.values()):
         raise UserError(f"parameters differ by more than {WIDEST - 1:.0%}: {sizes}; change SHAPES")
-    replace_json(results, output)
+    write_json(results, output)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    args = parse_args(argv)
-    return carry_out("baselines", lambda: run_all(args))
+    return run_command(run_all, parse_args(argv), stopped="stopped; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from command import UserError, run_command, write_json
+
 RESULTS = Path(__file__).parents[1] / "results"
 
 
@@ -61,7 +63,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--build", required=True, type=Path, help="build.json of the data set that was measured")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the other reports (default: results)")
-    options = parser.parse_args(arguments)
+    return run_command(collect, parser.parse_args(arguments))
+
+
+def collect(options: argparse.Namespace) -> None:
+    """Put the reports together.
+
+    Raises:
+        UserError: If one is missing, or lacks a figure.
+    """
     try:
         report = json.loads(options.build.read_text(encoding="utf-8"))
         duplicates = json.loads((options.results / "near_duplicates.json").read_text(encoding="utf-8"))
@@ -72,11 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
             "speed": speed(json.loads((options.results / "dataset_speed.json").read_text(encoding="utf-8"))),
         }
     except (OSError, ValueError, KeyError) as error:
-        print(f"error: a report is missing or lacks a figure ({error}); see --help for what makes it", file=sys.stderr)
-        return 2
-    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-    (options.results / "dataset.json").write_text(text, encoding="utf-8")
-    return 0
+        raise UserError(f"a report is missing or lacks a figure ({error}); see --help for what makes it") from error
+    write_json(report, options.results / "dataset.json")
 
 
 if __name__ == "__main__":

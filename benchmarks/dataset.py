@@ -43,7 +43,8 @@ from symusic.core import ScoreTick
 from tqdm import tqdm
 
 from benchmarks.reports import report_to, rounded, versions
-from dataset_script.build import LIBRARIES, machine
+from command import machine
+from dataset_script.build import LIBRARIES
 from dataset_script.midi_sources import InputError, in_folder
 
 # The newest of each on which note_seq's latest release was seen to work, on Python 3.11.

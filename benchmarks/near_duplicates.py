@@ -33,7 +33,7 @@ from symusic.core import ScoreTick
 from tqdm import tqdm
 
 from benchmarks.reports import report_to, versions
-from dataset_script.build import machine
+from command import machine
 from dataset_script.extraction import extract_lines
 from dataset_script.midi_notes import UnreadableMidiError, read_notes
 from dataset_script.midi_sources import InputError, MidiSource, open_sources

@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import importlib
 import json
-import os
 import platform
 import re
 import shutil
@@ -29,6 +28,7 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
+from command import machine
 from dataset_script.chunks import (
     NO_LINE,
     Harvest,
@@ -158,16 +158,6 @@ def check_output(output: Path, is_overwriting: bool) -> None:
         raise InputError(f"{output} is not empty; give --output a new folder, or add --overwrite")
     if not (output / "build.json").is_file():
         raise InputError(f"{output} holds no data set built by this program; empty it yourself, or give a new folder")
-
-
-def machine() -> dict[str, Any]:
-    """Describe the computer: cores that may be used, and the processor's name."""
-    information = Path("/proc/cpuinfo")  # platform.processor() starts a process
-    lines = information.read_text(encoding="utf-8").splitlines() if information.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
-    processor = names[0] if names else platform.processor() or platform.machine()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cores": cores, "processor": processor}
 
 
 def program_fingerprint() -> str:

@@ -15,6 +15,8 @@ from typing import Any, cast
 
 from isal import igzip_threaded, isal_zlib
 
+from command import UserError
+
 GZIP_MAGIC = b"\x1f\x8b"
 INFLATE_ERRORS: tuple[type[Exception], ...] = (zlib.error, isal_zlib.error)  # pyright: ignore[reportAssignmentType]
 MIDI_SUFFIXES = (".mid", ".midi", ".kar")
@@ -23,7 +25,7 @@ MidiSource = tuple[str, "bytes | Path"]
 """Name of a MIDI file, and its content or the path to read it from."""
 
 
-class InputError(ValueError):
+class InputError(UserError, ValueError):
     """Bad input from the user; the message says in one line what and how to mend it."""
 
 

@@ -16,9 +16,10 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoProcessor
 
-from evaluate_model import BARS, choose_windows
+from command import UserError, run_command, write_json
+from evaluation.held_out import BARS, choose_windows
 from modeling.melody_line_melody_vae import measure
-from train import UserError, load_pretrained
+from training.models import load_pretrained
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the latents' mean variance; the best on validation windows is taken
 AT_ONCE = 64
@@ -148,22 +149,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--melodies", type=int, default=64, help="test windows to shift (default: 64)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of windows")
     parser.add_argument("--output", type=Path, help="where to write what was measured, as JSON")
-    options = parser.parse_args(arguments)
-    try:
-        model = load_pretrained(AutoModel, options.model).eval()
-        processor = load_pretrained(AutoProcessor, options.model)
-        held_out = max(options.melodies, options.train_melodies // 8)
-        sizes = {"train": options.train_melodies, "validation": held_out, "test": held_out}
-        chosen = {name: choose_windows(options.dataset, name, size, options.seed) for name, size in sizes.items()}
-        report = control(model, processor, chosen, options.melodies)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    text = json.dumps(report, indent=2) + "\n"
-    print(text)
+    return run_command(report_control, parser.parse_args(arguments))
+
+
+def report_control(options: argparse.Namespace) -> None:
+    """Load model and melodies, measure, and write what was measured."""
+    model = load_pretrained(AutoModel, options.model).eval()
+    processor = load_pretrained(AutoProcessor, options.model)
+    held_out = max(options.melodies, options.train_melodies // 8)
+    sizes = {"train": options.train_melodies, "validation": held_out, "test": held_out}
+    chosen = {name: choose_windows(options.dataset, name, size, options.seed) for name, size in sizes.items()}
+    report = control(model, processor, chosen, options.melodies)
+    print(json.dumps(report, indent=1))
     if options.output:
-        options.output.write_text(text, encoding="utf-8")
-    return 0
+        write_json(report, options.output)
 
 
 if __name__ == "__main__":

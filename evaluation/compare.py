@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from command import UserError, run_command
+
 DASH = "\N{EN DASH}"
 Results = Mapping[str, Any]
 FEATURES = "mean overlapped area"
@@ -269,16 +271,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--names", nargs="+", help="of the models, in the same order (default: the files' names)")
     parser.add_argument("--groups", action="store_true", help="the first model's reconstruction by groups of melodies")
     parser.add_argument("--output", type=Path, help="file for the table (default: print it)")
-    args = parser.parse_args(argv)
+    return run_command(write_table, parser.parse_args(argv))
+
+
+def write_table(args: argparse.Namespace) -> None:
+    """Write or print the table.
+
+    Raises:
+        UserError: If the results cannot be read, or the table not be written.
+    """
     write: Callable[[str], object] = print if args.output is None else args.output.write_text
     try:
         models = read_results(args.results, args.names)
         text = groups(next(iter(models.values()))) if args.groups else comparison(models)
         write(text)
     except (ValueError, OSError) as error:
-        print(f"evaluation.compare: {error}", file=sys.stderr)
-        return 2
-    return 0
+        raise UserError(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from command import UserError, run_command
 from evaluation.compare import Results, find, read_results
 from modeling.processing_melody_vae import line_to_score
 from rendering.curves import write_curves
@@ -179,7 +180,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m evaluation.figures", description=__doc__)
     parser.add_argument("results", nargs="+", help="files of evaluate_model.py; others are passed over")
     parser.add_argument("--output", type=Path, required=True, help="folder for the pictures")
-    args = parser.parse_args(argv)
+    return run_command(draw_files, parser.parse_args(argv))
+
+
+def draw_files(args: argparse.Namespace) -> None:
+    """Draw the results of the files that hold some.
+
+    Raises:
+        UserError: If a file cannot be read, none holds results, or the pictures cannot be written.
+    """
     models = {}
     for path in args.results:
         try:
@@ -187,18 +196,14 @@ def main(argv: list[str] | None = None) -> int:
                 continue
             models |= read_results([path], None)
         except (OSError, ValueError, TypeError) as error:
-            print(f"evaluation.figures: {path}: cannot be read ({error}); give files of results", file=sys.stderr)
-            return 2
+            raise UserError(f"{path}: cannot be read ({error}); give files of results") from error
     if not models:
-        print("evaluation.figures: none of these is a file of evaluate_model.py", file=sys.stderr)
-        return 2
+        raise UserError("none of these is a file of evaluate_model.py; give files of results")
     try:
         written = draw(models, args.output)
     except OSError as error:
-        print(f"evaluation.figures: {args.output}: {error.strerror}; choose another --output", file=sys.stderr)
-        return 2
+        raise UserError(f"{args.output}: {error.strerror}; choose another --output") from error
     print(f"{len(written)} pictures: {args.output}")
-    return 0
 
 
 if __name__ == "__main__":

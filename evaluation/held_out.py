@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import torch
 
+from command import UserError
 from dataset_script.windows import windows
 from training.data import load_lines
-from training.errors import UserError
 
 BARS = 16
 STEPS = 256  # 16 bars of 4/4 in sixteenths, MusicVAE's grid

@@ -25,13 +25,13 @@ import datasets
 import transformers
 from tqdm.auto import tqdm
 
+from command import UserError, run_command, write_json
 from evaluate_model import BARS, STEPS, choose_windows, load
 from evaluation.listening_analysis import analyse, promised_power
 from evaluation.reconstruction import fit_to_grid
 from modeling.processing_melody_vae import line_to_score
 from rendering.intervals import write_intervals
 from rendering.sound import synthesise, write_wav
-from training.errors import UserError
 
 TEST_SET = "test set"
 TEMPO, PROGRAM = 110.0, 0  # of every melody, whatever its own was
@@ -139,12 +139,8 @@ def write_study(folder: Path, melodies: Mapping[str, Sequence[dict]], trials: Se
         files = [names[trial[side], index] for side, index in zip(("first", "second"), trial["melodies"], strict=True)]
         shown.append({"trial": number, "first": f"{files[0]}.wav", "second": f"{files[1]}.wav"})
         key.append({"trial": number, "first": trial["first"], "second": trial["second"]})
-    (page / "trials.json").write_text(
-        json.dumps({"question": QUESTION, "trials": shown}, indent=1) + "\n", encoding="utf-8"
-    )
-    (folder / "key.json").write_text(
-        json.dumps({"seed": seed, "tempo": TEMPO, "trials": key}, indent=1) + "\n", encoding="utf-8"
-    )
+    write_json({"question": QUESTION, "trials": shown}, page / "trials.json")
+    write_json({"seed": seed, "tempo": TEMPO, "trials": key}, folder / "key.json")
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -313,8 +309,7 @@ def conclude(args: argparse.Namespace) -> None:
     except ValueError as error:
         raise UserError(f"{study}: {error}") from error
     output = Path(args.output or study / "results.json")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_json(results, output)
     datasets.Dataset.from_list(rows).to_parquet(str(study / "votes.parquet"))
     for theme, ending in (("light", ""), ("dark", "-dark")):
         write_intervals(
@@ -368,12 +363,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
-    try:
-        {"prepare": prepare, "vote": vote, "analyse": conclude}[args.command](args)
-    except UserError as error:
-        print(f"evaluation.listening_test: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command({"prepare": prepare, "vote": vote, "analyse": conclude}[args.command], args)
 
 
 if __name__ == "__main__":

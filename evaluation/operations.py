@@ -26,14 +26,15 @@ from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoProcessor
 
-from dataset_script.build import machine
+from command import UserError, machine, run_command, write_json
 from dataset_script.windows import section_notes
-from evaluate_model import BARS, choose_windows
 from evaluation.attributes import control, encode_lines
+from evaluation.held_out import BARS, choose_windows
 from modeling.melody_line_melody_vae import key_of, measure, steps_per_bar, tempo_class
 from modeling.processing_melody_vae import FIRST_CHARACTER, WORD_PREFIX
-from train import LOG_NAME, UserError, load_lines, load_pretrained
-from training.record import replace_json
+from training.data import load_lines
+from training.models import load_pretrained
+from training.record import LOG_NAME
 
 AT_ONCE = 64
 SIMILARITIES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -335,7 +336,7 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
         found = measures[part]()
         report = read_report(options.output, told)  # again: other parts may have been measured beside this one
         report |= {part: found} | told | {"attention": read_attention(options.attention), "machine": machine()}
-        replace_json(report, options.output)
+        write_json(report, options.output)
     return report
 
 
@@ -370,13 +371,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
     options = parser.parse_args(arguments)
-    try:
-        report = measure_all(options)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(report, indent=2))
-    return 0
+    return run_command(lambda: print(json.dumps(measure_all(options), indent=1)))
 
 
 if __name__ == "__main__":

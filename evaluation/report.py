@@ -27,6 +27,7 @@ R_SQUARED = ["R² of measured against wished for", "of a linear probe of the lat
 ROOMS = {  # what each top-level entry is for
     "modeling": "the model as it ships to the Hub: configuration, relative attention, model, processor",
     "dataset_script": "a MIDI archive or folder to melodies in Parquet; README.md is the data set's card",
+    "command.py": "what commands share: one-line errors and exit codes, JSON files, the machine",
     "train.py": "`accelerate launch train.py`",
     "training": "its rooms: data, batches, schedules, checkpoints, watching, the report",
     "baselines": "MusicVAE, LSTM, RNN, absolute positions: the systems to beat, trained by the same train.py",

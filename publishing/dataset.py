@@ -13,10 +13,10 @@ import yaml
 from huggingface_hub import DatasetCard
 from tqdm.auto import tqdm
 
+from command import UserError
 from dataset_script import features, windows
 from dataset_script.card import content_version, number
 from dataset_script.schema import FEATURES, SPLITS
-from generate import UserError
 from publishing.hub import digest
 from publishing.staging import files_below, keep
 

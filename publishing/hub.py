@@ -31,7 +31,7 @@ from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from tqdm.auto import tqdm
 
-from generate import UserError, first_line
+from command import UserError, first_line
 
 Result = TypeVar("Result")
 Kind = Literal["model", "dataset", "space"]

@@ -9,7 +9,8 @@ from typing import Any
 
 import export_onnx
 import generate
-from generate import UserError, first_line, load_model
+from command import UserError, first_line
+from generate import load_model
 from publishing import model_card
 from publishing.hub import digest
 from publishing.staging import files_below, keep

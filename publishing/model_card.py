@@ -16,7 +16,7 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 
-from generate import UserError
+from command import UserError
 from publishing.dataset import TASKS
 
 ROOT = Path(__file__).parents[1]

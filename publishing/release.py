@@ -13,7 +13,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from generate import UserError, load_model
+from command import UserError, run_command
+from generate import load_model
 from publishing import model_card
 from publishing.hub import describe_size
 from publishing.model import ROOT, check_folder, describe, write_samples
@@ -95,20 +96,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("sampling_top_p", "share of the probability that samples draw tokens from"),
     ):
         parser.add_argument(f"--{name}", type=float, metavar="SHARE", help=f"with --model: {meaning}; as trained")
-    args = parser.parse_args(argv)
+    return run_command(release, parser.parse_args(argv))
+
+
+def release(args: argparse.Namespace) -> None:
+    """Make the release, or see to its card only."""
     told = {"sampling_noise": args.sampling_noise, "sampling_top_p": args.sampling_top_p}
-    try:
-        if args.model:
-            write_release(args.model, args.output, {name: each for name, each in told.items() if each is not None})
-        write_card(args.output, args.check)
-    except UserError as error:
-        print(f"publishing.release: {error}", file=sys.stderr)
-        return 2
+    if args.model:
+        write_release(args.model, args.output, {name: each for name, each in told.items() if each is not None})
+    write_card(args.output, args.check)
     if args.model:
         size = sum(file.stat().st_size for file in args.output.rglob("*") if file.is_file())
         weights = (args.output / "model.safetensors").stat().st_size
         print(f"{args.output}: {describe_size(size)}, {describe_size(weights)} of them weights")
-    return 0
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import RepoCard
 
-from generate import UserError, first_line
+from command import UserError, first_line
 from publishing.staging import files_below
 
 NEEDED = ("README.md", "app.py", "requirements.txt")

@@ -23,6 +23,7 @@ from benchmarks.dataset import (
     parsing_seconds,
 )
 from benchmarks.reports import report_to, rounded
+from command import UserError
 
 FILES = 13
 TPQ = 120
@@ -174,7 +175,7 @@ def test_report_is_not_lost_where_it_cannot_be_written(tmp_path, capsys):
         assert report_to(tmp_path / "report.json", measure, lambda report: f"{report['seconds']} s") == 2
     said = capsys.readouterr()
     assert json.loads(said.out) == measure()
-    assert "report.json cannot be written (No space left on device); the report is printed above" in said.err
+    assert "report.json cannot be written (No space left on device); its content is printed above" in said.err
     assert report_to(tmp_path / "report.json", measure, lambda report: f"{report['seconds']} s") == 0
     assert capsys.readouterr().out.startswith("2.0 s\n")
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == measure()
@@ -249,7 +250,7 @@ def test_attention_report_and_what_bad_input_says(tmp_path, capsys):
     failed = subprocess.CompletedProcess([], returncode=-9, stdout="", stderr="")
     with (
         patch.object(subprocess, "run", lambda *_, **__: failed),
-        pytest.raises(attention.MeasurementError, match="ours at 512 tokens: exit code -9, no message; was there"),
+        pytest.raises(UserError, match="ours at 512 tokens: exit code -9, no message; was there"),
     ):
         attention.measure_memory(512, 1, tqdm(disable=True))
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from benchmarks import ablations, baselines
+from command import UserError
 from dataset_script.build import main as build
-from training.errors import UserError
 
 OVERRIDES = "--config_overrides"
 TINY = "--per_device_train_batch_size 4 --vocab_size 256 --max_tokens 64 --max_eval_samples 4 --num_proc 1"

@@ -377,7 +377,7 @@ class TestBadInput:
         error = capsys.readouterr().err
         lines = [line for line in re.split(r"[\r\n]+", error) if line and not re.search(r"(examples|ba)/s\]$", line)]
         assert len(lines) == 1, error
-        assert lines[0].startswith("generate.py: ")
+        assert lines[0].startswith("error: ")
         return lines[0]
 
     @pytest.mark.parametrize(
@@ -456,7 +456,7 @@ class TestBadInput:
             options = ("--model", model, "--output", tmp_path, "--midi", *files[command])
             options += ("--primer_bars", 2) if command == "continue" else ()
             line = self.fails(capsys, command, *options)
-            assert line.startswith(f"generate.py: {path}: ")
+            assert line.startswith(f"error: {path}: ")
             assert line.count(str(path)) == 1
             assert reason in line
 
@@ -491,7 +491,7 @@ class TestBadInput:
         source = ("--midi", midi / "tune1.mid") if command in ("continue", "vary", "shift") else ()
         source += ("--attribute", "contour") if command == "shift" else ()
         line = self.fails(capsys, command, "--model", model, "--output", tmp_path, *source, name, value)
-        assert re.match(rf"generate.py: {name} {float(value):g}(\.0)?: ", line)
+        assert re.match(rf"error: {name} {float(value):g}(\.0)?: ", line)
 
     def test_primer_longer_than_the_melody(self, model, tmp_path, capsys):
         path = tmp_path / "short.mid"
@@ -553,4 +553,4 @@ def test_as_a_command(model, tmp_path):
     assert good.stdout.splitlines()[-1] == f"Listen and look: {tmp_path / 'out' / 'index.html'}"
     assert bad.returncode == 2
     reason = "no such folder; give a folder that train.py wrote, or an id on the Hub"
-    assert bad.stderr.splitlines() == [f"generate.py: {tmp_path / 'missing'}: {reason}"]
+    assert bad.stderr.splitlines() == [f"error: {tmp_path / 'missing'}: {reason}"]

@@ -11,6 +11,7 @@ from scipy import stats
 from test_generate import LINES, save_model
 from test_generate import small_pictures as small_pictures  # a fixture
 
+from command import UserError
 from evaluation import listening_test
 from evaluation.listening_analysis import (
     Votes,
@@ -35,7 +36,6 @@ from evaluation.listening_test import (
 )
 from modeling import MelodyProcessor, MelodyVAEModel
 from rendering.intervals import draw_intervals
-from training.errors import UserError
 
 SYSTEMS = ("lstm", "test set", "vae")
 
@@ -275,7 +275,7 @@ class TestStudy:
         for argv, message in cases:
             assert listening_test.main(argv) == 2, argv
             error = capsys.readouterr().err.strip().splitlines()[-1]
-            assert error.startswith("evaluation.listening_test: ")
+            assert error.startswith("error: ")
             assert message in error
         assert parse_models(["vae=a=b"]) == {"vae": "a=b"}
 

@@ -13,6 +13,7 @@ import torch
 from tiny_models import learn, make_model
 
 import export_onnx
+from command import UserError
 from generate import load_model
 from modeling import MelodyProcessor, MelodyVAEModel
 from modeling.processing_melody_vae import line_to_words
@@ -217,7 +218,7 @@ def test_a_difference_from_torch_ends_with_a_warning(tmp_path, monkeypatch):
     _, model = load_model(str(save_model(tmp_path / "model", learnt=False)))
     monkeypatch.setattr(OnnxMelodyVAE, "__init__", lambda self, folder: None)
     monkeypatch.setattr(OnnxMelodyVAE, "generate", lambda self, latent, bars: np.array([[1, 2]]))
-    with pytest.raises(export_onnx.UserError, match="another melody than torch"):
+    with pytest.raises(UserError, match="another melody than torch"):
         export_onnx.compare(model, tmp_path)
 
 
@@ -246,5 +247,5 @@ def test_bad_input_is_one_line_and_exit_code_2(case, tmp_path, capsys, monkeypat
         "output is a file": "choose another --output",
         "onnx is not installed": 'run pip install -e ".[onnx]"',
     }
-    assert line.startswith("export_onnx.py: ")
+    assert line.startswith("error: ")
     assert reason[case] in line

@@ -279,7 +279,7 @@ class TestCommand:
         ):
             assert command.main(argv) == 2
             error = capsys.readouterr().err.strip().splitlines()[-1]
-            assert error.startswith("evaluation.originality: ")
+            assert error.startswith("error: ")
             assert re.search(re.escape(message), error)
 
 

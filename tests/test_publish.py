@@ -164,7 +164,7 @@ def test_bad_input_is_one_line_and_exit_code_2(old_model, tmp_path, monkeypatch,
         assert publish.main([*command, *common]) == 2
         error = capsys.readouterr().err
         assert message in error
-        assert error.startswith("publish.py: ")
+        assert error.startswith("error: ")
         assert error.count("\n") == 1
 
 
@@ -531,7 +531,7 @@ def test_a_hub_that_fails_leaves_nothing_that_loads(publish_all, tmp_path):
         server.faults.append(Fault("POST", r"/models/tester/melody/commit/", 403, times=99))
         by_lfs = {"HF_HUB_DISABLE_XET": "1"}
         said = run_alone(publish_all, tmp_path / "publisher", server, code=2, **by_lfs)
-        assert "publish.py: model tester/melody: the token has no right to write there" in said
+        assert "error: model tester/melody: the token has no right to write there" in said
         assert "Traceback" not in said
         assert any(method == "PUT" and path.startswith("/lfs/") for method, path, _ in server.log)
         assert set(server.repositories) == {"datasets/tester/melody-data", "tester/melody"}
@@ -576,7 +576,7 @@ def test_a_run_that_is_stopped_leaves_nothing_and_the_next_goes_on(lines, tmp_pa
         finally:
             process.kill()
         assert process.returncode == 130, error
-        assert "publish.py: stopped; nothing half is published, and the same command goes on" in error
+        assert "stopped; nothing half is published, and the same command goes on" in error
         assert "Traceback" not in error
         assert server.files("datasets/tester/lines") == {}
         assert any(path.startswith("/v1/xorbs/") for _, path, _ in server.log)

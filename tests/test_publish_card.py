@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from huggingface_hub.repocard_data import EvalResult
 
-from generate import UserError
+from command import UserError
 from publishing import dataset, model_card
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ from fake_hub import Fault, Hub, running_hub
 from huggingface_hub import HfApi
 from huggingface_hub.utils._xet import abort_xet_session
 
-from generate import UserError
+from command import UserError
 from publishing import hub as publishing_hub
 from publishing.hub import Target, describe_size, digest, limit_waiting, list_files, log_in, push
 

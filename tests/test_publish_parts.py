@@ -17,9 +17,9 @@ import yaml
 from datasets import Dataset, load_dataset
 from huggingface_hub import RepoCard
 
+from command import UserError
 from dataset_script.schema import FEATURES
 from dataset_script.windows import windows
-from generate import UserError
 from publishing import dataset, space
 from publishing.staging import files_below, keep
 

@@ -280,7 +280,7 @@ def test_errors_name_the_input_and_the_remedy(dataset, trained, tmp_path, capsys
         monkeypatch.setattr(sys, "argv", ["train.py", *argv])
         assert train.main() == 2, argv
         error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert error.startswith("train.py: ")
+        assert error.startswith("error: ")
         assert message in error
     for model, message in ((tmp_path / "empty", "no config.json"), (tmp_path / "half", "no model.safetensors")):
         argv = ["--model", str(model), "--dataset", str(dataset), "--output", str(tmp_path / "x.json")]

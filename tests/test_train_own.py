@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
 import train
+from command import UserError
 from modeling.processing_melody_vae import line_to_score
 from tests.test_train import TINY, arguments, dataset, melody, run, trained  # noqa: F401 - two of them are fixtures
 from training import models, own_midi, record, report, soup
@@ -77,7 +78,7 @@ def test_something_is_always_held_out(cache, tmp_path, count):
 
 
 def test_one_song_is_not_enough(cache, tmp_path):
-    with pytest.raises(train.UserError, match="melodies of one song only; give two or more"):
+    with pytest.raises(UserError, match="melodies of one song only; give two or more"):
         own_midi.build_own(str(write_songs(tmp_path / "songs", 1)), 4, 1)
 
 
@@ -100,7 +101,7 @@ def test_a_mistyped_model_is_told_at_once(monkeypatch):
         def from_pretrained(source, **options):
             asked.append((source, options))
 
-    with pytest.raises(train.UserError, match="runs/lakhh: no such folder, and the Hub cannot be reached"):
+    with pytest.raises(UserError, match="runs/lakhh: no such folder, and the Hub cannot be reached"):
         models.load_pretrained(Auto, "runs/lakhh")
     monkeypatch.setattr(models, "try_to_load_from_cache", lambda *_: "config.json")  # as if it had been loaded before
     models.load_pretrained(Auto, "owner/model")
@@ -132,13 +133,13 @@ def test_a_model_and_its_tokenizer_must_be_of_one_another(dataset, trained, tmp_
     mixed = Path(shutil.copytree(trained, tmp_path / "mixed", ignore=shutil.ignore_patterns("step_*")))
     run(arguments(dataset, tmp_path / "other", "--vocab_size", "280", "--max_train_steps", "1"))
     shutil.copy(tmp_path / "other" / "tokenizer.json", mixed)
-    with pytest.raises(train.UserError, match="its files are of different models"):
+    with pytest.raises(UserError, match="its files are of different models"):
         run(arguments(dataset, tmp_path / "new", "--init_from", str(mixed)))
     for overrides, reason in (
         ("hidden_size=24", "has no weights of this shape for"),
         ("num_encoder_layers=0", "more layers"),
     ):
-        with pytest.raises(train.UserError, match=reason):
+        with pytest.raises(UserError, match=reason):
             run(arguments(dataset, tmp_path / "new", "--init_from", str(trained), "--config_overrides", overrides))
 
 
@@ -236,7 +237,7 @@ def test_trackers_get_curves_sounds_and_pictures(dataset, tmp_path):  # noqa: F8
 def test_a_tracker_that_is_missing_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert trackers_of("none") == trackers_of("all") == []
-    with pytest.raises(train.UserError, match="pip install trackio"):
+    with pytest.raises(UserError, match="pip install trackio"):
         trackers_of("trackio")
 
 
@@ -272,7 +273,7 @@ def test_means_of_steps():
 def test_a_run_that_diverges_ends_with_a_line(dataset, tmp_path, monkeypatch):  # noqa: F811
     evaluate = record.evaluate
     monkeypatch.setattr(record, "evaluate", lambda *args: evaluate(*args) | {"bits_per_note": float("nan")})
-    with pytest.raises(train.UserError, match="step 4: training has diverged"):
+    with pytest.raises(UserError, match="step 4: training has diverged"):
         run(arguments(dataset, tmp_path))
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
+from command import UserError
 from modeling.processing_melody_vae import line_to_words
 from tests.test_train import dataset, make_batches  # noqa: F401 - `dataset` is a fixture
 from training.averaging import AveragedWeights
 from training.batches import EndlessBatches, WindowBatches, genre_weights
 from training.data import check_grid, evaluation_windows, load_lines, load_split, words_of
-from training.errors import UserError
 from training.feeds import StreamFeed
 from training.objective import smoothing_nats
 from training.optimizers import build_optimizer, orthogonalised

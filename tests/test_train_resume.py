@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import train
+from command import UserError
 from tests.test_train import TINY, arguments, dataset, run  # noqa: F401 - `dataset` is a fixture
 from training import checkpoints as rooms
 
@@ -95,7 +96,7 @@ def test_another_number_of_processes_is_refused():
     state = rooms.TrainingState()
     state.positions = [3, 3]
     assert rooms.position_in(state, 1, 2) == 3
-    with pytest.raises(train.UserError, match=r"of 2 process\(es\), this run has 3"):
+    with pytest.raises(UserError, match=r"of 2 process\(es\), this run has 3"):
         rooms.position_in(state, 1, 3)
 
 
@@ -107,7 +108,7 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(train.UserError, match="another run is training there"), rooms.only_run(tmp_path):
+        with pytest.raises(UserError, match="another run is training there"), rooms.only_run(tmp_path):
             pass
         other.kill()
     with rooms.only_run(tmp_path):
@@ -130,7 +131,7 @@ def test_incomplete_checkpoints_are_skipped(tmp_path):
     assert rooms.find_checkpoint("latest", tmp_path).name == "step_20"
     (tmp_path / "step_20" / rooms.MANIFEST).unlink()
     assert [path.name for path in rooms.checkpoints(tmp_path)] == ["step_3"]
-    with pytest.raises(train.UserError, match="not a checkpoint"):
+    with pytest.raises(UserError, match="not a checkpoint"):
         rooms.find_checkpoint(str(tmp_path / "step_20"), tmp_path)
 
 

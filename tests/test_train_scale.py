@@ -9,6 +9,7 @@ import datasets
 import pytest
 
 import train
+from command import UserError
 from modeling.processing_melody_vae import make_remi
 from modeling.relative_attention import RelativeAttention
 from tests.test_train import TINY, arguments, dataset, melody, run  # noqa: F401 - `dataset` is a fixture
@@ -61,12 +62,12 @@ def test_recomputed_gradients_are_the_same(dataset, tmp_path, monkeypatch):  # n
 
 @pytest.mark.parametrize("model_type", ["music_vae", "lstm", "rnn"])
 def test_recurrent_layers_are_not_recomputed(dataset, tmp_path, model_type):  # noqa: F811
-    with pytest.raises(train.UserError, match=f"leave it out for {model_type}"):
+    with pytest.raises(UserError, match=f"leave it out for {model_type}"):
         run(arguments(dataset, tmp_path, "--model_type", model_type, "--gradient_checkpointing"))
 
 
 def test_a_vocabulary_has_room_for_its_tokens(dataset, tmp_path):  # noqa: F811
     smallest = len(make_remi(4))
-    with pytest.raises(train.UserError, match=f"--vocab_size {smallest}: must be more than {smallest}"):
+    with pytest.raises(UserError, match=f"--vocab_size {smallest}: must be more than {smallest}"):
         run(arguments(dataset, tmp_path, "--vocab_size", str(smallest), "--max_train_steps", "1"))
     run(arguments(dataset, tmp_path, "--vocab_size", str(smallest + 1), "--max_train_steps", "1"))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from training.errors import UserError
+from command import UserError
 
 ALPHA = 2  # of the adapters, in ranks
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from training.errors import UserError
+from command import UserError
 
 MANIFEST = "manifest.json"  # written last: a checkpoint's files and their sizes
 WEIGHTS = "model.safetensors"

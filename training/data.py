@@ -8,10 +8,10 @@ import pyarrow as pa
 import torch
 from torch.utils.data import Dataset
 
+from command import UserError
 from modeling import MelodyProcessor
 from modeling.processing_melody_vae import is_supported, line_to_words, make_remi, transposition_table
 from training.batches import transposition_limits, uniform_integers
-from training.errors import UserError
 
 COLUMNS = {"pitch", "start", "duration", "time_signature", "steps_per_beat", "bars", "is_lead"}
 KEPT_COLUMNS = ("bars", "steps_per_beat", "complexity", "genre")  # beside the words; the last two where they are there

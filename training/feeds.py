@@ -10,9 +10,9 @@ import torch
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from command import UserError
 from training.batches import EndlessBatches, WindowBatches
 from training.data import MelodyWindows, count_words, words_of
-from training.errors import UserError
 
 PREFETCHED = 32  # batches that each reader of a stream holds ready, to bridge the filling of its buffer
 

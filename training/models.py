@@ -10,9 +10,9 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 import baselines
+from command import UserError
 from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel
 from training.data import Collator
-from training.errors import UserError
 from training.options import MELODY_VAE, MUSIC_VAE
 
 TOKENIZER = "tokenizer_of_windows"  # folder in the run's, where its model reads no tokens

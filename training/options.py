@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from training.errors import UserError
+from command import UserError
 from training.optimizers import OPTIMIZERS
 from training.own_midi import is_midi
 from training.schedules import SCHEDULES

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import datasets
 
+from command import UserError
 from dataset_script.build import Settings, build_dataset, program_fingerprint
 from dataset_script.midi_sources import InputError, Sources, in_folder, is_midi_name, listed, open_sources
-from training.errors import UserError
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 FEW_SONGS = 1000  # for a new model

@@ -15,23 +15,15 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
+from command import UserError, write_json
 from training.adapters import merged
 from training.averaging import AveragedWeights
 from training.checkpoints import TrainingState, save_model
-from training.errors import UserError
 from training.report import write_report
 from training.validation import evaluate, is_best, warnings_of
 from training.watching import LISTENING, Take, listen, show
 
 LOG_NAME = "training_log.json"
-
-
-def replace_json(value: dict, output: Path) -> None:
-    """Write a JSON file at once: whoever is stopped leaves the old one or the new one."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f"partial_{output.name}")
-    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    partial.replace(output)
 
 
 def earlier_log(source: str) -> dict | None:
@@ -185,7 +177,7 @@ class Record:
     def write_log(self) -> None:
         """Write the log, at once."""
         if self.accelerator.is_main_process:
-            replace_json(self.log(), self.output_dir / LOG_NAME)
+            write_json(self.log(), self.output_dir / LOG_NAME)
 
     def finish(self) -> None:
         """Save the last model if that is the one to keep, and write log and report."""

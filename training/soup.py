@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
+from command import UserError, run_command, write_json
 from modeling import MelodyProcessor, MelodyVAEModel
-from training.errors import UserError
 from training.models import depth_of, load_model, load_pretrained
-from training.record import LOG_NAME, replace_json
+from training.record import LOG_NAME
 
 
 @torch.no_grad()
@@ -61,20 +61,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if len(args.models) < 2:
         parser.error("--models: give two or more")
-    try:
-        if args.output_dir.exists():
-            raise UserError(f"{args.output_dir}: is there already; choose another --output_dir")
-        mean, processor = mean_of_models(args.models)
-    except UserError as error:
-        print(f"training.soup: {error}", file=sys.stderr)
-        return 2
+    return run_command(average, args)
+
+
+def average(args: argparse.Namespace) -> None:
+    """Write the mean of the models into a new folder.
+
+    Raises:
+        UserError: If the folder is there already, or the models have no mean.
+    """
+    if args.output_dir.exists():
+        raise UserError(f"{args.output_dir}: is there already; choose another --output_dir")
+    mean, processor = mean_of_models(args.models)
     mean.save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)
     if (log := Path(args.models[-1]) / LOG_NAME).is_file():
         last = json.loads(log.read_text(encoding="utf-8"))
-        replace_json({**last, "mean_of": args.models}, args.output_dir / LOG_NAME)
+        write_json({**last, "mean_of": args.models}, args.output_dir / LOG_NAME)
     print(f"{args.output_dir}: the mean of {len(args.models)} models")
-    return 0
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from command import UserError
 from rendering.piano_roll import agreement, describe, write_piano_roll
 from rendering.sound import synthesise, write_wav
-from training.errors import UserError
 
 T = TypeVar("T")
 

@@ -13,11 +13,10 @@ import datasets
 import numpy as np
 from tqdm.auto import tqdm
 
-from dataset_script.build import machine
+from command import UserError, machine, run_command, write_json
 from evaluation.originality.originality_index import OriginalityIndex, describe
 from modeling.processing_melody_vae import find_melody
 from training.data import load_lines
-from training.errors import UserError
 
 COLUMNS = ["melody_id", "pitch", "start", "time_signature", "steps_per_beat", "bars"]
 
@@ -129,10 +128,9 @@ def benchmark(args: argparse.Namespace) -> None:
     """Measure an index of so many windows."""
     with tempfile.TemporaryDirectory() as folder:
         found = measure(args.windows, args.samples, Path(folder) / "index.safetensors")
-    text = json.dumps(found, indent=1) + "\n"
     if args.output:
-        args.output.write_text(text, encoding="utf-8")
-    print(text, end="")
+        write_json(found, args.output)
+    print(json.dumps(found, indent=1))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -159,12 +157,7 @@ def main(argv: list[str] | None = None) -> int:
     timing.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args(argv)
     datasets.disable_progress_bars()
-    try:
-        {"build": build, "check": check, "benchmark": benchmark}[args.command](args)
-    except UserError as error:
-        print(f"evaluation.originality: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command({"build": build, "check": check, "benchmark": benchmark}[args.command], args)
 
 
 if __name__ == "__main__":

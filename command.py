@@ -1,0 +1,84 @@
+"""What all commands share: errors of one line with exit code 2, JSON files, and a description of the machine.
+
+It imports nothing but the standard library, so that `--help` answers at once.
+"""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class UserError(Exception):
+    """Something the user can put right; ends the command with one line and exit code 2."""
+
+
+def run_command(work: Callable[..., object], *arguments: Any, stopped: str = "stopped") -> int:
+    """Do a command's work and return its exit code.
+
+    Args:
+        work: Called with `arguments`; may return an exit code of its own, None is 0.
+        *arguments: For `work`.
+        stopped: Said when the user interrupts it.
+
+    Returns:
+        0, 2 after one line about a `UserError`, 130 when stopped.
+    """
+    try:
+        code = work(*arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(stopped, file=sys.stderr)
+        return 130
+    return code if isinstance(code, int) else 0
+
+
+def first_line(error: BaseException) -> str:
+    """Cut an error's message to what fits one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def check_output(output: Path) -> None:
+    """Make the folder that a file goes to, before hours go into its content.
+
+    Raises:
+        UserError: If that cannot be done, or the file is a folder.
+    """
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{output.parent} cannot be made ({error.strerror}); give another --output") from error
+    if output.is_dir():
+        raise UserError(f"{output} is a folder; give --output the name of a file")
+
+
+def write_json(content: Any, output: Path) -> None:
+    """Write a JSON file at once: whoever is stopped leaves the old one or the new one.
+
+    Raises:
+        UserError: If it cannot be written; the content is then printed, since hours may have gone into it.
+    """
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial = output.with_name(f"partial_{output.name}")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(output)
+    except OSError as error:
+        print(text)
+        raise UserError(f"{output} cannot be written ({error.strerror}); its content is printed above") from error
+
+
+def machine() -> dict[str, Any]:
+    """Describe the computer: cores that may be used, and the processor's name."""
+    information = Path("/proc/cpuinfo")  # platform.processor() starts a process
+    lines = information.read_text(encoding="utf-8").splitlines() if information.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
+    processor = names[0] if names else platform.processor() or platform.machine()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cores": cores, "processor": processor}
