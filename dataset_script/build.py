@@ -7,7 +7,6 @@ Parquet files that datasets.load_dataset reads.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import importlib
 import json
@@ -19,13 +18,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from command import machine
@@ -182,11 +182,12 @@ def unfinished_build(output: Path, sources: Sources, steps_per_beat: int) -> Ite
     folder = output.parent / f".{output.name}.unfinished"
     program = program_fingerprint()
     plan = json.dumps({"input": sources.fingerprint, "steps_per_beat": steps_per_beat, "program": program})
-    with (output.parent / f".{output.name}.lock").open("w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"another process is building {output}; wait for it, or give another --output") from error
+    lock = FileLock(output.parent / f".{output.name}.lock", blocking=False)  # which forked workers do not inherit
+    try:
+        hold = lock.acquire()
+    except Timeout as error:
+        raise InputError(f"another process is building {output}; wait for it, or give another --output") from error
+    with hold:
         if not (folder / "plan.json").is_file() or (folder / "plan.json").read_text(encoding="utf-8") != plan:
             shutil.rmtree(folder, ignore_errors=True)
             (folder / "work").mkdir(parents=True)
@@ -200,7 +201,8 @@ def unfinished_build(output: Path, sources: Sources, steps_per_beat: int) -> Ite
         else:
             shutil.rmtree(folder)
         finally:
-            Path(lock.name).unlink()
+            with suppress(PermissionError):  # Windows keeps a file that is open
+                Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def build_dataset(

@@ -6,11 +6,14 @@ chunk is done. A build that was interrupted goes on from there.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -32,9 +35,12 @@ from dataset_script.near_duplicates import groups
 
 CHUNK_FILES = 64
 BATCH_NOTES = 1 << 17  # files are extracted together until they have more notes; bounds the memory
+PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process gets when its parent ends
 OUT_OF_MEMORY = 3  # exit code
 NO_LINE = "no melody line"
 MEBIBYTE = 1 << 20
+# A forked process has the compiled loops (`load_kernels`); where forking is unsafe or unknown, each loads them anew.
+PROCESSES = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 LINES_SUFFIX, FILES_SUFFIX = ".lines.arrow", ".files.arrow"
 
 
@@ -89,7 +95,7 @@ def lines_table(lines: Lines, md5: list[str], steps_per_beat: int) -> pa.Table:
 
 def write_arrow(table: pa.Table, path: Path) -> None:
     """Write a table to an Arrow file, whole or not at all."""
-    unfinished = path.with_suffix(".unfinished")
+    unfinished = path.with_suffix(f".{os.getpid()}.unfinished")  # a worker of a killed build may be at the same table
     with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     unfinished.replace(path)
@@ -174,17 +180,28 @@ def set_alarm(seconds: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
+def end_with_parent() -> None:
+    """End this process when its parent has ended, in whatever way."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def begin_worker(limits: Limits) -> None:
-    """Prepare a process: it leaves Ctrl-C to its parent, dies of alarms, and may grow by `limits.memory` only."""
+    """Prepare a process: it leaves Ctrl-C to its parent, ends with it, dies of alarms, and has a limit of memory."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         import resource  # not on Windows
 
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a thread would take some of the memory
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
         resource.setrlimit(
             resource.RLIMIT_AS, (pages * resource.getpagesize() + limits.memory * MEBIBYTE, resource.RLIM_INFINITY)
         )
+    else:
+        threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def process_all(
@@ -260,7 +277,7 @@ def load_kernels(steps_per_beat: int) -> None:
 
 def new_pool(num_proc: int, limits: Limits) -> ProcessPoolExecutor:
     """Start processes for chunks."""
-    return ProcessPoolExecutor(num_proc, initializer=begin_worker, initargs=(limits,))
+    return ProcessPoolExecutor(num_proc, PROCESSES, initializer=begin_worker, initargs=(limits,))
 
 
 def find_killers(
@@ -269,10 +286,10 @@ def find_killers(
     """Process each file in a process of its own, and name those that bring it down, with the reason."""
     for source in sources:
         alone = stem.with_name(f"{stem.name}-alone")
-        process = multiprocessing.Process(target=process_alone, args=(source, steps_per_beat, limits, alone))
+        process = PROCESSES.Process(target=process_alone, args=(source, steps_per_beat, limits, alone))
         process.start()
         process.join()
-        if process.exitcode == -signal.SIGALRM:
+        if sys.platform == "linux" and process.exitcode == -signal.SIGALRM:  # Windows has no such signal
             yield source[0], f"takes more than {limits.seconds:g} seconds"
         elif process.exitcode == OUT_OF_MEMORY:
             yield source[0], f"needs more than {limits.memory} MiB of memory"

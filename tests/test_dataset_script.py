@@ -11,6 +11,7 @@ import tarfile
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -26,6 +27,7 @@ from dataset_script.midi_sources import open_sources
 from dataset_script.parquet_files import split_of
 from dataset_script.schema import FEATURES, SPLITS
 from dataset_script.windows import section_notes, window_rows, windows
+from training.checkpoints import only_run
 
 pytestmark = pytest.mark.usefixtures("without_histograms")
 TPQ = 120  # ticks per quarter note of the scores below
@@ -568,6 +570,53 @@ def test_a_killed_build_goes_on_and_gives_the_same_bytes(built, tmp_path, monkey
     assert len(read) == len(corpus()) - 1 - 3 * len(done)  # readme.txt is not read
     assert data_files(tmp_path / "out") == data_files(built / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+HELD = """
+import multiprocessing, pathlib, sys, time
+from dataset_script.build import unfinished_build
+from dataset_script.chunks import Limits, begin_worker
+from dataset_script.midi_sources import open_sources
+from training.checkpoints import only_run
+
+def work(ends_with_parent):
+    if ends_with_parent:
+        begin_worker(Limits())
+    print("at work", flush=True)
+    time.sleep(600)
+
+midi, output, ends_with_parent = sys.argv[1:]
+with unfinished_build(pathlib.Path(output), open_sources(midi), 4), only_run(pathlib.Path(output).parent):
+    multiprocessing.get_context("fork").Process(target=work, args=(bool(ends_with_parent),)).start()
+    time.sleep(600)
+"""
+
+
+def killed_beside_its_worker(midi, output, ends_with_parent):
+    """Kill a process that builds and trains, and return its worker."""
+    command = [sys.executable, "-c", HELD, str(midi), str(output), "yes" if ends_with_parent else ""]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as build:
+        assert build.stdout is not None
+        assert build.stdout.readline() == b"at work\n"
+        (worker,) = psutil.Process(build.pid).children()
+        build.kill()
+    return worker
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only forked workers inherit files")
+def test_a_worker_that_outlives_its_parent_holds_no_lock(built, tmp_path):
+    worker = killed_beside_its_worker(built / "midi", tmp_path / "out", ends_with_parent=False)
+    try:
+        with unfinished_build(tmp_path / "out", open_sources(str(built / "midi")), 4), only_run(tmp_path):
+            assert worker.is_running()
+    finally:
+        worker.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the program forks")
+def test_a_worker_ends_with_its_parent(built, tmp_path):
+    worker = killed_beside_its_worker(built / "midi", tmp_path / "out", ends_with_parent=True)
+    assert psutil.wait_procs([worker], timeout=20)[1] == []
 
 
 def test_an_unfinished_build_of_other_files_is_not_used(built, tmp_path):

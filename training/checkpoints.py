@@ -1,6 +1,5 @@
 """Checkpoints that are whole or not there, and the state they keep beside weights, optimiser and random states."""
 
-import fcntl
 import json
 import os
 import re
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from filelock import FileLock, Timeout
 
 from command import UserError
 
@@ -52,11 +52,12 @@ def only_run(output_dir: Path) -> Iterator[None]:
         UserError: If another run holds it, such as processes that outlived their launcher.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    with (output_dir / ".running").open("w", encoding="utf-8") as lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not handed on to workers
-        except OSError as error:
-            raise UserError(f"{output_dir}: another run is training there; end it, or choose another folder") from error
+    lock = FileLock(output_dir / ".running", blocking=False)  # which forked workers do not inherit
+    try:
+        hold = lock.acquire()
+    except Timeout as error:
+        raise UserError(f"{output_dir}: another run is training there; end it, or choose another folder") from error
+    with hold:
         yield
 
 
