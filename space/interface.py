@@ -134,11 +134,12 @@ class Interface:
         facts = actions.facts
         gr.Markdown("New melodies out of nothing but a random point. Ask for a key, a meter or a voice if you like.")
         with gr.Row(elem_classes="mv-split"):
+            with gr.Column(elem_classes="mv-actions"):
+                button = gr.Button("Make melodies", variant="primary", size="lg")
             with gr.Column(scale=1, min_width=260, elem_classes="mv-panel"):
                 with gr.Row():
                     count = gr.Slider(1, MAX_COUNT, 3, step=1, label="How many")
                     bars = gr.Slider(1, actions.most_bars, min(8, actions.most_bars), step=1, label="Bars")
-                button = gr.Button("Make melodies", variant="primary", size="lg")
                 with gr.Accordion("Ask for a key, a meter, a voice", open=True, elem_classes="mv-wishes"):
                     with gr.Row():
                         tonic = gr.Dropdown(TONIC_CHOICES, value=ANY, label="Key", min_width=90)
@@ -160,7 +161,7 @@ class Interface:
                             FIRST_SEED, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=90
                         )
                         is_new = gr.Checkbox(True, label="New seed each time", min_width=120, container=False)
-            with gr.Column(scale=2, min_width=320):
+            with gr.Column(scale=2, min_width=320, elem_classes="mv-right"):
                 first = {"melodies": actions.make(**self._first())}
                 made = MelodyList(first, name="Make", elem_classes="mv-stage", min_height=320)
 
@@ -252,16 +253,16 @@ class Interface:
         )
         first = cut_bars(actions.tunes[FIRST_TUNE], 0, actions.max_bars)
         with gr.Row(elem_classes="mv-split"):
+            with gr.Column(elem_classes="mv-actions"), gr.Row():
+                button = gr.Button("Change it", variant="primary", min_width=100)
+                reset = gr.Button("At rest", variant="secondary", min_width=100)
             with gr.Column(scale=1, min_width=260, elem_classes="mv-panel"):
                 sliders = [
                     gr.Slider(-MAX_AMOUNT, MAX_AMOUNT, 0, step=0.25, label=ATTRIBUTE_NAMES.get(name, name))
                     for name in actions.facts["attributes"]
                 ]
                 similarity = gr.Slider(0, 1, 1, step=0.05, label="Likeness", info="Below 1: variations")
-                with gr.Row():
-                    button = gr.Button("Change it", variant="primary")
-                    reset = gr.Button("At rest", variant="secondary")
-            with gr.Column(scale=2, min_width=320):
+            with gr.Column(scale=2, min_width=320, elem_classes="mv-right"):
                 slot = MelodySlot(first, name="change", label="Your tune", elem_classes="mv-stage", min_height=190)
                 self._sources(slot, FIRST_TUNE)
                 changed = MelodyList(
@@ -342,8 +343,13 @@ class Interface:
         ends = [cut_bars(actions.tunes[title], 0, bars) for title in FIRST_BLEND]
         first = {"melodies": actions.blend(ends), "side": GRID_SIDE}
         with gr.Row(elem_classes="mv-split mv-blend"):
-            with gr.Column(scale=3, min_width=320):
+            with gr.Column(scale=3, min_width=320, elem_classes="mv-right"):
                 pad = BlendPad(first, elem_classes="mv-stage", min_height=420)
+            with gr.Column(elem_classes="mv-actions"):
+                button = gr.Button("Blend", variant="primary")
+                ways = gr.Radio(
+                    [("Two: a path from A to B", 2), ("Four: a map", 4)], value=4, label="Blend", show_label=False
+                )
             with gr.Column(scale=2, min_width=280, elem_classes="mv-panel"):
                 slots, tunes = [], []
                 for letter, end, title in zip("ABCD", ends, FIRST_BLEND, strict=True):
@@ -366,10 +372,6 @@ class Interface:
                                 container=False,
                             )
                         )
-                ways = gr.Radio(
-                    [("Two: a path from A to B", 2), ("Four: a map", 4)], value=4, label="Blend", show_label=False
-                )
-                button = gr.Button("Blend", variant="primary")
 
         def blend(ways: int, *melodies: Melody | None) -> dict:
             blends = actions.blend(list(melodies[:ways]))
@@ -402,15 +404,15 @@ class Interface:
         )
         self._sources(slot)
         with gr.Row(elem_classes="mv-split"):
+            with gr.Column(elem_classes="mv-actions"), gr.Row():
+                fill = gr.Button("Fill bars", variant="primary", min_width=100)
+                extend = gr.Button("Continue", variant="primary", min_width=100)
             with gr.Column(scale=1, min_width=260, elem_classes="mv-panel"):
                 count = gr.Slider(1, MAX_COUNT, 2, step=1, label="Versions")
                 temperature = gr.Slider(0.1, 2.0, 1.0, step=0.05, label="Daring")
                 longest = actions.max_bars // 2
                 more = gr.Slider(1, max(longest, 2), min(4, longest), step=1, label="Bars to add")
-                with gr.Row():
-                    fill = gr.Button("Fill bars", variant="primary", min_width=120)
-                    extend = gr.Button("Continue", variant="primary", min_width=120)
-            with gr.Column(scale=2, min_width=320):
+            with gr.Column(scale=2, min_width=320, elem_classes="mv-right"):
                 reworked = MelodyList(
                     name="Continue & Fill", empty="New versions appear here.", elem_classes="mv-stage", min_height=240
                 )
@@ -437,11 +439,11 @@ class Interface:
         score = gr.State((0, 0))
         with gr.Column(elem_classes="mv-listen"):
             begin = gr.Button("Play me a pair", variant="primary", size="lg")
-            duo = MelodyList(name="Listen", empty="A pair appears here.", elem_classes="mv-stage", min_height=340)
             with gr.Row():
-                vote_a = gr.Button("A person wrote A", interactive=False)
-                vote_b = gr.Button("A person wrote B", interactive=False)
+                vote_a = gr.Button("A person wrote A", interactive=False, min_width=120)
+                vote_b = gr.Button("A person wrote B", interactive=False, min_width=120)
             verdict = gr.Markdown("", elem_classes="mv-verdict", min_height=56)
+            duo = MelodyList(name="Listen", empty="A pair appears here.", elem_classes="mv-stage", min_height=340)
 
         def next_pair() -> list[Any]:
             taken = actions.listening_pair()

@@ -422,6 +422,63 @@ def test_phone(open_page):
     page.wait_for_function("MelodySpace.player.isPlaying")
 
 
+SIZES = [(1366, 768), (1280, 900), (1920, 1080), (390, 844), (820, 1180)]
+COVERED = """() => [...document.querySelectorAll('button, input, select, summary, canvas[tabindex], [role=slider]')]
+  .filter(each => each.checkVisibility({visibilityProperty: true}) &&
+    !each.closest('.hide, .mv-hidden, dialog, [inert]'))
+  .filter(each => {
+    const box = each.getBoundingClientRect();
+    const [x, y] = [box.left + box.width / 2, box.top + box.height / 2];
+    if (box.width < 2 || y < 0 || y > innerHeight || x < 0 || x > innerWidth) return false;
+    const scroller = document.querySelector('gradio-app').getBoundingClientRect();
+    if (!each.closest('.mv-dock') && y >= scroller.bottom) return false;  // out of sight: the page scrolls to it
+    const top = document.elementFromPoint(x, y);
+    return !(each.contains(top) || top?.contains(each) || each.labels?.[0]?.contains(top));
+  })
+  .map(each => each.getAttribute('aria-label') || each.innerText || each.outerHTML.slice(0, 80))"""
+ACTIONS = {
+    "make": ["Make melodies"],
+    "change": ["Change it", "At rest"],
+    "blend": ["Blend"],
+    "rework": ["Fill bars", "Continue"],
+    "listen": ["Play me a pair", "A person wrote A", "A person wrote B"],
+}
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_the_player_covers_nothing(open_page, width, height):
+    """In each tab, when it opens and after it was used: the page ends where the player begins, actions are in sight."""
+    page = open_page(viewport={"width": width, "height": height})
+    for name, actions in ACTIONS.items():
+        tab = choose_tab(page, name)
+        page.wait_for_timeout(200)
+        limit = page.locator(".mv-dock").bounding_box()["y"]
+        assert page.locator("gradio-app").evaluate("each => each.getBoundingClientRect().bottom") <= limit
+        assert page.evaluate(COVERED) == [], name
+        for action in actions:
+            button = tab.get_by_role("button", name=action, exact=True)
+            button.scroll_into_view_if_needed()
+            assert button.bounding_box()["y"] + button.bounding_box()["height"] <= limit, action
+        if width >= 1000:  # nobody has to scroll for an action
+            page.evaluate("document.querySelector('gradio-app').scrollTo(0, 0)")
+            for action in actions[:2]:
+                box = tab.get_by_role("button", name=action, exact=True).bounding_box()
+                assert box["y"] + box["height"] <= limit, action
+        tab.get_by_role("button", name=actions[0], exact=True).click()
+        page.wait_for_function(f"({COVERED})().length === 0", timeout=30000)
+        if name in ("make", "change", "rework"):
+            made = tab.locator(".mv-list .mv-card").first
+            made.wait_for(timeout=30000)
+            page.wait_for_timeout(300)
+            assert 0 <= made.bounding_box()["y"] < limit, f"{name}: what was made is in sight"
+        shoot(page, f"{width}-{name}")
+    verdict = page.locator("#tab-listen")
+    verdict.get_by_role("button", name="A person wrote A").click()
+    verdict.get_by_text("of 1 right").wait_for()
+    box = verdict.get_by_text("of 1 right").bounding_box()
+    assert 0 <= box["y"] < page.locator(".mv-dock").bounding_box()["y"]
+
+
 def luminance(colour: list[float]) -> float:
     linear = [
         part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in (each / 255 for each in colour)

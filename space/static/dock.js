@@ -67,6 +67,10 @@
       player.melody.program = Number(tone.value);
       player.refresh();
     });
+    const measure = () =>
+      document.documentElement.style.setProperty("--mv-dock", `${Math.ceil(window.innerHeight - dock.getBoundingClientRect().top) + 8}px`);
+    new ResizeObserver(measure).observe(dock);
+    window.addEventListener("resize", measure);
     player.addEventListener("state", show);
     player.addEventListener("tick", showTime);
 

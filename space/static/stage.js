@@ -126,7 +126,11 @@
           return holder.dataset.name;
         });
     };
-    watch("value", () => arrive(own(props.value)));
+    watch("value", () => {
+      arrive(own(props.value));
+      const first = holder.firstElementChild;
+      if (holder.checkVisibility()) first?.scrollIntoView({ block: "nearest" }); // what was made comes into sight
+    });
     const shared = holder.dataset.name === "Make" && sharedMelody();
     arrive(own(props.value || null), false);
     if (shared) arrive({ melodies: [shared, ...(shown?.melodies || [])], pick: 1 }, false);
