@@ -6,12 +6,13 @@ The weights are fitted by `dataset_script.fit_lead_score` and lie beside this fi
 from __future__ import annotations
 
 import json
-import re
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numba import njit
+
+from dataset_script.track_names import name_hint as name_hint
 
 WEIGHTS_PATH = Path(__file__).with_name("lead_score.json")
 
@@ -59,11 +60,6 @@ PROGRAM_FAMILIES = (
 """General MIDI's families, of eight programs each."""
 UTILITY_DECIMALS = 6  # coarser than what the order of summation changes, so that every machine finds the same ties
 LARGEST_DEVIATION = 4.0  # features further from their mean, in standard deviations, count as that far
-
-TUNE_NAME = re.compile(r"melod|vocal|\blead|voice|\bvox|\bsolo|sing(er|ing)\b|\btune\b|\bcanto\b|gesang|\bvoc\b", re.I)
-OTHER_NAME = re.compile(
-    r"bass|\bpad|chord|string|drum|perc|back|\bbgv|\brhy|accomp|harmon[yi]|choir|\bl\.?h\.?\b|left", re.I
-)
 
 
 @njit(cache=True, inline="always")
@@ -221,12 +217,6 @@ def track_features(
             playing[slot], top[slot], bottom[slot] = 0, -np.inf, np.inf
             once[slot], twice[slot] = np.uint64(0), np.uint64(0)
     return found
-
-
-@lru_cache(maxsize=4096)  # most names are among a few hundred; searching them takes as long as the kernel
-def name_hint(name: str) -> float:
-    """Return 1 for the name of a tune (melody, vocal, lead, ...), -1 for one of an accompaniment, else 0."""
-    return float(bool(TUNE_NAME.search(name))) - float(bool(OTHER_NAME.search(name)))
 
 
 @lru_cache(maxsize=1)

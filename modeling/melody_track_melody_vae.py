@@ -6,12 +6,13 @@ asserts that both say the same. Here they are tensors, since this file ships to 
 N notes · K tracks · G stretches of constant time signature · R bars of tracks that have an onset · F features
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+
+from .track_names_melody_vae import name_hint
 
 MAX_STEPS, MAX_DURATION = 1 << 20, (1 << 16) - 1  # what the sort key of a note has room for
 ENDLESS_TICKS = 1 << 40
@@ -27,11 +28,6 @@ BAR_SLOTS = 64  # onsets of a bar are bits of one integer: longer bars have a co
 HASH_FACTOR = 0x9E3779B97F4A7C15 - (1 << 64)  # odd, bits well mixed; products wrap
 LARGEST_DEVIATION = 4.0  # features further from their mean, in standard deviations, count as that far
 UTILITY_DECIMALS = 6  # coarser than what the order of summation changes, so that every machine finds the same ties
-
-TUNE_NAME = re.compile(r"melod|vocal|\blead|voice|\bvox|\bsolo|sing(er|ing)\b|\btune\b|\bcanto\b|gesang|\bvoc\b", re.I)
-OTHER_NAME = re.compile(
-    r"bass|\bpad|chord|string|drum|perc|back|\bbgv|\brhy|accomp|harmon[yi]|choir|\bl\.?h\.?\b|left", re.I
-)
 
 # The weights that dataset_script/lead_score.json has.
 FEATURES = {  # mean, standard deviation, weight, weight of half the square
@@ -356,7 +352,7 @@ def describe_tracks(sky: Skyline, found: torch.Tensor, grid: Sequence[Stretch], 
 
 def weigh_name(name: str) -> float:
     """Return what a track's name adds: that of a tune (melody, vocal, lead, ...) or of an accompaniment."""
-    hint = bool(TUNE_NAME.search(name)) - bool(OTHER_NAME.search(name))
+    hint = name_hint(name)
     return hint * (TUNE_NAME_WEIGHT if hint > 0 else OTHER_NAME_WEIGHT)
 
 

@@ -1,0 +1,1 @@
+../modeling/track_names_melody_vae.py
