@@ -57,17 +57,17 @@ quality: install  ## lint, format, types, and whether documents say what results
 	$(RUN)ruff check .
 	$(RUN)ruff format --check .
 	$(RUN)pyright
-	$(RUN)python -m evaluation.report --check
+	$(RUN)python -m documents.report --check
 	$(RUN)python -m dataset_script.card --report results/dataset.json --output dataset_script/README.md --check
 	$(RUN)python -m publishing.release --check --output $(RELEASE)
 
 report: install  ## write the numbers and pictures of results/ into the documents
-	$(RUN)python -m evaluation.report
+	$(RUN)python -m documents.report
 	$(RUN)python -m dataset_script.card --report results/dataset.json --output dataset_script/README.md
 	$(RUN)python -m publishing.release --card --output $(RELEASE)
 
 figures: install  ## draw what results/ holds into results/figures
-	$(RUN)python -m evaluation.figures results/*.json --output results/figures
+	$(RUN)python -m documents.figures results/*.json --output results/figures
 
 LAKH ?= ../shared/data/lmd_full_subset.tar.gz
 METADATA ?= ../shared/data/lmd_metadata.csv

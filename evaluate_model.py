@@ -20,22 +20,22 @@ from transformers import AutoModel, AutoProcessor
 
 from benchmarks.near_duplicates import InputError, measure_leak
 from command import UserError, check_output, machine, run_command, write_json
-from evaluation.bits_per_note.bits_per_note import bits_per_note
 from evaluation.held_out import BARS, STEPS, choose_windows, windows_by_meter
 from evaluation.intervals import ratio_interval
 from evaluation.latent_space import LatentSpace
 from evaluation.ngram import NgramModel
-from evaluation.note_f1.note_f1 import note_f1
-from evaluation.originality.__main__ import index_split
-from evaluation.originality.originality_index import OriginalityIndex
-from evaluation.perplexity.perplexity import perplexity
+from evaluation.originality import index_split
 from evaluation.reconstruction import FEWEST_IN_GROUP, Line, by_group, compare, density_groups, summary
 from evaluation.sample_quality import MelodySet, copied, distributions, quality
-from evaluation.step_accuracy.step_accuracy import step_accuracy
+from metrics.bits_per_note.bits_per_note import bits_per_note
+from metrics.note_f1.note_f1 import note_f1
+from metrics.originality.originality_index import OriginalityIndex
+from metrics.perplexity.perplexity import perplexity
+from metrics.step_accuracy.step_accuracy import step_accuracy
 from modeling.melody_line_melody_vae import steps_per_bar
 from modeling.modeling_melody_vae import reconstruction_nats
 from training.models import load_pretrained
-from training.record import LOG_NAME
+from training.run_logger import LOG_NAME
 from training.validation import ACTIVE_UNIT_VARIANCE, nats_without_latent
 
 STEPS_PER_BAR = STEPS // BARS

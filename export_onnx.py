@@ -25,7 +25,7 @@ from transformers.cache_utils import DynamicCache
 from command import UserError, first_line, run_command
 from generate import check, load_model
 
-RUNTIME = Path(__file__).with_name("onnx_melody_vae.py")
+RUNTIME = Path(__file__).parent / "publishing" / "onnx" / "onnx_melody_vae.py"
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 20
 BATCH, LENGTH, PAST = 3, 5, 7  # of the example that the graphs are traced with; each of them stays free
@@ -226,7 +226,7 @@ def compare(model: Any, folder: Path) -> int:
     Raises:
         UserError: If the two differ.
     """
-    from onnx_melody_vae import OnnxMelodyVAE
+    from publishing.onnx.onnx_melody_vae import OnnxMelodyVAE
 
     size, bars = model.config.latent_size, model.config.max_bars
     latent = torch.randn(1, size, generator=torch.Generator().manual_seed(0)) if size else None

@@ -186,7 +186,7 @@ class Studio:
         """Say and print what melodies of the model have in common with training melodies, where --check_originality."""
         if self.originality is None:
             return list(items)
-        from evaluation.originality.originality_index import describe
+        from metrics.originality.originality_index import describe
 
         told = []
         for item, line in zip(items, self.processor.to_lines(batch), strict=True):
@@ -213,7 +213,7 @@ def load_originality(path: str):
     Raises:
         UserError: If there is none.
     """
-    from evaluation.originality.originality_index import OriginalityIndex
+    from metrics.originality.originality_index import OriginalityIndex
 
     try:
         return OriginalityIndex.load(path)

@@ -1,7 +1,7 @@
 """Train a melody VAE: `accelerate launch train.py --dataset DIR --output_dir OUT`.
 
-The rooms of `training/` hold what each step needs: data, batches and feeds; schedules, objective and averaging;
-validation and checkpoints; watching and the report. This file says in which order.
+The rooms of `training/` hold what each step needs: data, batches and loaders; schedules, objective and averaging;
+validation and checkpoints; monitoring and the report. This file says in which order.
 """
 
 import argparse
@@ -52,7 +52,7 @@ from training.data import (
     words_of,
     write_words,
 )
-from training.feeds import StreamFeed, WindowFeed
+from training.loaders import StreamLoader, WindowLoader
 from training.models import (
     build_model,
     collator_for,
@@ -60,14 +60,14 @@ from training.models import (
     load_tokenizing_processor,
     save_processors,
 )
+from training.monitoring import Means, Rates, Stopwatch, start_trackers, trackers_of
 from training.objective import training_loss
 from training.optimizers import build_optimizer
 from training.options import MUSIC_VAE, parse_args
 from training.own_midi import build_own, is_midi
-from training.record import LOG_NAME, Record
+from training.run_logger import LOG_NAME, RunLogger
 from training.schedules import curriculum_pacing, kl_weight_at, learning_rate_schedule
 from training.validation import ACTIVE_UNIT_VARIANCE, is_time_to_stop
-from training.watching import Means, Rates, Stopwatch, start_trackers, trackers_of
 
 __all__ = [  # what other commands take from here
     "ACTIVE_UNIT_VARIANCE",
@@ -124,7 +124,7 @@ def start_accelerator(args: argparse.Namespace) -> Accelerator:
 
 def get_dataloaders(
     args: argparse.Namespace, accelerator: Accelerator, pretrained: str | None
-) -> tuple[MelodyProcessor, WindowFeed | StreamFeed, DataLoader]:
+) -> tuple[MelodyProcessor, WindowLoader | StreamLoader, DataLoader]:
     """Load the data, load the tokenizer (from `pretrained`) or train it, and build what training and validation read.
 
     The main process goes first; the others find its caches filled, and its tokenizer in the output folder.
@@ -181,7 +181,7 @@ def get_dataloaders(
     if workers:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are processes, and each has one core
     if args.streaming:
-        feed = StreamFeed(
+        loader = StreamLoader(
             stream,
             collator,
             accelerator.process_index,
@@ -195,7 +195,7 @@ def get_dataloaders(
             **windows,
         )
     else:
-        feed = WindowFeed(MelodyWindows(lines), batches, collator, accelerator.process_index, workers)
+        loader = WindowLoader(MelodyWindows(lines), batches, collator, accelerator.process_index, workers)
     texts = evaluation_windows(unseen, processor.max_bars, args.max_eval_samples, None if args.streaming else args.seed)
     eval_loader = DataLoader(
         texts,  # pyright: ignore[reportArgumentType] - a list is a data set
@@ -203,7 +203,7 @@ def get_dataloaders(
         collate_fn=collator,
         generator=torch.Generator(),  # else each pass draws from the global random state
     )
-    return processor, feed, eval_loader
+    return processor, loader, eval_loader
 
 
 def read_ahead(rows: Iterable[dict], args: argparse.Namespace) -> datasets.Dataset:
@@ -263,7 +263,7 @@ def fit(args: argparse.Namespace, accelerator: Accelerator, checkpoint: Path | N
     set_seed(args.seed, device_specific=False)
 
     pretrained = str(checkpoint.parent) if checkpoint else args.init_from
-    processor, feed, eval_loader = get_dataloaders(args, accelerator, pretrained)
+    processor, loader, eval_loader = get_dataloaders(args, accelerator, pretrained)
     model = build_model(args, processor)
     adapted = add_adapters(model, args.lora_rank) if args.lora_rank else None
     if args.gradient_checkpointing:
@@ -292,20 +292,20 @@ def fit(args: argparse.Namespace, accelerator: Accelerator, checkpoint: Path | N
             raise UserError(
                 f"{checkpoint}: a checkpoint of another model; resume with the options it began with"
             ) from error
-        feed.position = position_in(state, accelerator.process_index, accelerator.num_processes)
+        loader.position = position_in(state, accelerator.process_index, accelerator.num_processes)
         if accelerator.is_main_process:
             restore_kept_weights(checkpoint, output_dir)
     start_trackers(accelerator, args)
     accelerator.print(
-        f"{feed.description}, vocabulary {len(processor.tokenizer)}, {whole.num_parameters() / 1e6:.1f} M parameters"
+        f"{loader.description}, vocabulary {len(processor.tokenizer)}, {whole.num_parameters() / 1e6:.1f} M parameters"
         f"{f', {whole.num_parameters(only_trainable=True) / 1e6:.2f} M of them trained' if adapted else ''}, "
         f"{accelerator.num_processes} process(es) on {accelerator.device.type}, {accelerator.mixed_precision} precision"
     )
 
     shipped = processor_for(args.model_type, processor)
-    record = Record(args, accelerator, model, adapted, shipped, eval_loader, average, state)
-    train(args, accelerator, model, optimizer, scheduler, average, feed, state, record)
-    record.finish()
+    run_logger = RunLogger(args, accelerator, model, adapted, shipped, eval_loader, average, state)
+    train(args, accelerator, model, optimizer, scheduler, average, loader, state, run_logger)
+    run_logger.finish()
     accelerator.end_training()
 
 
@@ -316,9 +316,9 @@ def train(
     optimizer: torch.optim.Optimizer,
     scheduler: LambdaLR,
     average: AveragedWeights,
-    feed: WindowFeed | StreamFeed,
+    loader: WindowLoader | StreamLoader,
     state: TrainingState,
-    record: Record,
+    run_logger: RunLogger,
 ) -> None:
     """Take steps from where `state` stands to the last, or until validation has stopped to improve."""
     progress = tqdm(
@@ -329,16 +329,16 @@ def train(
         smoothing=0.05,
     )
     stopwatch, means, is_stopped = Stopwatch(state.seconds), Means(), False
-    logging_rates, evaluation_rates = (Rates(stopwatch, record.melodies_seen) for _ in range(2))
+    logging_rates, evaluation_rates = (Rates(stopwatch, run_logger.melodies_seen) for _ in range(2))
     kl_weight_of_model = accelerator.unwrap_model(model).config.kl_weight
     model.train()
-    for batch in stopwatch.watch(feed) if state.step < args.max_train_steps else ():
+    for batch in stopwatch.watch(loader) if state.step < args.max_train_steps else ():
         batch = send_to_device(batch, accelerator.device, non_blocking=True)
         batch.pop("num_notes")
         kl_weight = kl_weight_at(state.step, kl_weight_of_model, args.kl_warmup_steps)
         with accelerator.accumulate(model):
-            output = model(**batch, kl_weight=kl_weight, tokens_per_melody=feed.tokens_per_window)
-            loss = training_loss(output, batch["labels"], feed.tokens_per_window, args.label_smoothing)
+            output = model(**batch, kl_weight=kl_weight, tokens_per_melody=loader.tokens_per_window)
+            loss = training_loss(output, batch["labels"], loader.tokens_per_window, args.label_smoothing)
             accelerator.backward(loss)
             means.add(loss=loss, reconstruction_nats=output.reconstruction_nats, kl_nats=output.kl_nats)
             if accelerator.sync_gradients:
@@ -353,7 +353,7 @@ def train(
         progress.update()
         schedule = {"learning_rate": scheduler.get_last_lr()[0], "kl_weight": kl_weight}
         if state.step % args.logging_steps == 0:
-            rates = logging_rates.take(record.melodies_seen)
+            rates = logging_rates.take(run_logger.melodies_seen)
             figures = means.take() | schedule | {"grad_norm": float(grad_norm)} | rates
             progress.set_postfix(loss=f"{figures['loss']:.3f}", kl=f"{figures.get('kl_nats', 0):.0f}")
             accelerator.log({f"train/{name}": value for name, value in figures.items()}, step=state.step)
@@ -362,20 +362,20 @@ def train(
             state.seconds = stopwatch.training
             entry = {
                 "step": state.step,
-                "melodies": record.melodies_seen,
+                "melodies": run_logger.melodies_seen,
                 "train_loss": loss.item(),
                 "grad_norm": float(grad_norm),
                 **schedule,
-                **evaluation_rates.take(record.melodies_seen),
+                **evaluation_rates.take(run_logger.melodies_seen),
             }
             with stopwatch.paused():
-                for line in record.evaluate(entry):
+                for line in run_logger.evaluate(entry):
                     accelerator.print(line) if progress.disable else progress.write(line)
             is_stopped = is_time_to_stop(state.history, args.early_stopping_patience)
         if state.step % args.checkpointing_steps == 0:
             state.seconds = stopwatch.training
             with stopwatch.paused():
-                save_checkpoint(accelerator, state, feed.position, record.output_dir, args.save_total_limit)
+                save_checkpoint(accelerator, state, loader.position, run_logger.output_dir, args.save_total_limit)
         if is_last or is_stopped:
             break
     state.seconds = stopwatch.training

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from evaluation.bits_per_note.bits_per_note import bits_per_note
+from metrics.bits_per_note.bits_per_note import bits_per_note
 from modeling.modeling_melody_vae import reconstruction_nats
 
 

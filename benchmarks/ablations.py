@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from command import UserError, machine, run_command, write_json
-from training.record import LOG_NAME
+from training.run_logger import LOG_NAME
 
 ROOT = Path(__file__).parents[1]
 OVERRIDES = "--config_overrides"

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from benchmarks.ablations import OVERRIDES, ROOT, options_of, parse_options, train, varied
 from command import UserError, machine, run_command, write_json
-from evaluation.report_blocks import budget
+from documents.blocks import budget
 
 OBJECTIVE = "kl_weight=0.2,free_bits=256"  # MusicVAE's for 16 bars, for both VAEs
 SHAPES = {

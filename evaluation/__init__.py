@@ -1,1 +1,1 @@
-"""Metrics of melodies: pure functions, each in a folder that `evaluate.load` reads as well."""
+"""What measures a model: likelihood, reconstruction, latent space, samples, operations, listening."""

@@ -9,8 +9,8 @@ import torch
 from scipy.stats import spearmanr
 from tqdm.auto import tqdm
 
-from evaluation.note_f1.note_f1 import note_f1
 from evaluation.reconstruction import Line, fit_to_grid
+from metrics.note_f1.note_f1 import note_f1
 from modeling.generation_melody_vae import slerp
 from modeling.melody_line_melody_vae import steps_per_bar
 

@@ -28,13 +28,13 @@ from transformers import AutoModel, AutoProcessor
 
 from command import UserError, machine, run_command, write_json
 from dataset_script.windows import section_notes
-from evaluation.attributes import control, encode_lines
+from evaluation.attribute_control import control, encode_lines
 from evaluation.held_out import BARS, choose_windows
 from modeling.melody_line_melody_vae import key_of, measure, steps_per_bar, tempo_class
 from modeling.processing_melody_vae import FIRST_CHARACTER, WORD_PREFIX
 from training.data import load_lines
 from training.models import load_pretrained
-from training.record import LOG_NAME
+from training.run_logger import LOG_NAME
 
 AT_ONCE = 64
 SIMILARITIES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from evaluation.intervals import ratio_interval
-from evaluation.note_bleu.note_bleu import note_bleu
-from evaluation.note_f1.note_f1 import note_f1
-from evaluation.step_accuracy.step_accuracy import step_accuracy
+from metrics.note_bleu.note_bleu import note_bleu
+from metrics.note_f1.note_f1 import note_f1
+from metrics.step_accuracy.step_accuracy import step_accuracy
 from modeling.melody_line_melody_vae import steps_per_bar
 
 FEWEST_IN_GROUP = 8  # melodies; a smaller group says nothing

@@ -9,11 +9,11 @@ from tqdm.auto import tqdm
 
 from evaluation.form import FEATURES, PARTS, form_features
 from evaluation.intervals import ratio_interval
-from evaluation.melody_statistics.melody_statistics import feature_vectors, melody_statistics
-from evaluation.originality.originality_index import OriginalityIndex
-from evaluation.overlapped_area.overlapped_area import interval_of, overlapped_area
 from evaluation.reconstruction import Line, fit_to_grid
-from evaluation.two_sample_auc.two_sample_auc import two_sample_auc
+from metrics.melody_statistics.melody_statistics import feature_vectors, melody_statistics
+from metrics.originality.originality_index import OriginalityIndex
+from metrics.overlapped_area.overlapped_area import interval_of, overlapped_area
+from metrics.two_sample_auc.two_sample_auc import two_sample_auc
 
 FOLDS = 5
 FEWEST_FOR_INTERVAL = 6

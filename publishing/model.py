@@ -10,8 +10,8 @@ from typing import Any
 import export_onnx
 import generate
 from command import UserError, first_line
+from documents import model_card
 from generate import load_model
-from publishing import model_card
 from publishing.hub import digest
 from publishing.staging import files_below, keep
 
@@ -82,9 +82,9 @@ def write_samples(folder: Path, name: str, output: Path) -> None:
 
 def metric_files() -> dict[str, Path]:
     """Map the `evaluate` modules and their cards by their paths in the repository."""
-    folders = [file.parent for file in sorted((ROOT / "evaluation").glob("*/README.md"))]
+    folders = [file.parent for file in sorted((ROOT / "metrics").glob("*/README.md"))]
     modules = [folder for folder in folders if (folder / f"{folder.name}.py").is_file()]
-    return {path: file for each in modules for path, file in files_below(each, f"evaluation/{each.name}/").items()}
+    return {path: file for each in modules for path, file in files_below(each, f"metrics/{each.name}/").items()}
 
 
 def read_log(file: Path) -> Mapping[str, Any] | None:

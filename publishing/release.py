@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from command import UserError, run_command
+from documents import model_card
 from generate import load_model
-from publishing import model_card
 from publishing.hub import describe_size
 from publishing.model import ROOT, check_folder, describe, write_samples
 

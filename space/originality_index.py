@@ -1,1 +1,1 @@
-../evaluation/originality/originality_index.py
+../metrics/originality/originality_index.py

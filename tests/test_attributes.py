@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset_script import features
-from evaluation import attributes, operations
+from evaluation import attribute_control, operations
 from modeling import MelodyVAEModel
 from modeling import melody_line_melody_vae as measured
 from modeling.modeling_melody_vae import MelodyVAEPosterior
@@ -88,11 +88,11 @@ def test_a_probe_finds_what_is_linear_and_only_that():
     truth = torch.randn(13, 1, generator=random, dtype=torch.double)
     noise = torch.randn(3, 701, 1, generator=random, dtype=torch.double)
     values = torch.cat([latents @ truth + 5, noise, latents @ truth + noise * truth.norm()], dim=-1)
-    explained = attributes.probe(*zip(latents, values, strict=True))
+    explained = attribute_control.probe(*zip(latents, values, strict=True))
     assert explained[0] > 0.999
     assert -0.05 < explained[1] < 0.05
     assert 0.4 < explained[2] < 0.6  # half of the variance is noise
-    weights, bias = attributes.ridge_regression(latents[0], values[0][:, :1], 1e-9)
+    weights, bias = attribute_control.ridge_regression(latents[0], values[0][:, :1], 1e-9)
     torch.testing.assert_close(weights, truth, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(bias, torch.tensor([5.0], dtype=torch.double), atol=1e-6, rtol=1e-6)
 
@@ -173,15 +173,15 @@ def test_a_shift_of_an_unknown_attribute_is_refused(model):
 
 
 def test_responses_are_differences_in_standard_deviations(model, monkeypatch):
-    monkeypatch.setattr(attributes, "BARS", 2)
+    monkeypatch.setattr(attribute_control, "BARS", 2)
     latents = torch.randn(3, model.config.latent_size, generator=torch.Generator().manual_seed(4))
-    moved = attributes.responses(model, latents, 1.0)
+    moved = attribute_control.responses(model, latents, 1.0)
     assert moved.shape == (2, 3, 2)
-    assert torch.equal(attributes.responses(model, latents, 0.0), torch.zeros(2, 3, 2))
+    assert torch.equal(attribute_control.responses(model, latents, 0.0), torch.zeros(2, 3, 2))
 
 
 def test_a_wrong_model_is_one_line(capsys):
-    assert attributes.main(["--model", "nowhere/at-all", "--dataset", "nowhere"]) == 2
+    assert attribute_control.main(["--model", "nowhere/at-all", "--dataset", "nowhere"]) == 2
     assert "nowhere/at-all" in capsys.readouterr().err
     assert sys.exc_info()[0] is None
 

@@ -31,8 +31,8 @@ from baselines.likelihood import measure_bits_per_note, melody_nats
 from baselines.modeling_music_vae import StepEncoder
 from baselines.processing_music_vae import NUM_CLASSES, PADDING, START, steps_to_line, texts_to_steps
 from baselines.recurrence import Recurrence, RecurrentCache
-from evaluation.bits_per_note.bits_per_note import bits_per_note
-from evaluation.step_accuracy.step_accuracy import step_classes
+from metrics.bits_per_note.bits_per_note import bits_per_note
+from metrics.step_accuracy.step_accuracy import step_classes
 from modeling import MelodyProcessor
 from modeling.cache_melody_vae import CACHE_NAME
 from modeling.modeling_melody_vae import NATS_PER_BIT, reconstruction_nats

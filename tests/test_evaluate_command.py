@@ -10,8 +10,8 @@ from test_train import arguments, dataset, run, trained  # noqa: F401 (fixtures)
 
 import evaluate_model
 import generate
-from evaluation import compare, figures, report_blocks
-from evaluation.originality.originality_index import OriginalityIndex
+from documents import blocks, compare, figures
+from metrics.originality.originality_index import OriginalityIndex
 from rendering import piano_roll
 from rendering.distributions import draw_distributions
 
@@ -152,12 +152,12 @@ def test_older_results_are_still_read():
 
 
 def test_blocks(results, tmp_path):
-    assert "Not measured yet" in report_blocks.release(tmp_path)
-    assert "Not measured yet" in report_blocks.baselines(tmp_path)
-    assert "Not measured yet" in report_blocks.ablations(tmp_path)
-    assert "has not been measured" in report_blocks.originality_index(tmp_path)
+    assert "Not measured yet" in blocks.release(tmp_path)
+    assert "Not measured yet" in blocks.baselines(tmp_path)
+    assert "Not measured yet" in blocks.ablations(tmp_path)
+    assert "has not been measured" in blocks.originality_index(tmp_path)
     (tmp_path / "release.json").write_text(results.read_text(encoding="utf-8"), encoding="utf-8")
-    told = report_blocks.release(tmp_path)
+    told = blocks.release(tmp_path)
     assert "`results/release.json`" in told
     assert told.count("\n|") > 20
 

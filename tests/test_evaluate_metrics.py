@@ -15,20 +15,20 @@ from sklearn.metrics import roc_auc_score
 
 from evaluation import operations
 from evaluation.intervals import ratio_interval
-from evaluation.melody_statistics import melody_statistics as statistics_file
-from evaluation.melody_statistics.melody_statistics import feature_vectors, melody_statistics, statistics_of
-from evaluation.note_bleu import note_bleu as bleu_file
-from evaluation.note_bleu.note_bleu import note_bleu, note_words
-from evaluation.originality import originality as originality_file
-from evaluation.overlapped_area.overlapped_area import (
+from metrics.melody_statistics import melody_statistics as statistics_file
+from metrics.melody_statistics.melody_statistics import feature_vectors, melody_statistics, statistics_of
+from metrics.note_bleu import note_bleu as bleu_file
+from metrics.note_bleu.note_bleu import note_bleu, note_words
+from metrics.originality import originality as originality_file
+from metrics.overlapped_area.overlapped_area import (
     compare_distances,
     interval_of,
     overlapped_area,
     scott_bandwidth,
 )
-from evaluation.perplexity.perplexity import perplexity
-from evaluation.step_accuracy import step_accuracy as step_accuracy_file
-from evaluation.two_sample_auc.two_sample_auc import area_under_curve, two_sample_auc
+from metrics.perplexity.perplexity import perplexity
+from metrics.step_accuracy import step_accuracy as step_accuracy_file
+from metrics.two_sample_auc.two_sample_auc import area_under_curve, two_sample_auc
 from modeling import melody_line_melody_vae as attributes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -326,7 +326,7 @@ class TestEvaluateLoad:
     def test_card_example_runs_and_shows_what_it_prints(self, name, tmp_path, monkeypatch):
         monkeypatch.chdir(ROOT)
         monkeypatch.setattr(evaluate, "load", lambda path, load=evaluate.load: load(path, cache_dir=str(tmp_path)))
-        card = (ROOT / "evaluation" / name / "README.md").read_text(encoding="utf-8")
+        card = (ROOT / "metrics" / name / "README.md").read_text(encoding="utf-8")
         code, shown = re.search(r"```python\nimport evaluate\n(.*?)# (.*?)\n```", card, re.DOTALL).groups()
         *setup, call = code.strip().splitlines()
         scope = {"evaluate": evaluate}

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from evaluate_model import STEPS, log_normal, opening, temper
 from evaluation.latent_space import LatentSpace, average, bars_of, describe_path, distance, mixed_path
 from evaluation.ngram import NgramModel
-from evaluation.originality.originality_index import OriginalityIndex
 from evaluation.reconstruction import by_group, compare, density_groups, fit_to_grid, summary
 from evaluation.sample_quality import MelodySet, quality
+from metrics.originality.originality_index import OriginalityIndex
 from modeling.modeling_melody_vae import MelodyVAEPosterior
 
 V = 7

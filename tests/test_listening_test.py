@@ -12,7 +12,7 @@ from test_generate import LINES, save_model
 from test_generate import small_pictures as small_pictures  # a fixture
 
 from command import UserError
-from evaluation import listening_test
+from evaluation import listening_study
 from evaluation.listening_analysis import (
     Votes,
     analyse,
@@ -24,7 +24,7 @@ from evaluation.listening_analysis import (
     ranks,
     simulate,
 )
-from evaluation.listening_test import (
+from evaluation.listening_study import (
     PREFERENCES,
     Ballot,
     make_trials,
@@ -162,7 +162,7 @@ class TestPromises:
 class TestStudy:
     @pytest.fixture
     def study(self, tmp_path):
-        melodies = {system: [listening_test.fit(LINES[number]) for number in range(6)] for system in SYSTEMS}
+        melodies = {system: [listening_study.fit(LINES[number]) for number in range(6)] for system in SYSTEMS}
         write_study(tmp_path / "study", melodies, make_trials(melodies, 2, 0), seed=0)
         return tmp_path / "study"
 
@@ -199,7 +199,7 @@ class TestStudy:
             write_study(study, {}, [], 0)
 
     def test_votes_come_back_whichever_side_was_left(self, study, tmp_path):
-        trials = listening_test.read_trials(study)
+        trials = listening_study.read_trials(study)
         key = json.loads((study / "key.json").read_text(encoding="utf-8"))["trials"]
         for voter in ("one", "two"):
             for trial in order_for(trials, voter):
@@ -220,17 +220,17 @@ class TestStudy:
         assert analyse(rows)["bradley_terry"][0]["system"] == "test set"
 
     def test_orders_differ_between_voters(self, study):
-        trials = listening_test.read_trials(study)
+        trials = listening_study.read_trials(study)
         orders = [[trial["trial"] for trial in order_for(trials, str(voter))] for voter in range(9)]
         assert all(sorted(order) == list(range(6)) for order in orders)
         assert len({tuple(order) for order in orders}) > 5
 
     def test_analyse_command(self, study, capsys):
-        trials, generator = listening_test.read_trials(study), random.Random(0)
+        trials, generator = listening_study.read_trials(study), random.Random(0)
         for voter in range(3):
             for trial in order_for(trials, str(voter)):
                 record(study / "votes.jsonl", str(voter), trial, generator.choice(list(PREFERENCES)), 3.0)
-        assert listening_test.main(["analyse", "--study", str(study)]) == 0
+        assert listening_study.main(["analyse", "--study", str(study)]) == 0
         assert "18 votes of 3 voters" in capsys.readouterr().out
         results = json.loads((study / "results.json").read_text(encoding="utf-8"))
         assert {row["system"] for row in results["bradley_terry"]} == set(SYSTEMS)
@@ -273,7 +273,7 @@ class TestStudy:
             (["prepare", "--models", "a=x", "--dataset", "x", "--output", str(study)], "a study is there already"),
         ]
         for argv, message in cases:
-            assert listening_test.main(argv) == 2, argv
+            assert listening_study.main(argv) == 2, argv
             error = capsys.readouterr().err.strip().splitlines()[-1]
             assert error.startswith("error: ")
             assert message in error
@@ -303,7 +303,7 @@ def test_prepare_samples_from_models(tmp_path, capsys):
         model.save_pretrained(folder)
         models.append(f"{name}={folder}")
     argv = ["prepare", "--models", *models, "--dataset", str(tmp_path / "data"), "--output", str(tmp_path / "study")]
-    assert listening_test.main([*argv, "--pairs", "2"]) == 0
+    assert listening_study.main([*argv, "--pairs", "2"]) == 0
     assert "6 trials between test set, vae, mt" in capsys.readouterr().out
     assert len(list((tmp_path / "study" / "page").glob("*.wav"))) == 12
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.bits_per_note.bits_per_note import bits_per_note
-from evaluation.note_f1 import note_f1 as note_f1_file
-from evaluation.note_f1.note_f1 import note_f1
-from evaluation.step_accuracy import step_accuracy as step_accuracy_file
-from evaluation.step_accuracy.step_accuracy import step_accuracy, step_classes
+from metrics.bits_per_note.bits_per_note import bits_per_note
+from metrics.note_f1 import note_f1 as note_f1_file
+from metrics.note_f1.note_f1 import note_f1
+from metrics.step_accuracy import step_accuracy as step_accuracy_file
+from metrics.step_accuracy.step_accuracy import step_accuracy, step_classes
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 11
@@ -263,7 +263,7 @@ class TestEvaluateLoad:
     @pytest.fixture
     def load(self, tmp_path, monkeypatch):
         monkeypatch.chdir(ROOT)
-        return lambda name: evaluate.load(f"evaluation/{name}", cache_dir=str(tmp_path))
+        return lambda name: evaluate.load(f"metrics/{name}", cache_dir=str(tmp_path))
 
     @pytest.mark.parametrize(("name", "function"), [("step_accuracy", step_accuracy), ("note_f1", note_f1)])
     def test_melody_metrics(self, load, name, function):
@@ -290,7 +290,7 @@ class TestEvaluateLoad:
 
     @pytest.mark.parametrize("name", ["step_accuracy", "note_f1", "bits_per_note"])
     def test_card_example_runs_and_shows_what_it_prints(self, load, name):
-        card = (ROOT / "evaluation" / name / "README.md").read_text(encoding="utf-8")
+        card = (ROOT / "metrics" / name / "README.md").read_text(encoding="utf-8")
         code, shown = re.search(r"```python\nimport evaluate\n(.*?)(# .*?)\n```", card, re.DOTALL).groups()
         *setup, call = code.strip().splitlines()
         scope = {"evaluate": evaluate}

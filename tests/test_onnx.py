@@ -17,7 +17,7 @@ from command import UserError
 from generate import load_model
 from modeling import MelodyProcessor, MelodyVAEModel
 from modeling.processing_melody_vae import line_to_words
-from onnx_melody_vae import OnnxMelodyVAE
+from publishing.onnx.onnx_melody_vae import OnnxMelodyVAE
 
 Z, N = 14, 7
 PITCHES = [60, 62, 64, 65, 67, 69, 71, 72]
@@ -140,7 +140,7 @@ ALONE = """
 import sys
 sys.modules["torch"] = sys.modules["transformers"] = None
 import numpy as np
-from onnx_melody_vae import OnnxMelodyVAE
+from publishing.onnx.onnx_melody_vae import OnnxMelodyVAE
 model = OnnxMelodyVAE(".", threads=1)
 print(model.generate(np.array([eval(sys.argv[1])]), bars=2).tolist())
 """

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from evaluation.originality import __main__ as command
-from evaluation.originality.originality import originality, spans
-from evaluation.originality.originality_index import (
+from evaluation import originality as command
+from metrics.originality.originality import originality, spans
+from metrics.originality.originality_index import (
     DEPTH,
     FEWEST_NOTES,
     OriginalityIndex,

@@ -28,12 +28,13 @@ from transformers import AutoModel
 import publish
 from dataset_script import build
 from dataset_script.windows import windows
-from evaluation.note_f1.note_f1 import note_f1
+from documents import model_card
+from metrics.note_f1.note_f1 import note_f1
 from modeling import MelodyProcessor, MelodyVAEModel
 from modeling.processing_melody_vae import line_to_words
 from publishing import hub as publishing_hub
 from publishing import model as publishing_model
-from publishing import model_card, release
+from publishing import release
 from publishing.hub import describe_size
 
 ROOT = Path(__file__).parents[1]
@@ -375,7 +376,7 @@ def test_each_repository_has_all_of_its_files_in_one_commit(published, trained, 
     for file in trained.iterdir():
         if file.is_file():
             assert files[file.name] == file.read_bytes()
-    for pattern in ("onnx/decoder.onnx", "samples/*.mid", "samples/*.mp3", "samples/*.png", "evaluation/note_f1/*.py"):
+    for pattern in ("onnx/decoder.onnx", "samples/*.mid", "samples/*.mp3", "samples/*.png", "metrics/note_f1/*.py"):
         assert any(Path(path).match(pattern) for path in files), pattern
     assert not any(path.startswith("step_") for path in files)
     traces = [path for path, content in files.items() if str(ROOT).encode() in content]
@@ -443,11 +444,11 @@ for config in ("lines", "16bar"):
     stream = load_dataset(data, config, streaming=True)
     assert {split: list(rows) for split, rows in stream.items()} == expected[config]
 assert load_dataset(data)["train"].to_list() == expected["lines"]["train"]
-folder = snapshot_download(name, allow_patterns="evaluation/*")
-for metric in sorted(Path(folder, "evaluation").iterdir()):
+folder = snapshot_download(name, allow_patterns="metrics/*")
+for metric in sorted(Path(folder, "metrics").iterdir()):
     evaluate.load(str(metric))
 predictions, references = expected["notes"][:2], expected["notes"][1:]
-told = evaluate.load(f"{folder}/evaluation/note_f1").compute(predictions=predictions, references=references)
+told = evaluate.load(f"{folder}/metrics/note_f1").compute(predictions=predictions, references=references)
 assert told == expected["note_f1"], told
 """
 
@@ -488,7 +489,7 @@ def test_every_block_of_the_cards_runs(published, tmp_path):
     check = (
         "\nassert metric.compute(predictions=[{'pitch': [60], 'start': [0], 'duration': [4]}], "
         "references=[{'pitch': [60], 'start': [0], 'duration': [2]}])['f1'] == 1.0\n"
-        "for name in ('bits_per_note', 'step_accuracy'):\n    evaluate.load(f'{folder}/evaluation/{name}')\n"
+        "for name in ('bits_per_note', 'step_accuracy'):\n    evaluate.load(f'{folder}/metrics/{name}')\n"
         "assert len(path) == 7 and (latent.shape, len(asked)) == ((2, 32), 2)\n"
     )
     (tmp_path / "quickstart.py").write_text("\n".join(first) + check, encoding="utf-8")

@@ -11,7 +11,8 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from huggingface_hub.repocard_data import EvalResult
 
 from command import UserError
-from publishing import dataset, model_card
+from documents import model_card
+from publishing import dataset
 
 ROOT = Path(__file__).parents[1]
 NAME = "tester/melody"

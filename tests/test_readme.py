@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dataset_script.tunes import embedded_scores
-from evaluation import report
+from documents import report
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -41,7 +41,7 @@ def test_the_tree_names_every_room():
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout
     top_level = {path.split("/")[0] for path in listed.splitlines()}
     housekeeping = {".ci", ".gitignore", "README.md", "LICENSE", "CITATION.cff", "CHANGELOG.md"}
-    assert top_level - housekeeping == set(report.ROOMS)
+    assert top_level - housekeeping == set(report.TOP_LEVEL)
 
 
 def test_links_lead_somewhere():

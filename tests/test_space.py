@@ -433,7 +433,7 @@ def test_absurd_changes_are_refused(actions):
 
 
 def test_originality_is_told_where_there_is_an_index(actions, monkeypatch):
-    made, own = ROOT / "evaluation/originality/originality_index.py", ROOT / "space/originality_index.py"
+    made, own = ROOT / "metrics/originality/originality_index.py", ROOT / "space/originality_index.py"
     assert own.read_text(encoding="utf-8") == made.read_text(encoding="utf-8"), f"copy {made} to {own}"
     assert actions.index is None
     assert "originality" not in actions.make(count=1, bars=4, seed=1)[0]

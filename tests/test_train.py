@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoProcessor
 import evaluate_model
 import train
 from modeling.processing_melody_vae import MAX_PITCH, MIN_PITCH, line_to_words
-from training import record
+from training import run_logger
 from training.data import count_notes
 
 ROOT = Path(__file__).parents[1]
@@ -63,7 +63,7 @@ def run(arguments: list[str], *, report: bool = False) -> None:
     GradientState._reset_state()
     with pytest.MonkeyPatch.context() as patch:
         if not report:
-            patch.setattr(record, "write_report", lambda *_: None)
+            patch.setattr(run_logger, "write_report", lambda *_: None)
         train.training_function(train.parse_args(arguments))
 
 

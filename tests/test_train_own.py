@@ -19,8 +19,8 @@ import train
 from command import UserError
 from modeling.processing_melody_vae import line_to_score
 from tests.test_train import TINY, arguments, dataset, melody, run, trained  # noqa: F401 - two of them are fixtures
-from training import models, own_midi, record, report, soup
-from training.watching import Means, Rates, Stopwatch, trackers_of
+from training import average_models, models, own_midi, report, run_logger
+from training.monitoring import Means, Rates, Stopwatch, trackers_of
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("without_histograms")
@@ -149,7 +149,7 @@ def test_a_mean_of_models(dataset, trained, tmp_path, capsys):  # noqa: F811
     further = arguments(dataset, tmp_path / "further", "--init_from", str(trained), "--config_overrides", overrides)
     run([*further, "--max_train_steps", "2", "--learning_rate", "0.05"])
     argv = ["--models", str(trained), str(tmp_path / "further"), "--output_dir", str(tmp_path / "mean")]
-    assert soup.main(argv) == 0
+    assert average_models.main(argv) == 0
     begun, ended = load_file(trained / "model.safetensors"), load_file(tmp_path / "further" / "model.safetensors")
     for name, weight in load_file(tmp_path / "mean" / "model.safetensors").items():
         if name in begun and begun[name].shape == ended[name].shape and weight.is_floating_point():
@@ -162,11 +162,11 @@ def test_a_mean_of_models(dataset, trained, tmp_path, capsys):  # noqa: F811
     assert log["arguments"]["max_train_steps"] == 2
     assert log["mean_of"] == [str(trained), str(tmp_path / "further")]
 
-    assert soup.main(argv) == 2
+    assert average_models.main(argv) == 2
     assert "is there already" in capsys.readouterr().err
     run(arguments(dataset, tmp_path / "other", "--vocab_size", "280", "--max_train_steps", "1"))
     argv = ["--models", str(tmp_path / "other"), str(trained), "--output_dir", str(tmp_path / "new")]
-    assert soup.main(argv) == 2
+    assert average_models.main(argv) == 2
     assert "not like those of" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
@@ -271,8 +271,8 @@ def test_means_of_steps():
 
 
 def test_a_run_that_diverges_ends_with_a_line(dataset, tmp_path, monkeypatch):  # noqa: F811
-    evaluate = record.evaluate
-    monkeypatch.setattr(record, "evaluate", lambda *args: evaluate(*args) | {"bits_per_note": float("nan")})
+    evaluate = run_logger.evaluate
+    monkeypatch.setattr(run_logger, "evaluate", lambda *args: evaluate(*args) | {"bits_per_note": float("nan")})
     with pytest.raises(UserError, match="step 4: training has diverged"):
         run(arguments(dataset, tmp_path))
 

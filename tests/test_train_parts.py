@@ -1,4 +1,4 @@
-"""The parts of training: schedules, curriculum and genre balance, objective, averaged weights, warnings, feeds."""
+"""The parts of training: schedules, curriculum and genre balance, objective, averaged weights, warnings, loaders."""
 
 import math
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.test_train import dataset, make_batches  # noqa: F401 - `dataset` is 
 from training.averaging import AveragedWeights
 from training.batches import EndlessBatches, WindowBatches, genre_weights
 from training.data import check_grid, evaluation_windows, load_lines, load_split, words_of
-from training.feeds import StreamFeed
+from training.loaders import StreamLoader
 from training.objective import smoothing_nats
 from training.optimizers import build_optimizer, orthogonalised
 from training.options import OWN_FILES, SCHEDULES, parse_args
@@ -338,8 +338,8 @@ def shards(dataset, tmp_path_factory) -> Path:  # noqa: F811
     return folder
 
 
-def stream_feed(shards: Path, rank: int = 0, processes: int = 1, workers: int = 1) -> StreamFeed:
-    return StreamFeed(
+def stream_loader(shards: Path, rank: int = 0, processes: int = 1, workers: int = 1) -> StreamLoader:
+    return StreamLoader(
         load_split(str(shards), "train", streaming=True),
         Texts(),
         rank,
@@ -358,24 +358,24 @@ def stream_feed(shards: Path, rank: int = 0, processes: int = 1, workers: int = 
     )
 
 
-def take(feed: StreamFeed, count: int) -> list:
-    return [batch for batch, _ in zip(feed, range(count), strict=False)]
+def take(loader: StreamLoader, count: int) -> list:
+    return [batch for batch, _ in zip(loader, range(count), strict=False)]
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_stream_goes_on_where_it_stood(shards, workers):
-    whole = take(stream_feed(shards, workers=workers), 60)
+    whole = take(stream_loader(shards, workers=workers), 60)
     assert len({tuple(batch) for batch in whole}) > 30
     for stop in (7, 24):
-        feed = stream_feed(shards, workers=workers)
-        batches = iter(feed)
+        loader = stream_loader(shards, workers=workers)
+        batches = iter(loader)
         for _ in range(stop):
             next(batches)
-        resumed = stream_feed(shards, workers=workers)
-        resumed.position = feed.position
+        resumed = stream_loader(shards, workers=workers)
+        resumed.position = loader.position
         assert take(resumed, 60 - stop) == whole[stop:]
-    wrong = stream_feed(shards, workers=3)
-    wrong.position = feed.position
+    wrong = stream_loader(shards, workers=3)
+    wrong.position = loader.position
     with pytest.raises(UserError, match=f"--dataloader_num_workers {workers}"):
         next(iter(wrong))
 
@@ -384,13 +384,13 @@ def test_streams_of_processes_are_apart_and_never_end(shards):
     """Uneven shards never hang: every process gets as many batches as it asks for, in an epoch of lines of its own."""
     read = []
     for rank in range(2):
-        feed, first_epoch = stream_feed(shards, rank, 2), set()
-        for number, batch in enumerate(feed):
-            if feed.position["readers"][0]["epoch"] == 0:
+        loader, first_epoch = stream_loader(shards, rank, 2), set()
+        for number, batch in enumerate(loader):
+            if loader.position["readers"][0]["epoch"] == 0:
                 first_epoch |= {text for text in batch if text.count(" ") == 15}
             if number == 50:
                 break
-        assert feed.position["readers"][0]["epoch"] > 1
+        assert loader.position["readers"][0]["epoch"] > 1
         read.append(first_epoch)
     assert all(read)
     assert not read[0] & read[1]

@@ -26,7 +26,7 @@ class TrainingState:
         step: Optimiser steps done.
         seconds: That they took.
         history: One entry for each evaluation.
-        positions: Where each process stands in its data, as its feed describes it.
+        positions: Where each process stands in its data, as its loader describes it.
     """
 
     def __init__(self):

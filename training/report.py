@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rendering.curves import write_curves
 from rendering.page import Item, Picture, Section, Table, write_page
-from training.watching import LISTENING, Take
+from training.monitoring import LISTENING, Take
 
 PICTURES = "report"  # folder of the curves
 CURVES = (

@@ -1,0 +1,1 @@
+"""What writes the numbers of results/ into README, cards and figures."""

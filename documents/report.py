@@ -1,0 +1,248 @@
+"""Write the numbers and pictures of results/ into the documents: `python -m documents.report [--check]`.
+
+A document marks a block with `<!-- report:NAME -->` and `<!-- end -->`; what stands between them is replaced by the
+result of the function of that name in [`BLOCKS`]. No number in a document is typed by hand.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from documents import blocks
+from rendering.curves import write_curves
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
+DOCUMENTS = ["README.md"]
+BLOCK = re.compile(r"(<!-- report:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+# R² of the latent's dimension that is tied to an attribute (Pati & Lerch 2021, https://arxiv.org/abs/2004.05485).
+AR_VAE = {"rhythmic_complexity": 0.836, "pitch_range": 0.968}
+R_SQUARED = ["R² of measured against wished for", "of a linear probe of the latent", "of AR-VAE's dimension"]
+
+TOP_LEVEL = {  # what each top-level entry is for
+    "modeling": "the model as it ships to the Hub: configuration, relative attention, model, processor",
+    "dataset_script": "a MIDI archive or folder to melodies in Parquet; README.md is the data set's card",
+    "command.py": "what commands share: one-line errors and exit codes, JSON files, the machine",
+    "train.py": "`accelerate launch train.py`",
+    "training": "its rooms: data, batches, schedules, checkpoints, monitoring, the prior, the report",
+    "baselines": "MusicVAE, LSTM, RNN, absolute positions: the systems to beat, trained by the same train.py",
+    "configs": "accelerate's configurations: processes on a CPU, GPUs, FSDP2",
+    "train_prior.py": "the learned prior over latents, for a model that is trained",
+    "generate.py": "sample, reconstruct, continue, interpolate, vary, fill, shift: MIDI, sound and pictures",
+    "export_onnx.py": "a model as ONNX graphs, with a loop that needs numpy and onnxruntime only",
+    "publish.py": "model, data set and Space to the Hub, each in one commit",
+    "publishing": "what goes up and how: the repositories' contents, the card's numbers, the upload",
+    "model_card.md": "the model's card, a template filled from results/",
+    "evaluate_model.py": "every published number, to JSON",
+    "space": "the Gradio Space: make, change, blend, continue, fill, listen",
+    "metrics": "nine metrics of melodies, pure functions that `evaluate.load` reads as well",
+    "evaluation": "what measures a model: likelihood, reconstruction, latent space, samples, operations, listening",
+    "documents": "what writes the numbers of results/ into README, cards and figures",
+    "benchmarks": "speed and near-duplicates, measured side by side with others",
+    "rendering": "what one hears and sees of a melody: synthesiser, piano roll, curves, page",
+    "release": "the trained model, exactly the folder that goes to the Hub: weights, code, card, samples to hear",
+    "results": "the only source of published numbers",
+    "tests": "relations first, then golden numbers",
+    "Makefile": "demo, test, quality, report, evaluate",
+    "pyproject.toml": "dependencies and tools",
+}
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Write a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def dataset() -> str:
+    """Sum up `results/dataset.json`: the data set that was built from the files at hand."""
+    results = json.loads((RESULTS / "dataset.json").read_text(encoding="utf-8"))
+    total, speed, leak = results["statistics"]["all"], results["speed"], results["leak"]["test"]
+    recall = results["near_duplicates"]["copies_in_their_original's_group"]
+    lead = results["lead_score"]["results"]["lead_score"]
+    worst = min(recall, key=recall.__getitem__)
+    rows = [
+        ["melody lines, of them leads", f"{total['lines']:,}, {total['lead_lines']:,}"],
+        ["notes", f"{total['notes']:,}"],
+        ["windows of 16 bars, a bar apart", f"{total['windows']['stride_1']:,}"],
+        [
+            "the lead is the tune: POP909, Lakh (test files, names hidden)",
+            " ".join(f"{lead[f'{name}, with_lines, test']['accuracy']:.1%}" for name in ("pop909", "lakh")),
+        ],
+        ["copies found, worst kind", f"{recall[worst]:.1%} ({worst.replace('_', ' ')})"],
+        [
+            "test lines, test leads with a near-duplicate in train",
+            ", ".join(f"{leak[name]['leak']:.1%}" for name in ("all_lines", "lead_lines")),
+        ],
+    ]
+    ratios = [(name, value) for name, value in speed.items() if isinstance(value, float) and "MiB" not in name]
+    rows += [[f"speed: {name}", f"{value:.3g}"] for name, value in ratios]
+    source = f"`{results['input']}`, {results['machine']['processor']}"
+    return (
+        f"What {results['files']['read']:,} files of Lakh give ({source}):\n\n"
+        + table(["", "value"], rows)
+        + "\nWritten by `make report` from `results/dataset.json`.\n"
+    )
+
+
+def operations() -> str:
+    """Sum up `results/model.json`: what a model does when it is asked for something."""
+    results = json.loads((RESULTS / "model.json").read_text(encoding="utf-8"))
+    attention, validity, infill = results["attention"], results["validity"], results["infill"]
+    asked, long, attributes = results["conditions"], results["long"], results["attributes"]
+    longest = attention["memory_mib"][-1]
+    rows = [
+        [
+            "a training step with relative attention, to one without the term",
+            f"{attention['worst_ratio']:.2f} at most",
+        ],
+        ["largest difference from the textbook's form, fp32", f"{attention['largest_difference']:.1e}"],
+        [
+            f"memory of one training pass at {longest['tokens']:,} tokens: ours, the textbook's",
+            f"{longest['causal']['ours']:.0f} MiB, {longest['causal']['textbook']:,.0f} MiB",
+        ],
+        [
+            f"invalid melodies at temperature {validity['temperature']}",
+            f"{validity['invalid']} of {validity['samples']:,}",
+        ],
+        ["notes outside a scale asked for", f"{validity['outside_the_scale']} of {validity['samples_in_d_dorian']:,}"],
+        ["infills that changed another bar", f"{infill['other_bars_changed']} of {infill['melodies']}"],
+        [
+            "distance of variations at similarity " + ", ".join(results["variations"]),
+            ", ".join(f"{distance:.2f}" for distance in results["variations"].values()),
+        ],
+    ]
+    rows += [
+        [
+            f"{name.replace('_', ' ')} as asked for (in the first draw)",
+            f"{of['obeyed']:.1%} ({of['obeyed_at_once']:.1%})",
+        ]
+        for name, of in asked.items()
+        if isinstance(of, dict) and "obeyed_at_once" in of
+    ]
+    rows.append(["tempo class as asked for, in the score", f"{asked['tempo']['obeyed']:.1%}"])
+    if genre := results["genre"]:
+        rows.append(
+            [
+                f"genre guessed by a classifier ({len(genre['genres'])} genres; real test melodies; by chance)",
+                f"{genre['guessed']:.1%} ({genre['guessed_of_test_melodies']:.1%}; {genre['by_chance']:.1%})",
+            ]
+        )
+    rows.append(["bars as asked for, 1 to 32", f"{asked['bars']['obeyed']:.1%}"])
+    if speed := results.get("speed"):
+        rows.append(
+            [
+                f"seconds for a melody of {speed['bars']} bars: new; through the latent ({speed['threads']} threads)",
+                f"{speed['sample_seconds']:.2f}; {speed['reconstruct_seconds']:.2f}",
+            ]
+        )
+    lags = list(long["bar_pair_similarity"])
+    rows.append(
+        [
+            f"likeness of bars {', '.join(lags)} apart in pieces of {long['bars']} bars (in the data)",
+            ", ".join(
+                f"{long['bar_pair_similarity'][lag]:.2f} ({long['bar_pair_similarity_of_test_lines'][lag]:.2f})"
+                for lag in lags
+            ),
+        ]
+    )
+    response = attributes["mean_response"]["+1.0"]
+    moves = [
+        [
+            name.replace("_", " "),
+            f"{row[name]:+.2f}",
+            f"{max((abs(value), value) for other, value in row.items() if other != name)[1]:+.2f}",
+            f"{attributes['r_squared_of_shifts'][name]:.2f}",
+            f"{attributes['r_squared'][name]:.2f}",
+            f"{AR_VAE[name]:.2f}" if name in AR_VAE else "",
+        ]
+        for name, row in response.items()
+    ]
+    return (
+        f"What a model of {results['model']['parameters'] / 1e6:.1f} M parameters does when asked "
+        f"(`{results['model']['name']}`, {results['machine']['processor']}):\n\n"
+        + table(["", "measured"], rows)
+        + f"\nA request to `shift` {attributes['melodies']['shifted']} test melodies by +1 standard deviation moved "
+        "them, in the mean:\n\n"
+        + table(["attribute", "itself", "the other that moved most", *R_SQUARED], moves)
+        + "\nWritten by `make report` from `results/model.json`.\n"
+    )
+
+
+def histories(results: dict) -> dict[str, list[dict]]:
+    """Return the evaluations on the way of every training that a file of `results/` tells of, by the model's name."""
+    models: dict[str, dict] = results.get("models", {})
+    runs = {blocks.NAMES[kind]: run for kind, run in models.items()} or {"": results}
+    found = {name: (run.get("training") or {}).get("history", []) for name, run in runs.items()}
+    return {name: history for name, history in found.items() if history}
+
+
+def draw_pictures() -> None:
+    """Draw the curves of every run in `results/` that has a training history."""
+    for path in sorted(RESULTS.glob("*.json")):
+        curves = {
+            name or "bits per note": (
+                [entry["melodies"] for entry in history],
+                [entry["bits_per_note"] for entry in history],
+            )
+            for name, history in histories(json.loads(path.read_text(encoding="utf-8"))).items()
+        }
+        if curves:
+            write_curves(
+                path.with_suffix(".png"), curves, title="Validation", x_label="melodies seen", y_label="bits per note"
+            )
+
+
+def tree() -> str:
+    """List the top level as git has it, each entry with its purpose."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout
+    present = {path.split("/")[0] for path in listed.splitlines()}
+    width = max(map(len, TOP_LEVEL))
+    rows = [f"{name:{width}}  {purpose}" for name, purpose in TOP_LEVEL.items() if name in present]
+    return "```text\n" + "\n".join(rows) + "\n```\n"
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "ablations": lambda: blocks.ablations(RESULTS),
+    "baselines": lambda: blocks.baselines(RESULTS),
+    "dataset": dataset,
+    "release": lambda: blocks.release(RESULTS),
+    "operations": operations,
+    "originality": lambda: blocks.originality_index(RESULTS),
+    "tree": tree,
+}
+
+
+def render(document: str) -> str:
+    """Fill a document's blocks anew."""
+    return BLOCK.sub(lambda match: f"{match[1]}{BLOCKS[match[2]]()}{match[3]}", document)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(description="Write the numbers of results/ into the documents.")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail where a document is out of date")
+    args = parser.parse_args(argv)
+    if not args.check:
+        draw_pictures()
+    stale = []
+    for name in DOCUMENTS:
+        old = (ROOT / name).read_text(encoding="utf-8")
+        new = render(old)
+        if new != old:
+            stale.append(name)
+            if not args.check:
+                (ROOT / name).write_text(new, encoding="utf-8")
+    if args.check and stale:
+        print(f"{', '.join(stale)}: not what results/ says; run make report", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

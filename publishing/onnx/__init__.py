@@ -1,0 +1,1 @@
+"""A model as ONNX graphs, and the loop that runs them."""
