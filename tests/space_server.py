@@ -100,7 +100,7 @@ def running_space(model: Path | str, folder: Path, workers: int = 2) -> Iterator
     (folder / "pid").write_text(str(process.pid), encoding="utf-8")
     url = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(240):
+        for _ in range(720):
             if process.poll() is not None:
                 raise RuntimeError(f"the Space did not start:\n{(folder / 'log.txt').read_text(encoding='utf-8')}")
             try:
