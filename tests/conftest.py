@@ -1,7 +1,10 @@
 """Keep what the libraries cache out of the user's own caches, and the tests off the network."""
 
 import os
+import shutil
 import tempfile
+from collections.abc import Callable
+from pathlib import Path
 
 # Before any of them is imported: they read these once. The folder goes when the process ends.
 CACHE = tempfile.TemporaryDirectory(prefix="melody-vae-tests-", ignore_cleanup_errors=True)
@@ -11,6 +14,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest  # noqa: E402 - after the environment is set
 import torch  # noqa: E402
+from filelock import FileLock  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 # No test depends on how busy the machine is.
@@ -32,3 +36,45 @@ def without_histograms():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dataset_script.card.write_histograms", lambda path, *_, **__: path.write_bytes(b""))
         yield
+
+
+@pytest.fixture(scope="module")
+def small_pictures():
+    """Draw piano rolls in few pixels: half of the time went into them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rendering.piano_roll.DPI", 50)
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory, worker_id) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Make folders once for all workers: `shared(name, make)` calls `make(folder)` if no worker has done it yet."""
+    base = tmp_path_factory.getbasetemp()
+    base = base if worker_id == "master" else base.parent
+
+    def make_once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = base / name, base / f"{name}.done"
+        with FileLock(base / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+                make(folder)
+                done.touch()
+        return folder
+
+    return make_once
+
+
+@pytest.fixture(scope="session")
+def dataset(shared) -> Path:
+    """A data set to train on."""
+    from tests.builders.training import write_dataset
+
+    return shared("dataset", write_dataset)
+
+
+@pytest.fixture(scope="session")
+def trained(shared, dataset) -> Path:
+    """A melody VAE trained for twelve steps, with a checkpoint and a log."""
+    from tests.builders.training import arguments, run
+
+    return shared("trained", lambda folder: run(arguments(dataset, folder)))

@@ -69,7 +69,7 @@ def test_every_block_runs(tmp_path):
         (tmp_path / name).write_bytes(songs[song])
     for block in blocks("bash")[1:]:
         for line in block.strip().splitlines():
-            if "dataset_script.download" in line:  # tests/test_download.py fetches from a server of its own
+            if "dataset_script.download" in line:  # test_download.py fetches from a server of its own
                 (tmp_path / "data").mkdir()
                 (tmp_path / "lmd_full.tar.gz").rename(tmp_path / "data" / "lmd_full.tar.gz")
                 continue

@@ -1,0 +1,598 @@
+"""The Space without a browser: melodies at the border, sound, votes, actions, and strangers at the API.
+
+`PYTHONPATH=. python tests/space/test_space.py` writes `space/tunes.json` anew from the data set's tunes.
+"""
+
+import base64
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+import wave
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from symusic import Note, Score, TimeSignature, Track, types
+
+from tests.builders.space_server import ATTRIBUTES, BARS, ROOT, running_space, save_model
+
+sys.path.append(str(ROOT / "space"))
+
+import sound
+from actions import GRID_SIDE, MAX_FILE_BYTES, PATH_POINTS, Actions
+from composer import Composer
+from engine import Engine, answer
+from listening import MAX_PENDING, Ballot, ListeningTest
+from melody import (
+    MAX_NOTES,
+    RefusedError,
+    append,
+    check_melody,
+    clean_text,
+    cut_bars,
+    steps_per_bar,
+    to_midi,
+    transpose,
+)
+from originality import judge
+from originality_index import OriginalityIndex
+
+TUNES = ROOT / "space/tunes.json"
+MELODY = {
+    "title": "A tune",
+    "pitch": [60, 62, 64, 67, 65],
+    "start": [0, 4, 8, 16, 24],
+    "duration": [4, 4, 8, 8, 8],
+    "time_signature": "4/4",
+    "steps_per_beat": 4,
+    "bars": 2,
+    "tempo": 97.0,
+    "program": 40,
+}
+
+
+def tunes_of_the_data_set() -> list[dict]:
+    """Read the data set's public-domain tunes that lie on the grid of a quarter of the beat."""
+    from dataset_script.tunes import embedded_tunes
+
+    tunes = []
+    for tune in embedded_tunes():
+        steps_per_whole = 4 * tune.meter[1]
+        starts, durations = (
+            [getattr(note, name) * steps_per_whole for note in tune.notes] for name in ("start", "duration")
+        )
+        if all(each.denominator == 1 for each in starts + durations):
+            tunes.append(
+                {
+                    "title": tune.title,
+                    "composer": tune.source,
+                    "pitch": [note.pitch for note in tune.notes],
+                    "start": list(map(int, starts)),
+                    "duration": list(map(int, durations)),
+                    "time_signature": "{}/{}".format(*tune.meter),
+                    "steps_per_beat": 4,
+                    "bars": tune.bars,
+                    "tempo": round(tune.quarters_per_minute),
+                    "program": tune.program,
+                }
+            )
+    return sorted(tunes, key=lambda tune: tune["title"])
+
+
+class InProcess(Engine):
+    """An engine without workers."""
+
+    def __init__(self, folder: Path):
+        self.model_id = str(folder)
+        self.workers = 1
+        self.composer = Composer(str(folder))
+
+    def __call__(self, action: str, **arguments: Any) -> Any:
+        ((is_done, result),) = answer(self.composer, action, [arguments])
+        if not is_done:
+            raise RefusedError(result)
+        return result
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model") / "model")
+
+
+@pytest.fixture(scope="module")
+def actions(model_folder, tmp_path_factory) -> Actions:
+    return Actions(InProcess(model_folder), tmp_path_factory.mktemp("votes"))
+
+
+def notes_of(melody: dict) -> list[tuple[int, int, int]]:
+    return sorted(zip(melody["start"], melody["duration"], melody["pitch"], strict=True))
+
+
+def read(content: bytes) -> list[tuple[int, int, int]]:
+    score = Score.from_midi(content)
+    step = score.ticks_per_quarter / 4
+    return sorted((round(note.start / step), round(note.duration / step), note.pitch) for note in score.tracks[0].notes)
+
+
+# Melodies
+
+
+def test_tunes_are_those_of_the_data_set():
+    assert json.loads(TUNES.read_text(encoding="utf-8")) == tunes_of_the_data_set(), (
+        "run PYTHONPATH=. python tests/space/test_space.py"
+    )
+
+
+def test_midi_says_what_the_melody_says():
+    score = Score.from_midi(to_midi(check_melody(MELODY)))
+    assert read(to_midi(check_melody(MELODY))) == notes_of(MELODY)
+    assert round(score.tempos[0].qpm) == 97
+    assert score.tracks[0].program == 40
+    assert score.tracks[0].name == "A tune"
+
+
+melodies = st.integers(1, 5).flatmap(
+    lambda bars: st.lists(
+        st.tuples(st.integers(0, 16 * bars - 1), st.integers(1, 16), st.integers(0, 127)),
+        min_size=1,
+        unique_by=lambda note: note[0],
+    ).map(
+        lambda notes: {
+            **MELODY,
+            "bars": bars,
+            **dict(zip(("start", "duration", "pitch"), map(list, zip(*notes, strict=True)), strict=True)),
+        }
+    )
+)
+
+
+@settings(max_examples=50)
+@given(melodies, st.integers(0, 5))
+def test_cutting_and_appending_are_inverse(melody, at):
+    whole = check_melody(melody)
+    head, tail = cut_bars(whole, 0, at), cut_bars(whole, at, 99)
+    again = append(head, tail)
+    assert again["bars"] == whole["bars"]
+    edge = min(at, whole["bars"]) * steps_per_bar(whole)
+    expected = [
+        (start, min(duration, edge - start) if start < edge else duration, pitch)
+        for start, duration, pitch in notes_of(whole)
+    ]
+    assert notes_of(again) == expected
+    assert transpose(transpose(whole, 3), -3) == whole
+    assert check_melody(whole) == whole
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (None, "is missing"),
+        ("<script>", "is missing"),
+        ({**MELODY, "pitch": []}, "all of one length"),
+        ({**MELODY, "pitch": [], "start": [], "duration": []}, "has no notes"),
+        ({**MELODY, "start": [-4, 4, 8, 16, 24]}, "a start must be a whole number from 0"),
+        ({**MELODY, "start": [32, 4, 8, 16, 24]}, "a start must be a whole number from 0 to 31"),
+        ({**MELODY, "pitch": [60, 62, 64, 67, 128]}, "a pitch must be a whole number from 0 to 127"),
+        ({**MELODY, "pitch": [60, 62, 64, 67, math.nan]}, "a pitch"),
+        ({**MELODY, "pitch": [60, 62, 64, 67, True]}, "a pitch"),
+        ({**MELODY, "duration": [0, 4, 8, 8, 8]}, "a duration must be a whole number from 1"),
+        ({**MELODY, "bars": 10**9}, "bars must be a whole number from 1 to 256"),
+        ({**MELODY, "tempo": math.inf}, "tempo must be a number"),
+        ({**MELODY, "tempo": "fast"}, "tempo must be a number"),
+        ({**MELODY, "program": 128}, "program must be"),
+        ({**MELODY, "steps_per_beat": 0}, "steps_per_beat must be"),
+        ({**MELODY, "time_signature": "4/0"}, "time_signature"),
+        ({**MELODY, "time_signature": "9" * 10**6}, "time_signature"),
+        ({**MELODY, **{name: [1] * (MAX_NOTES + 1) for name in ("pitch", "start", "duration")}}, "is the most"),
+    ],
+)
+def test_what_is_no_melody_is_refused_in_a_line(broken, message):
+    with pytest.raises(RefusedError, match=message) as caught:
+        check_melody(broken)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+def test_text_of_strangers_becomes_one_short_line():
+    assert clean_text("a\n\x00b\x1b[31m\u202ec\td") == "a b [31m c d"
+    assert len(clean_text("x" * 10**6)) == 60
+
+
+# Sound
+
+
+@pytest.mark.parametrize("instrument", sound.INSTRUMENTS, ids=lambda instrument: instrument["name"])
+def test_every_instrument_plays_the_pitch(instrument):
+    melody = {**MELODY, "pitch": [69], "start": [0], "duration": [16], "program": instrument["program"], "bars": 1}
+    audio = sound.synthesise(check_melody(melody))
+    assert np.isfinite(audio).all()
+    assert math.isclose(np.abs(audio).max(), sound.PEAK)
+    spectrum = np.abs(np.fft.rfft(audio[: sound.SAMPLE_RATE]))
+    strongest = np.fft.rfftfreq(sound.SAMPLE_RATE, 1 / sound.SAMPLE_RATE)[spectrum.argmax()]
+    assert min(abs(strongest - multiple * 440) for multiple in (1, 2, 3, 4)) < 6
+    assert spectrum[435:446].max() > 0.3 * spectrum.max()
+    assert abs(audio[-200:]).max() < 0.01
+
+
+def test_wav_lasts_as_long_as_the_melody(monkeypatch):
+    monkeypatch.setattr(sound, "fluidsynth", None)
+    with wave.open(io.BytesIO(sound.to_wav(check_melody(MELODY)))) as file:
+        seconds = file.getnframes() / file.getframerate()
+        assert (file.getnchannels(), file.getsampwidth()) == (1, 2)
+    played = 32 * 60 / 97 / 4
+    assert played < seconds < played + 2
+    with pytest.raises(RefusedError, match="lasts longer than 5 minutes"):
+        sound.to_wav(check_melody({**MELODY, "bars": 256, "start": [0, 4, 8, 16, 4095], "tempo": 30}))
+
+
+def test_a_program_gets_its_family():
+    assert sound.instrument_of(73)["name"] == "Flute"
+    assert sound.instrument_of(2)["name"] == "Piano"
+    assert sound.instrument_of(41)["name"] == "Violin"
+    assert sound.instrument_of(127)["name"] == "Piano"
+
+
+@pytest.mark.skipif(sound.fluidsynth is None or not sound.sound_font(), reason="no FluidSynth, or no sound font")
+def test_a_sound_font_plays_the_pitch():
+    melody = {**MELODY, "pitch": [69], "start": [0], "duration": [16], "bars": 1, "program": 73}
+    audio = sound.play_sound_font(check_melody(melody), sound.sound_font() or "")
+    spectrum = np.abs(np.fft.rfft(audio[: sound.SAMPLE_RATE]))
+    assert min(abs(spectrum.argmax() - multiple * 440) for multiple in (1, 2)) < 10
+
+
+# Actions
+
+
+def test_the_same_seed_gives_the_same_melodies(actions):
+    asked = {"count": 2, "bars": 3, "scale": "D minor", "meter": "3/4", "tempo": "fast", "voice": "alto", "seed": 5}
+    first = actions.make(**asked)
+    actions._make.cache_clear()
+    assert actions.make(**asked) == first
+    assert [melody["title"] for melody in first] == ["Melody 1", "Melody 2"]
+    assert {**first[1]["origin"], "tab": None} == {**asked, "genre": "any", "temperature": 1.0, "pick": 2, "tab": None}
+    for melody in first:
+        assert (melody["bars"], melody["time_signature"], melody["tempo"]) == (3, "3/4", 152.0)
+        assert {pitch % 12 for pitch in melody["pitch"]} <= {2, 4, 5, 7, 9, 10, 0}
+        assert all(53 <= pitch <= 74 for pitch in melody["pitch"])
+    assert [notes_of(each) for each in actions.make(**{**asked, "seed": 6})] != [notes_of(each) for each in first]
+
+
+def test_flats_and_sharps_are_one_scale(actions):
+    assert (
+        actions.make(count=1, bars=2, scale="Bb major", seed=3)[0]["pitch"]
+        == actions.make(count=1, bars=2, scale="A# major", seed=3)[0]["pitch"]
+    )
+
+
+def test_blends_begin_and_end_with_what_was_given(actions):
+    ends = [actions.tune(title) for title in ("Ode to Joy", "Frère Jacques", "Korobeiniki", "Yankee Doodle")]
+    cut = [notes_of(cut_bars(end, 0, BARS)) for end in ends]
+    path = actions.blend(ends[:2])
+    assert len(path) == PATH_POINTS
+    assert [notes_of(path[0]), notes_of(path[-1])] == cut[:2]
+    square = actions.blend(ends)
+    assert len(square) == GRID_SIDE**2
+    corners = [square[place] for place in (0, GRID_SIDE - 1, GRID_SIDE * (GRID_SIDE - 1), GRID_SIDE**2 - 1)]
+    assert [notes_of(corner) for corner in corners] == cut
+    with pytest.raises(RefusedError, match="differ in meter"):
+        actions.blend([ends[0], actions.tune("Greensleeves")])
+    with pytest.raises(RefusedError, match="two melodies, or four"):
+        actions.blend(ends[:3])
+
+
+def test_what_is_kept_is_kept(actions):
+    tune = cut_bars(actions.tune("Ode to Joy"), 0, 8)
+    before = notes_of(tune)
+    for made in actions.fill(tune, [2, 3], count=2, seed=1):
+        assert made["bars"] == 8
+        assert [note for note in notes_of(made) if not 16 <= note[0] < 48] == [
+            note for note in before if not 16 <= note[0] < 48
+        ]
+    for made in actions.extend(tune, bars=5, count=2, seed=1):
+        assert made["bars"] == 13
+        assert notes_of(made)[: len(before)] == before
+        assert all(start >= 128 for start, _, _ in notes_of(made)[len(before) :])
+    whole = actions.tune("Minuet in G")  # longer than the model holds at once
+    assert whole["bars"] > BARS
+    (made,) = actions.extend(whole, bars=2, count=1)
+    assert notes_of(made)[: len(whole["pitch"])] == notes_of(whole)
+    assert made["bars"] == whole["bars"] + 2
+
+
+def test_changes_go_through_the_latent(actions, monkeypatch):
+    tune = cut_bars(actions.tune("Ode to Joy"), 0, 4)
+    (at_rest,) = actions.change(tune)
+    assert actions.change(tune, {ATTRIBUTES[0]: 0.0}) == [at_rest]
+    model = actions.engine.composer.model
+    asked = []
+
+    def shift(latent, attribute, amount, bars):
+        asked.append((attribute, amount, bars))
+        return -latent
+
+    monkeypatch.setattr(model, "shift", shift)
+    (moved,) = actions.change(tune, {ATTRIBUTES[1]: -3.0, ATTRIBUTES[0]: 2.0, ATTRIBUTES[2]: 0.5})
+    assert asked == [(ATTRIBUTES[1], -3.0, 4), (ATTRIBUTES[0], 2.0, 4), (ATTRIBUTES[2], 0.5, 4)]
+    batch = actions.engine.composer.processor(lines=[tune], return_tensors="pt")
+    ids = model.decode(-model.encode(**batch).latent_mean.detach(), bars=4, time_signature="4/4")
+    assert notes_of(moved) == notes_of(actions.engine.composer.processor.to_lines(ids)[0])
+    assert len(actions.change(tune, similarity=0.5, count=3, seed=2)) == 3
+
+
+def file_of(*tracks: types.Track) -> bytes:
+    score = Score(480)
+    score.time_signatures.append(TimeSignature(0, 4, 4))
+    for track in tracks:
+        score.tracks.append(track)
+    return score.dumps_midi()
+
+
+def tune_track(name: str, program: int = 0, is_drum: bool = False, high: int = 67) -> types.Track:
+    track = Track(name, program, is_drum)
+    for step in range(40):
+        track.notes.append(Note(480 * step, 480, high + (5 * step) % 9, 100))
+    return track
+
+
+def test_every_track_is_offered_and_the_tune_comes_first(actions):
+    chords = Track("Chords")
+    for bar in range(10):
+        for pitch in (40, 43, 47):
+            chords.notes.append(Note(1920 * bar, 1920, pitch, 90))
+    content = file_of(chords, tune_track("Drums", is_drum=True), tune_track("Sung\n<b>melody</b>", 53))
+    found = actions.read_midi(base64.b64encode(content).decode())
+    assert [track["name"] for track in found["tracks"]] == ["Chords", "Sung <b>melody</b>"]
+    assert found["best"] == 1
+    assert check_melody(found["tracks"][1]["melody"])["program"] == 53
+    assert notes_of(found["tracks"][1]["melody"]) == read(file_of(tune_track("alone")))
+
+
+def zip_bomb() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a", bytes(10**8))
+    return buffer.getvalue()
+
+
+def many_notes() -> bytes:
+    """Write 10^6 notes in running status: three bytes for each event, and none for its time."""
+    events = b"\x00\x90" + b"\x3c\x40\x00\x3c\x00\x00" * 340_000 + b"\x3c\x40\x00\xff\x2f\x00"
+    return b"MThd" + bytes([0, 0, 0, 6, 0, 0, 0, 1, 1, 224]) + b"MTrk" + len(events).to_bytes(4, "big") + events
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a MIDI file"),
+        (zip_bomb(), "not a MIDI file"),
+        (b"<html><script>alert(1)</script>", "not a MIDI file"),
+        (b"MThd" + bytes(range(256)), "damaged|No tune"),
+        (b"MThd" + b"\xff" * 1000, "damaged|No tune"),
+        (file_of(tune_track("Melody"))[:200], "damaged|No tune"),
+        (file_of(tune_track("Drums", is_drum=True)), "No tune to be found"),
+        (many_notes(), "at most 2 MB|notes"),
+        (bytes(MAX_FILE_BYTES + 1), "at most 2 MB"),
+    ],
+    ids=["empty", "zip bomb", "web page", "noise", "ones", "cut off", "drums", "a million events", "too large"],
+)
+def test_hostile_files_get_one_line(actions, content, message):
+    with pytest.raises(RefusedError, match=message) as caught:
+        actions.read_midi_bytes(content)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"count": 10**9}, "count must be a whole number from 1 to 8"),
+        ({"count": -1}, "count must be"),
+        ({"count": 1.5}, "count must be"),
+        ({"bars": 10**9}, "bars must be a whole number from 1 to 32"),
+        ({"temperature": math.nan}, "temperature must be a number"),
+        ({"temperature": 0}, "temperature must be a number from 0.1"),
+        ({"seed": -1}, "seed must be"),
+        ({"seed": "<script>"}, "seed must be a whole number .* not <script>"),
+        ({"scale": "H major"}, "unknown scale H major"),
+        ({"scale": "C " + "x" * 10**6}, "unknown scale"),
+        ({"meter": "99/4"}, "unknown meter 99/4"),
+        ({"genre": {"a": 1}}, "unknown genre"),
+        ({"tempo": ["fast"]}, "unknown tempo"),
+        ({"voice": "__class__"}, "unknown voice"),
+    ],
+)
+def test_absurd_wishes_are_refused(actions, asked, message):
+    with pytest.raises(RefusedError, match=message):
+        actions.make(**asked)
+
+
+def test_absurd_changes_are_refused(actions):
+    for asked, message in (
+        ({"amounts": {"charm": 1}}, "unknown attribute charm"),
+        ({"amounts": {ATTRIBUTES[0]: 1e9}}, "from -3 to 3"),
+        ({"amounts": [1]}, "amounts must name"),
+        ({"similarity": 2}, "similarity must be"),
+    ):
+        with pytest.raises(RefusedError, match=message):
+            actions.change(MELODY, **asked)
+    with pytest.raises(RefusedError, match="Choose at least one bar"):
+        actions.fill(MELODY, [])
+    with pytest.raises(RefusedError, match="a bar must be a whole number from 1 to 2"):
+        actions.fill(MELODY, [3])
+    with pytest.raises(RefusedError, match="this model reads"):
+        actions.extend({**MELODY, "time_signature": "13/4"})
+    with pytest.raises(RefusedError, match="steps_per_beat=4"):
+        actions.extend({**MELODY, "steps_per_beat": 12})
+
+
+def test_originality_is_told_where_there_is_an_index(actions, monkeypatch):
+    made, own = ROOT / "metrics/originality/originality_index.py", ROOT / "space/originality_index.py"
+    assert own.read_text(encoding="utf-8") == made.read_text(encoding="utf-8"), f"copy {made} to {own}"
+    assert actions.index is None
+    assert "originality" not in actions.make(count=1, bars=4, seed=1)[0]
+    tune = cut_bars(actions.tune("Ode to Joy"), 0, 8)
+    index = OriginalityIndex.build([{**transpose(tune, 5), "melody_id": "ode"}])
+    assert judge(index, tune).startswith("5 of 5 spans of 4 bars are in")
+    assert judge(index, cut_bars(actions.tune("Korobeiniki"), 0, 8)).startswith("No 4 bars in common")
+    monkeypatch.setattr(actions, "index", index)
+    actions._make.cache_clear()
+    assert "training melodies" in actions.fill(tune, [8], count=1)[0]["originality"]
+
+
+# The listening test
+
+
+def test_a_vote_is_kept_once_and_the_secret_until_then(model_folder, tmp_path):
+    actions = Actions(InProcess(model_folder), tmp_path)
+    pair = actions.listening_pair()
+    assert set(pair) == {"pair", "a", "b"}
+    assert pair["a"].keys() == pair["b"].keys()
+    assert [pair[side]["title"] for side in "ab"] == ["Melody A", "Melody B"]
+    for column in ("time_signature", "bars", "tempo", "program", "steps_per_beat"):
+        assert pair["a"][column] == pair["b"][column]
+    judged = actions.listening_vote(pair["pair"], "a")
+    assert judged["is_right"] == (judged["person_is"] == "a")
+    with pytest.raises(RefusedError, match="voted on"):
+        actions.listening_vote(pair["pair"], "b")
+    with pytest.raises(RefusedError, match="Choose a or b"):
+        actions.listening_vote(pair["pair"], "c")
+    (file,) = tmp_path.iterdir()
+    (vote,) = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert vote["tune"] == judged["tune"]
+    assert (vote["choice"], vote["is_right"]) == ("a", judged["is_right"])
+    person = actions.tunes[vote["tune"]]
+    written = pair[vote["person_is"]]
+    assert notes_of(written) == notes_of(transpose(cut_bars(person, 0, 8), vote["transposed_semitones"]))
+
+
+def test_person_and_model_change_sides(tmp_path):
+    tune = {**MELODY, "bars": 8}
+    test = ListeningTest([tune], lambda bars, meter, tempo, seed: tune, Ballot(tmp_path), "model")
+    for _ in range(40):
+        test.pair()
+    assert {secret["person_is"] for secret in test.pending.values()} == {"a", "b"}
+    for _ in range(MAX_PENDING):
+        test.pair()
+    assert len(test.pending) == MAX_PENDING  # what nobody votes on does not pile up
+
+
+def test_votes_of_many_are_whole_lines(tmp_path):
+    ballot = Ballot(tmp_path)
+    with ThreadPoolExecutor(7) as pool:
+        list(pool.map(lambda number: ballot.write({"number": number, "text": "x" * 500}), range(101)))
+    votes = [json.loads(line) for line in ballot.file.read_text(encoding="utf-8").splitlines()]
+    assert sorted(vote["number"] for vote in votes) == list(range(101))
+
+
+# The Space as a process
+
+
+@pytest.mark.slow
+def test_a_model_that_is_not_there_is_named_in_a_line(tmp_path):
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "space/app.py")],
+        env={**os.environ, "MODEL_ID": str(tmp_path / "none"), "WORKERS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+    assert result.returncode == 2
+    assert f"MODEL_ID={tmp_path / 'none'} cannot be loaded" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.fixture(scope="module")
+def space(model_folder, tmp_path_factory) -> Iterator[tuple[str, Path]]:
+    folder = tmp_path_factory.mktemp("space") / "run"
+    with running_space(model_folder, folder) as url:
+        yield url, folder
+
+
+def connect(url: str):
+    from gradio_client import Client
+
+    return Client(url, verbose=False)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_every_action_is_an_endpoint(space):
+    client = connect(space[0])
+    schema: Any = client.view_api(return_format="dict")
+    endpoints = schema["named_endpoints"]
+    names = {"make", "change", "blend", "extend", "fill", "read_midi", "tune", "midi", "wav", "about", "listening_pair"}
+    assert {f"/{name}" for name in names | {"listening_vote"}} == set(endpoints)
+    dorian = client.predict(count=2, bars=4, scale="D dorian", seed=7, api_name="/make")
+    assert {pitch % 12 for melody in dorian for pitch in melody["pitch"]} <= {2, 4, 5, 7, 9, 11, 0}
+    tune = client.predict(title="Greensleeves", api_name="/tune")
+    (changed,) = client.predict(melody=tune, amounts={ATTRIBUTES[0]: 1.5}, api_name="/change")
+    assert changed["time_signature"] == "6/8"
+    path = client.predict(melodies=dorian, api_name="/blend")
+    assert notes_of(path[0]) == notes_of(dorian[0])
+    longer = client.predict(melody=dorian[0], bars=4, seed=1, api_name="/extend")
+    assert longer[0]["bars"] == 8
+    filled = client.predict(melody=dorian[0], bars=[3, 4], seed=1, api_name="/fill")
+    assert filled[0]["bars"] == 4
+    file = client.predict(melody=path[4], api_name="/midi")
+    assert read(base64.b64decode(file["base64"])) == notes_of(path[4])
+    assert base64.b64decode(client.predict(melody=tune, api_name="/wav")["base64"])[:4] == b"RIFF"
+    assert client.predict(api_name="/about")["max_bars"] == BARS
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_strangers_at_the_api_get_a_line_and_leave_nothing(space):
+    import httpx
+
+    url, folder = space
+    client = connect(url)
+    for asked, name, message in (
+        ({"count": 10**9}, "/make", "count must be"),
+        (
+            {"melody": {"pitch": [1], "start": [-1], "duration": [1], "bars": 1}},
+            "/midi",
+            "time_signature|a start must be",
+        ),
+        ({"midi_base64": "!!"}, "/read_midi", "not base64"),
+        ({"midi_base64": base64.b64encode(b"PK\x03\x04" * 1000).decode()}, "/read_midi", "not a MIDI file"),
+    ):
+        with pytest.raises(Exception, match=message):
+            client.predict(**asked, api_name=name)
+    answer = httpx.post(f"{url}/gradio_api/upload", files={"files": ("big.mid", bytes(100 * 2**20))}, timeout=120)
+    assert answer.status_code == 413
+    for path in ("/etc/passwd", str(ROOT / "pyproject.toml"), str(ROOT / "space/app.py"), str(folder / "log.txt")):
+        assert httpx.get(f"{url}/gradio_api/file={path}").status_code in (403, 404)
+    assert "Traceback" not in (folder / "log.txt").read_text(encoding="utf-8")
+    left = [file for file in (folder / "gradio").rglob("*") if file.is_file() and file.stat().st_size > MAX_FILE_BYTES]
+    assert left == []
+
+
+@pytest.mark.slow
+def test_actions_are_mcp_tools(space):
+    import httpx
+
+    headers = {"Accept": "application/json, text/event-stream"}
+    request = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
+    answer = httpx.post(f"{space[0]}/gradio_api/mcp/", json=request, headers=headers, timeout=30)
+    assert answer.status_code == 200
+    data = next(line for line in answer.text.splitlines() if line.startswith(("data:", "{"))).removeprefix("data:")
+    tools = {
+        tool["name"].split("_", 1)[-1] if "space" in tool["name"] else tool["name"]: tool
+        for tool in json.loads(data)["result"]["tools"]
+    }
+    make = next(tool for name, tool in tools.items() if name.endswith("make"))
+    assert "Sample new melodies" in make["description"]
+    assert "temperature" in make["inputSchema"]["properties"]
+
+
+if __name__ == "__main__":
+    lines = [json.dumps(tune, ensure_ascii=False) for tune in tunes_of_the_data_set()]
+    TUNES.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
