@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 RUN := $(VENV)/bin/
 
-.PHONY: help install demo demo-training space test test-slow quality report figures dataset-results evaluate clean
+.PHONY: help install demo demo-training space test test-slow quality report docs figures dataset-results evaluate clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -26,6 +26,8 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
 	@touch $@
 
 RELEASE := release/melody-vae-16bar
+PAGES := README.md CHANGELOG.md CONTRIBUTING.md CITATION.cff LICENSE docs results '*/README.md' 'dataset_script/card' \
+  '$(RELEASE)/samples'
 DEMO := outputs/demo
 
 outputs/tunes/build.json: | $(VENV)/.installed
@@ -65,6 +67,17 @@ report: install  ## write the numbers and pictures of results/ into the document
 	$(RUN)python -m documents.report
 	$(RUN)python -m dataset_script.card --report results/dataset.json --output dataset_script/README.md
 	$(RUN)python -m publishing.release --card --output $(RELEASE)
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(RUN)python -m pip install --quiet --editable '.[docs]'
+	@touch $@
+
+# Pages keep their places, so that their links hold here and in the site; warnings of any part end the build.
+docs: $(VENV)/.docs  ## the site: outputs/site/index.html
+	rm -rf outputs/pages && mkdir -p outputs/pages
+	git ls-files $(PAGES) | tar -chf - -T - | tar -xf - -C outputs/pages
+	$(RUN)zensical build --strict --clean >outputs/docs.log 2>&1 || { cat outputs/docs.log; exit 1; }
+	@! grep -E '^(griffe|mkdocstrings):' outputs/docs.log
 
 figures: install  ## draw what results/ holds into results/figures
 	$(RUN)python -m documents.figures results/*.json --output results/figures

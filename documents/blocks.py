@@ -1,9 +1,13 @@
-"""Blocks of README and the model card that come from the results of evaluate_model.py."""
+"""Blocks of README, docs/ and results/README.md that come from the results of evaluate_model.py."""
 
+import ast
 import json
+import textwrap
 from pathlib import Path
 
-from documents.compare import comparison, groups
+from documents.compare import DASH, comparison, groups, markdown
+
+ROOT = Path(__file__).parents[1]
 
 NAMES = {
     "melody_vae": "Melody VAE",
@@ -16,6 +20,89 @@ NAMES = {
 """What the model types of train.py are called in tables."""
 
 
+def summary(results: Path) -> str:
+    """Write README's table: six questions about the release, each answer beside its floor and its ceiling."""
+    release, asked, speed = (
+        json.loads((results / name).read_text()) for name in ("release.json", "model.json", "dataset_speed.json")
+    )
+    steps, notes = release["free_running"]["step_accuracy"], release["free_running"]["note_f1"]
+    sets, rates = release["samples"]["sets"], speed["files_per_second"]
+    ngram, train, test = sets["floor: 4-gram"], sets["ceiling: train"], sets["split"]
+    weights = results.parent / release["model"] / "model.safetensors"
+    rows = [
+        [
+            "Notes that come back from the latent (note F1)",
+            f"{notes['f1']:.3f}",
+            f"{release['free_running']['note_f1_floor']:.3f}, another melody",
+            "1",
+        ],
+        [
+            "Sixteenths that come back (step accuracy)",
+            f"{steps['accuracy']:.3f}",
+            f"{steps['floor']:.3f}, silence",
+            "1",
+        ],
+        [
+            "A classifier tells samples from melodies (AUC, lower is better)",
+            f"{sets['model']['two_sample']['auc']:.3f}",
+            f"{ngram['two_sample']['auc']:.3f}, 4-gram model",
+            f"{train['two_sample']['auc']:.3f}, real melodies",
+        ],
+        [
+            "4-bar spans copied from the training data, in any key",
+            f"{sets['model']['originality']['copied']:.2%}",
+            f"{ngram['originality']['copied']:.2%}, 4-gram model",
+            f"{test['originality']['copied']:.2%}, real melodies",
+        ],
+        [
+            "MIDI files read into melodies a second, one core",
+            f"{rates['ours_1']:,.0f}",
+            f"{rates['note_seq_sample']:.0f}, note_seq",
+            f"{rates['parsing_1']:,.0f}, parsing alone (symusic)",
+        ],
+        [
+            f"Size; seconds for a new melody of {asked['speed']['bars']} bars, one core",
+            f"{release['parameters'] / 1e6:.1f} M, {weights.stat().st_size / 1e6:.0f} MB; "
+            f"{asked['speed']['sample_seconds']:.1f} s",
+            DASH,
+            DASH,
+        ],
+    ]
+    return (
+        markdown(["", "Melody VAE", "floor", "ceiling"], rows)
+        + f"\nFrom {release['melodies']} melodies and {sets['model']['melodies']:,} samples of {release['bars']} bars, "
+        f"{release['split']} split; written by `make report`.\n"
+    )
+
+
+def training_time(results: Path) -> str:
+    """Say how long the release was trained, and how long train.py takes by default at its speed."""
+    from training.options import make_parser
+
+    stage = json.loads((results / "release.json").read_text())["training"]
+    last, seconds, processes = stage, 0.0, set()
+    while stage:
+        seconds += stage["seconds"]
+        processes.add(stage.get("num_processes", 1))
+        stage = stage.get("before")
+    defaults = make_parser()
+    steps, batch = (defaults.get_default(name) for name in ("max_train_steps", "per_device_train_batch_size"))
+    hours = steps * batch / last["melodies_per_second"] / 3600
+    return (
+        f"The release took {seconds / 3600:.1f} hours on up to {max(processes)} cores of a CPU, all stages together. "
+        f"The default, {steps:,} steps of {batch} melodies, takes about {hours:.0f} hours on {last['num_processes']} "
+        f"such cores, at the {last['melodies_per_second']:.0f} melodies a second of the release's last stage.\n"
+    )
+
+
+def architecture() -> str:
+    """Copy the drawing at the top of the modelling file."""
+    source = (ROOT / "modeling" / "modeling_melody_vae.py").read_text()
+    paragraphs = (ast.get_docstring(ast.parse(source), clean=True) or "").split("\n\n")
+    drawing = next(paragraph for paragraph in paragraphs if paragraph.startswith("    "))
+    return f"```text\n{textwrap.dedent(drawing)}\n```\n"
+
+
 def baselines(results: Path) -> str:
     """Write the table of `results/baselines.json`: all model types, trained with one budget."""
     path = results / "baselines.json"
@@ -26,7 +113,7 @@ def baselines(results: Path) -> str:
     return (
         budget(found)
         + (f"\nNot trained yet: {', '.join(missing)}.\n" if missing else "")
-        + "\n![Validation bits per note over melodies seen](results/baselines.png)\n"
+        + "\n![Validation bits per note over melodies seen](figures/baselines.png)\n"
         + "\nWritten by `make report` from `results/baselines.json`.\n"
     )
 
@@ -88,11 +175,11 @@ def release(results: Path) -> str:
     return (
         comparison({NAMES["melody_vae"]: found})
         + (f"\nFree-running, by groups of test melodies:\n\n{table}" if table else "")
-        + "\n![Five melodies from one tune to another, as piano rolls](results/figures/release-strip.png)\n"
-        + "\nFrom one tune of ours to another along the great circle. Below: rate against distortion, and what samples "
+        + "\n![Five melodies from one tune to another, as piano rolls](figures/release-strip.png)\n"
+        + "\nInterpolation between two public-domain tunes (slerp). Below: rate against distortion, and what samples "
         "are like beside melodies; `make figures` draws them and more.\n"
-        + "\n| ![Rate against distortion](results/figures/rate-distortion.png) "
-        "| ![Features of samples and of melodies](results/figures/release-features.png) |\n| --- | --- |\n"
+        + "\n| ![Rate against distortion](figures/rate-distortion.png) "
+        "| ![Features of samples and of melodies](figures/release-features.png) |\n| --- | --- |\n"
         + "\nWritten by `make report` from `results/release.json`.\n"
     )
 

@@ -102,7 +102,7 @@ ROWS = [
         floor=("likelihood_floors/unigram/bits_per_note", "unigram"),
     ),
     Row(
-        "bits per note, written without a latent",
+        "bits per note, without a latent",
         "likelihood/without_latent_bits_per_note",
         "likelihood/without_latent_interval",
         2,
@@ -164,7 +164,7 @@ ROWS = [
     sample_row("samples: two-sample AUC", "two_sample/auc", "two_sample/interval"),
     sample_row("samples: 4-bar spans of the training split", "originality/copied", "originality/interval", 4, "split"),
     sample_row("samples: scale consistency", "statistics/scale_consistency", ceiling="split"),
-    sample_row("samples: likeness of bars 4 apart", "statistics/bar_similarity_4", ceiling="split"),
+    sample_row("samples: bar self-similarity at lag 4", "statistics/bar_similarity_4", ceiling="split"),
 ]
 
 

@@ -17,39 +17,41 @@ from rendering.curves import write_curves
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
-DOCUMENTS = ["README.md"]
+DOCUMENTS = ["README.md", "results/README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
 BLOCK = re.compile(r"(<!-- report:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 # R² of the latent's dimension that is tied to an attribute (Pati & Lerch 2021, https://arxiv.org/abs/2004.05485).
 AR_VAE = {"rhythmic_complexity": 0.836, "pitch_range": 0.968}
-R_SQUARED = ["R² of measured against wished for", "of a linear probe of the latent", "of AR-VAE's dimension"]
+R_SQUARED = ["R² of measured against target", "of a linear probe of the latent", "of AR-VAE's dimension"]
 
 TOP_LEVEL = {  # what each top-level entry is for
-    "modeling": "the model as it ships to the Hub: configuration, relative attention, model, processor",
-    "dataset_script": "a MIDI archive or folder to melodies in Parquet; README.md is the data set's card",
+    "modeling": "the model as it ships to the Hub: configuration, relative attention, prior, processor",
+    "dataset_script": "MIDI files to melody lines in Parquet; README.md is the data set's card",
     "command.py": "what commands share: one-line errors and exit codes, JSON files, the machine",
-    "train.py": "`accelerate launch train.py`",
-    "training": "its rooms: data, batches, schedules, checkpoints, monitoring, the prior, the report",
-    "baselines": "MusicVAE, LSTM, RNN, absolute positions: the systems to beat, trained by the same train.py",
+    "train.py": "train a model: `accelerate launch train.py`",
+    "train_prior.py": "stage 2: fit a rectified-flow prior over latents",
+    "training": "what both use: data, batches, objective, schedules, checkpoints, monitoring",
+    "baselines": "MusicVAE, LSTM, RNN, absolute positions, trained by the same train.py",
     "configs": "accelerate's configurations: processes on a CPU, GPUs, FSDP2",
-    "train_prior.py": "the learned prior over latents, for a model that is trained",
-    "generate.py": "sample, reconstruct, continue, interpolate, vary, fill, shift: MIDI, sound and pictures",
-    "export_onnx.py": "a model as ONNX graphs, with a loop that needs numpy and onnxruntime only",
-    "publish.py": "model, data set and Space to the Hub, each in one commit",
-    "publishing": "what goes up and how: the repositories' contents, the card's numbers, the upload",
+    "generate.py": "sample, reconstruct, continue, interpolate, vary, fill in, shift",
+    "rendering": "a melody as sound, piano roll and page",
+    "evaluate_model.py": "measure a model, to JSON",
+    "metrics": "the nine metrics, pure functions that `evaluate.load` reads as well",
+    "evaluation": "what measures a model with them: held-out melodies, samples, latent space",
+    "documents": "write the numbers of results/ into pages, cards and figures",
+    "benchmarks": "speed, ablations and baselines, measured side by side",
+    "results": "all published numbers, and the log of experiments",
+    "publish.py": "publish model, data set and Space to the Hub",
+    "publishing": "the repositories' contents, the cards, the upload",
     "model_card.md": "the model's card, a template filled from results/",
-    "evaluate_model.py": "every published number, to JSON",
-    "space": "the Gradio Space: make, change, blend, continue, fill, listen",
-    "metrics": "nine metrics of melodies, pure functions that `evaluate.load` reads as well",
-    "evaluation": "what measures a model: likelihood, reconstruction, latent space, samples, operations, listening",
-    "documents": "what writes the numbers of results/ into README, cards and figures",
-    "benchmarks": "speed and near-duplicates, measured side by side with others",
-    "rendering": "what one hears and sees of a melody: synthesiser, piano roll, curves, page",
-    "release": "the trained model, exactly the folder that goes to the Hub: weights, code, card, samples to hear",
-    "results": "the only source of published numbers",
+    "export_onnx.py": "export a model to ONNX",
+    "release": "the trained model, exactly the folder that goes to the Hub",
+    "space": "the Gradio app: make, change, blend, continue, fill, listen",
+    "docs": "pages for each task, a notebook, the API reference",
     "tests": "relations first, then golden numbers",
-    "Makefile": "demo, test, quality, report, evaluate",
+    "Makefile": "one target each: `make help` lists them",
     "pyproject.toml": "dependencies and tools",
+    "zensical.toml": "the site that `make docs` builds",
 }
 
 
@@ -144,7 +146,7 @@ def operations() -> str:
     lags = list(long["bar_pair_similarity"])
     rows.append(
         [
-            f"likeness of bars {', '.join(lags)} apart in pieces of {long['bars']} bars (in the data)",
+            f"bar self-similarity at lag {', '.join(lags)} in pieces of {long['bars']} bars (in the data)",
             ", ".join(
                 f"{long['bar_pair_similarity'][lag]:.2f} ({long['bar_pair_similarity_of_test_lines'][lag]:.2f})"
                 for lag in lags
@@ -174,28 +176,24 @@ def operations() -> str:
     )
 
 
-def histories(results: dict) -> dict[str, list[dict]]:
-    """Return the evaluations on the way of every training that a file of `results/` tells of, by the model's name."""
-    models: dict[str, dict] = results.get("models", {})
-    runs = {blocks.NAMES[kind]: run for kind, run in models.items()} or {"": results}
-    found = {name: (run.get("training") or {}).get("history", []) for name, run in runs.items()}
-    return {name: history for name, history in found.items() if history}
-
-
-def draw_pictures() -> None:
-    """Draw the curves of every run in `results/` that has a training history."""
-    for path in sorted(RESULTS.glob("*.json")):
-        curves = {
-            name or "bits per note": (
-                [entry["melodies"] for entry in history],
-                [entry["bits_per_note"] for entry in history],
-            )
-            for name, history in histories(json.loads(path.read_text(encoding="utf-8"))).items()
-        }
-        if curves:
-            write_curves(
-                path.with_suffix(".png"), curves, title="Validation", x_label="melodies seen", y_label="bits per note"
-            )
+def draw_baselines() -> None:
+    """Draw the validation curves of all model types that were trained with one budget."""
+    path = RESULTS / "baselines.json"
+    if not path.is_file():
+        return
+    models = json.loads(path.read_text(encoding="utf-8"))["models"]
+    histories = {blocks.NAMES[kind]: model["training"]["history"] for kind, model in models.items()}
+    curves = {
+        name: ([entry["melodies"] for entry in history], [entry["bits_per_note"] for entry in history])
+        for name, history in histories.items()
+    }
+    write_curves(
+        RESULTS / "figures" / "baselines.png",
+        curves,
+        title="Validation",
+        x_label="melodies seen",
+        y_label="bits per note",
+    )
 
 
 def tree() -> str:
@@ -214,6 +212,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "release": lambda: blocks.release(RESULTS),
     "operations": operations,
     "originality": lambda: blocks.originality_index(RESULTS),
+    "summary": lambda: blocks.summary(RESULTS),
+    "training_time": lambda: blocks.training_time(RESULTS),
+    "architecture": blocks.architecture,
     "tree": tree,
 }
 
@@ -229,7 +230,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; fail where a document is out of date")
     args = parser.parse_args(argv)
     if not args.check:
-        draw_pictures()
+        draw_baselines()
     stale = []
     for name in DOCUMENTS:
         old = (ROOT / name).read_text(encoding="utf-8")
