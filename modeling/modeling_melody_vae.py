@@ -436,6 +436,10 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         rows = (time.floor().long() + 1).clamp(0, self.config.max_bars)
         return nn.functional.one_hot(rows, self.config.max_bars + 1).to(self.dtype)
 
+    def may_read_values(self) -> bool:
+        """Whether the host may look at values of tensors: in training on a GPU it would wait for them at every step."""
+        return not self.training or self.device.type == "cpu"
+
     def encode(
         self,
         input_ids: torch.Tensor,
@@ -463,7 +467,8 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
             raise ValueError("latent_size=0: this model is a plain Music Transformer and has no latent to encode into")
         if time is None:
             time, pitch = self.musical_time(input_ids), self.musical_pitch(input_ids)
-        if not torch.compiler.is_compiling() and time.numel() and time.max() >= self.config.max_bars:
+        is_checked = self.may_read_values() and not torch.compiler.is_compiling()
+        if is_checked and time.numel() and time.max() >= self.config.max_bars:
             raise ValueError(
                 f"a melody of {int(time.max()) + 1} bars does not fit a latent of max_bars={self.config.max_bars}: "
                 "cut it into windows"
@@ -474,7 +479,9 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         one_hot = one_hot * attention_mask[..., None]
         embedded, rotation = self.told(self.embed_tokens(input_ids), time, pitch)
         embedded = self.dropout(embedded)
-        mask = create_bidirectional_mask(self.config, embedded, attention_mask)
+        mask = create_bidirectional_mask(
+            self.config, embedded, attention_mask, allow_is_bidirectional_skip=self.may_read_values()
+        )
         return self.melody_encoder(embedded, one_hot.to(embedded.dtype), mask, rotation)
 
     @can_return_tuple
@@ -561,7 +568,9 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
 
         hidden_states, rotation = self.embed(input_ids, attention_mask, time, pitch, previous_ids, cache)
         all_hidden_states = [hidden_states]
-        mask = create_causal_mask(self.config, hidden_states, attention_mask, cache)
+        mask = create_causal_mask(
+            self.config, hidden_states, attention_mask, cache, allow_is_causal_skip=self.may_read_values()
+        )
         bar_one_hot = self.bar_one_hot(time).to(hidden_states.dtype)
         for index, layer in enumerate(self.layers):
             condition = None if bar_conditions is None else bar_one_hot @ bar_conditions[:, :, index]  # (B, T, C)
