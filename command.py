@@ -43,6 +43,21 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def check_links(folder: str | Path) -> None:
+    """Refuse a model's folder whose links to code are text: so git writes them on Windows by default.
+
+    Raises:
+        UserError: If a Python file holds nothing but a path.
+    """
+    for file in sorted(Path(folder).glob("*.py")):
+        if file.read_bytes().strip().replace(b"\\", b"/") == f"../../modeling/{file.name}".encode():
+            raise UserError(
+                f"{file}: a link that git wrote as text; run `git config core.symlinks true` and "
+                f"`git checkout -- {file.parent}` (Windows: as administrator or in developer mode), or download the "
+                "model from the Hub"
+            )
+
+
 def check_output(output: Path) -> None:
     """Make the folder that a file goes to, before hours go into its content.
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from command import UserError, first_line, run_command
+from command import UserError, check_links, first_line, run_command
 from rendering.page import Item, Picture, Section, write_page
 
 MODEL_FILES = ("config.json", "processor_config.json", "tokenizer.json")
@@ -238,6 +238,7 @@ def load_model(name: str) -> tuple[Any, Any]:
     huggingface_hub.utils.logging.set_verbosity_error()  # no network is one line, not a report of every try
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    check_links(name)
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=True)
         if config.model_type == "melody_vae":

@@ -9,7 +9,7 @@ from typing import Any
 
 import export_onnx
 import generate
-from command import UserError, first_line
+from command import UserError, check_links, first_line
 from documents import model_card
 from generate import load_model
 from publishing.hub import digest
@@ -37,6 +37,7 @@ def check_code(folder: Path) -> None:
     Raises:
         UserError: If a file is missing or another: what is tested here would not be what is published.
     """
+    check_links(folder)
     for file in sorted((ROOT / "modeling").glob("*.py")):
         if file.name != "__init__.py" and (
             not (folder / file.name).is_file() or (folder / file.name).read_bytes() != file.read_bytes()

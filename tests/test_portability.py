@@ -1,10 +1,17 @@
 """The commands run where there is no `fcntl`, no `resource` and no UTF-8 by default, as on Windows."""
 
 import ast
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from transformers import AutoModel
+
+from command import UserError, check_links
+from generate import load_model
+from publishing.model import check_code
+from training.models import load_pretrained
 
 ROOT = Path(__file__).parents[1]
 LISTED = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout
@@ -53,3 +60,24 @@ def test_text_is_read_and_written_with_an_encoding():
     found = {str(path.relative_to(ROOT)): without_encoding(path.read_text(encoding="utf-8")) for path in CODE}
     assert len(found) > 100
     assert {path: lines for path, lines in found.items() if lines} == {}
+
+
+def test_links_that_git_wrote_as_text_are_named(tmp_path):
+    release = ROOT / "release" / "melody-vae-16bar"
+    check_links(release)
+    folder = tmp_path / release.name
+    folder.mkdir()
+    for path in release.iterdir():
+        if path.is_symlink():
+            (folder / path.name).write_bytes(str(path.readlink()).encode())
+        elif path.is_file():
+            shutil.copyfile(path, folder / path.name)
+    for load in (
+        load_model,
+        lambda source: load_pretrained(AutoModel, source),
+        lambda source: check_code(Path(source)),
+    ):
+        with pytest.raises(
+            UserError, match=r"^[^\n]*a link that git wrote as text; run `git config core.symlinks true`.*$"
+        ):
+            load(str(folder))

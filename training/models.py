@@ -10,7 +10,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 import baselines
-from command import UserError
+from command import UserError, check_links
 from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel
 from training.data import Collator
 from training.options import MELODY_VAE, MUSIC_VAE
@@ -34,6 +34,7 @@ def load_pretrained(auto_class, source: str, **options):
                 f"{source}: no such folder, and the Hub cannot be reached; give a folder that train.py wrote"
             )
         options["local_files_only"] = True
+    check_links(source)
     try:
         return auto_class.from_pretrained(source, trust_remote_code=True, **options)
     except Exception as error:  # no folder, no such id, missing or broken files: each has its own class
