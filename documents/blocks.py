@@ -23,7 +23,8 @@ NAMES = {
 def summary(results: Path) -> str:
     """Write README's table: six questions about the release, each answer beside its floor and its ceiling."""
     release, asked, speed = (
-        json.loads((results / name).read_text()) for name in ("release.json", "model.json", "dataset_speed.json")
+        json.loads((results / name).read_text(encoding="utf-8"))
+        for name in ("release.json", "model.json", "dataset_speed.json")
     )
     steps, notes = release["free_running"]["step_accuracy"], release["free_running"]["note_f1"]
     sets, rates = release["samples"]["sets"], speed["files_per_second"]
@@ -79,7 +80,7 @@ def training_time(results: Path) -> str:
     """Say how long the release was trained, and how long train.py takes by default at its speed."""
     from training.options import make_parser
 
-    stage = json.loads((results / "release.json").read_text())["training"]
+    stage = json.loads((results / "release.json").read_text(encoding="utf-8"))["training"]
     last, seconds, processes = stage, 0.0, set()
     while stage:
         seconds += stage["seconds"]
@@ -97,7 +98,7 @@ def training_time(results: Path) -> str:
 
 def architecture() -> str:
     """Copy the drawing at the top of the modelling file."""
-    source = (ROOT / "modeling" / "modeling_melody_vae.py").read_text()
+    source = (ROOT / "modeling" / "modeling_melody_vae.py").read_text(encoding="utf-8")
     paragraphs = (ast.get_docstring(ast.parse(source), clean=True) or "").split("\n\n")
     drawing = next(paragraph for paragraph in paragraphs if paragraph.startswith("    "))
     return f"```text\n{textwrap.dedent(drawing)}\n```\n"

@@ -6,9 +6,10 @@ value for a host that asks for one.
 
 import pytest
 import torch
-from test_modeling import IDS, make_latent
-from test_prior import make_prior_model
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.builders.models import IDS, make_latent
+from tests.modeling.test_prior import make_prior_model
 
 ASKED = torch.ops.aten._local_scalar_dense.default
 MOST_ASKED = 12
