@@ -212,7 +212,7 @@ class Evaluation:
             kl.append(posterior.kl_nats())
         nats, kl_nats, bounds = (torch.cat(parts).tolist() for parts in (reconstruction, kl, bound))
         tighter, alone = self.per_note(bounds), {}
-        if getattr(self.model.config, "latent_noise", 0):
+        if getattr(self.model.config, "noise_probability", 0):
             alone = self.without_latent(bounds)
         return {
             **bits_per_note(nats, kl_nats, self.notes),
@@ -530,9 +530,9 @@ def measure(args: argparse.Namespace) -> dict:
     clock = time.perf_counter()
     model, processor = load(args.model)
     if args.sampling_noise is not None:
-        if not (getattr(model.config, "latent_noise", 0) and 0 <= args.sampling_noise <= 1):
+        if not (getattr(model.config, "noise_probability", 0) and 0 <= args.sampling_noise <= 1):
             raise UserError(
-                f"--sampling_noise {args.sampling_noise}: from 0 to 1, for models trained with latent_noise"
+                f"--sampling_noise {args.sampling_noise}: from 0 to 1, for models trained with noise_probability"
             )
         model.config.sampling_noise = args.sampling_noise
     windows = choose_windows(args.dataset, args.split, max(args.melodies, args.samples), args.seed)

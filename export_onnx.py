@@ -58,11 +58,11 @@ class EncoderGraph(nn.Module):
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
-        time: torch.Tensor,
+        musical_position: torch.Tensor,
         pitch: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode melodies `(B, T)`; returns mean and log-variance, `(B, Z)` each."""
-        posterior = self.model.encode(input_ids, attention_mask, time, pitch)
+        posterior = self.model.encode(input_ids, attention_mask, musical_position, pitch)
         return posterior.latent_mean, posterior.latent_log_variance
 
 
@@ -79,7 +79,7 @@ class DecoderGraph(nn.Module):
         attention_mask: torch.Tensor,
         keys: list[torch.Tensor],
         values: list[torch.Tensor],
-        time: torch.Tensor,
+        musical_position: torch.Tensor,
         pitch: torch.Tensor | None = None,
         previous_ids: torch.Tensor | None = None,
         bar_conditions: torch.Tensor | None = None,
@@ -91,7 +91,7 @@ class DecoderGraph(nn.Module):
         output = self.model(
             input_ids,
             torch.where(is_seen, 0.0, torch.finfo(torch.float32).min),
-            time=time,
+            musical_position=musical_position,
             pitch=pitch,
             previous_ids=previous_ids,
             bar_conditions=bar_conditions,
@@ -122,14 +122,14 @@ def make_graphs(model: Any) -> dict[str, Graph]:
                 "attention_mask": torch.ones(BATCH, PAST + LENGTH, dtype=torch.long),
                 "keys": [example(*cached) for _ in layers],
                 "values": [example(*cached) for _ in layers],
-                "time": torch.zeros(ids.shape),
+                "musical_position": torch.zeros(ids.shape),
             },
             {
                 "input_ids": free,
                 "attention_mask": {0: "batch", 1: "total_length"},
                 "keys": free_cache,
                 "values": free_cache,
-                "time": free,
+                "musical_position": free,
             },
             ["logits", *(f"present.{index}.{kind}" for index in layers for kind in ("key", "value"))],
         )
@@ -144,7 +144,7 @@ def make_graphs(model: Any) -> dict[str, Graph]:
             BATCH, config.max_bars + 1, config.num_hidden_layers, config.hidden_size
         )
         decoder.axes["bar_conditions"] = {0: "batch"}
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "time": torch.zeros(ids.shape)}
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "musical_position": torch.zeros(ids.shape)}
         if config.musical_pitch:
             inputs["pitch"] = torch.zeros(ids.shape)
         axes = dict.fromkeys(inputs, free)

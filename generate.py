@@ -323,23 +323,17 @@ def reconstruct(studio: Studio) -> Section:
 
 def continue_melody(studio: Studio) -> Section:
     """Keep the first bars of a melody and write on."""
-    import torch
-
     args, model = studio.args, studio.model
     line = studio.lines(1)[0]
     if args.primer_bars > line["bars"]:
         raise UserError(f"--primer_bars {args.primer_bars}: {line['name']} has only {line['bars']} bars; lower it")
     primer = studio.processor(lines=line, bars=args.primer_bars, primer=True, return_tensors="pt")
-    # The first new token opens a bar: one that did not could put more notes into the primer's last bar.
-    not_a_bar = (~model.is_bar_token).nonzero().flatten().tolist()
-    torch.manual_seed(args.seed)
     with studio.progress("Continuing") as counter:
-        batch = model.generate(
+        batch = model.continue_melody(
             **{name: value.repeat(args.num, 1) for name, value in primer.items()},
             bars=args.bars,
-            **model.sampling_options(),
+            generator=generators(studio),
             temperature=args.temperature,
-            begin_suppress_tokens=not_a_bar,
             logits_processor=counter,
         )
     start = studio.score(primer["input_ids"][0], line)

@@ -66,7 +66,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--sampling_noise",
         type=float,
         default=0.0,
-        help="how much of its latent a sample leaves to the melody decoder, for models trained with latent_noise",
+        help="how much of its latent a sample leaves to the melody decoder, for models trained with noise_probability",
     )
     parser.add_argument(
         "--sampling_top_p", type=float, default=1.0, help="share of the probability that samples draw tokens from"
@@ -258,7 +258,7 @@ def training_function(args: argparse.Namespace) -> None:
     kept = {name: value for name, value in old.state_dict().items() if not name.startswith("prior.")}
     model.load_state_dict(model.state_dict() | kept)
     model.to(old.device)
-    if not config.latent_noise:  # else the melody decoder reads latents on their way, mixed with noise as they are
+    if not config.noise_probability:  # else the melody decoder reads latents on their way, mixed with noise as they are
         prior.mean.copy_(train[0].mean(0))
         prior.scale.copy_((train[0].var(0) + train[1].exp().mean(0)).sqrt())
     prior.attribute_mean.copy_(attribute_mean)

@@ -67,6 +67,7 @@ class AbsoluteMusicTransformer(MelodyVAEModel):
 
     config: AbsoluteMusicTransformerConfig
     config_class = AbsoluteMusicTransformerConfig
+    _has_plain_layers = False
 
     def __init__(self, config: AbsoluteMusicTransformerConfig):
         if config.latent_size:
@@ -83,9 +84,11 @@ class AbsoluteMusicTransformer(MelodyVAEModel):
         if isinstance(module, Sinusoids):
             init.constant_(module.scale, math.sqrt(2) * self.config.initializer_range)  # as long as a token's embedding
 
-    def embed(self, input_ids, attention_mask, time, pitch, previous_ids, cache):
-        """Embed tokens as [`MelodyVAEModel.embed`] does and add their positions; padding is not counted."""
-        hidden_states, rotation = super().embed(input_ids, attention_mask, time, pitch, previous_ids, cache)
+    def _embed(self, input_ids, attention_mask, musical_position, pitch, previous_ids, cache):
+        """Embed tokens as [`MelodyVAEModel`] does and add their positions; padding is not counted."""
+        hidden_states, rotation = super()._embed(
+            input_ids, attention_mask, musical_position, pitch, previous_ids, cache
+        )
         length = input_ids.shape[1]
         if attention_mask is not None and attention_mask.dim() == 2:
             position_ids = (attention_mask.cumsum(-1) - 1).clamp_min(0)[:, -length:]

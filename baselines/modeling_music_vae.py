@@ -23,7 +23,6 @@ from transformers.utils.generic import can_return_tuple
 from modeling.generation_melody_vae import slerp
 from modeling.modeling_melody_vae import (
     NATS_PER_BIT,
-    MelodyVAEModel,
     MelodyVAEOutput,
     MelodyVAEPosterior,
     reconstruction_nats,
@@ -281,6 +280,7 @@ class MusicVAEModel(PreTrainedModel):
         bars: int | torch.Tensor | None = None,
         do_sample: bool = False,
         temperature: float = 1.0,
+        generator: torch.Generator | None = None,
     ) -> torch.Tensor:
         """Decode latents, each step told what was decoded before it.
 
@@ -289,6 +289,7 @@ class MusicVAEModel(PreTrainedModel):
             bars: Bars of each melody, a number or `(B,)`; `max_bars` by default.
             do_sample: Draw steps instead of taking the likeliest.
             temperature: Of the softmax over steps.
+            generator: Of the random numbers; the global random state by default.
 
         Returns:
             `(B, 1 + N S)` ids, N the most bars asked for; shorter melodies are padded at the end.
@@ -310,14 +311,12 @@ class MusicVAEModel(PreTrainedModel):
                 output, state = self.melody_decoder(inputs, embedded, state)
                 logits = self.output_proj(output[:, -1])
                 if do_sample:
-                    steps.append((logits.float() / temperature).softmax(-1).multinomial(1))
+                    steps.append((logits.float() / temperature).softmax(-1).multinomial(1, generator=generator))
                 else:
                     steps.append(logits.argmax(-1, keepdim=True))
         ids = torch.cat(steps, dim=1)
         places = torch.arange(ids.shape[1], device=self.device)
         return ids.masked_fill(places > wanted[:, None] * self.config.steps_per_bar, self.config.pad_token_id)
-
-    seeded = MelodyVAEModel.seeded
 
     def sample(
         self, n: int, seed: int | None = None, temperature: float = 1.0, bars: int | None = None
@@ -333,9 +332,10 @@ class MusicVAEModel(PreTrainedModel):
         Returns:
             `(n, 1 + N S)` ids.
         """
-        with self.seeded(seed):
-            latent = torch.randn(n, self.config.latent_size, device=self.device, dtype=self.dtype)
-            return self.decode(latent, bars=bars, do_sample=True, temperature=temperature)
+        generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
+        shape = (n, self.config.latent_size)
+        latent = torch.randn(shape, generator=generator, device=self.device, dtype=self.dtype)
+        return self.decode(latent, bars, do_sample=True, temperature=temperature, generator=generator)
 
     def reconstruct(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **decode_kwargs

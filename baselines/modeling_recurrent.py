@@ -31,6 +31,7 @@ class RecurrentModel(MelodyVAEModel):
     supports_gradient_checkpointing = False
     _is_stateful = True
     _can_compile_fullgraph = False
+    _has_plain_layers = False
 
     def __init__(self, config: RecurrentConfig):
         super().__init__(config)
@@ -49,7 +50,7 @@ class RecurrentModel(MelodyVAEModel):
         elif isinstance(module, nn.Linear) and module is not self.lm_head:
             init.xavier_uniform_(module.weight)
 
-    def musical_inputs(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _musical_inputs(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """There are none: the state knows what was."""
         return {}
 

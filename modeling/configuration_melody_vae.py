@@ -29,23 +29,23 @@ class MelodyVAEConfig(PreTrainedConfig):
         num_prior_layers: Layers of the learned prior over latents; 0 leaves N(0, I).
         conditions: What the learned prior can be asked for: the values of each condition, by its name.
         attributes: What [`MelodyVAEModel.shift`] can change and samples can be asked for.
-        section_returns: In pieces longer than a latent, the probability that a section is the one so many sections
-            before over again: that of the one before, of the one before that, ...
+        section_returns: In melodies longer than a latent, the probability of repeating the section k back, k = 1, 2,
+            ...
         max_relative_distance: Distance in tokens from which on relative embeddings are shared.
-        musical_time: Whether each token is told how far into its bar and its phrase the melody has got, and attention
-            how many bars and parts of a bar lie between two tokens, beside the distance in tokens.
-        musical_pitch: Whether attention knows the interval between the latest notes at two tokens.
-        previous_token: Whether each token is told the token before it, at the input of the melody decoder.
+        musical_time: Whether tokens carry a bar-position embedding, and attention adds rotary encodings of bar time to
+            the distance in tokens.
+        musical_pitch: Whether attention adds rotary encodings of the latest note's pitch.
+        previous_token: Whether to add a projection of the previous token's embedding to the melody decoder's input.
         dropout: Dropout rate of embeddings, attention and residual branches.
         token_dropout: Share of the melody decoder's input tokens that are masked in training, so that it has to
             read its latent (Bowman et al. 2016, arXiv:1511.06349).
         kl_weight: Weight (beta) of the KL term when `forward` is not given one.
         free_bits: Bits of KL per melody that cost nothing (MusicVAE, arXiv:1803.05428, has 256 at 16 bars).
-        latent_noise: Share of the melodies whose latent is mixed with noise in training, by an amount that the melody
-            decoder is told, so that it can write with a latent that is known in part or not at all.
-        sampling_noise: How much of the learned prior's latents `sample`, `infill` and continuations leave to the melody
-            decoder, from 0 to 1 (all: it writes as a language model); half of it where conditions are asked for, which
-            only the prior hears of. For models with `latent_noise`.
+        noise_probability: Share of the melodies whose latent is mixed with noise in training; the melody decoder is
+            conditioned on the noise level, so that it can write with a latent that is known in part or not at all.
+        sampling_noise: Noise level at which `sample`, `infill` and continuations stop the prior's flow, from 0 to 1
+            (the melody decoder writes as a language model); half of it under conditions, which only the prior reads.
+            For models with `noise_probability`.
         sampling_top_p: Share of the probability that sampling draws each token from, the most probable ones first
             (Holtzman et al. 2020, arXiv:1904.09751); 1 is all.
         latent_log_variance_init: Log-variance of the posterior before training; a low one keeps the first
@@ -59,6 +59,7 @@ class MelodyVAEConfig(PreTrainedConfig):
 
     model_type = "melody_vae"
     keys_to_ignore_at_inference = OTHER_OUTPUTS
+    attribute_map = {"latent_noise": "noise_probability"}  # noqa: RUF012 - names of older checkpoints
 
     vocab_size: int = 1024
     bar_token_ids: list[int] | None = None
@@ -83,7 +84,7 @@ class MelodyVAEConfig(PreTrainedConfig):
     token_dropout: float = 0.0
     kl_weight: float = 0.2
     free_bits: float = 256.0
-    latent_noise: float = 0.0
+    noise_probability: float = 0.0
     sampling_noise: float = 0.0
     sampling_top_p: float = 1.0
     latent_log_variance_init: float = -3.0
@@ -97,6 +98,8 @@ class MelodyVAEConfig(PreTrainedConfig):
     mask_token_id: int = 3
 
     def __post_init__(self, **kwargs):
+        for old in self.attribute_map.keys() & kwargs.keys():
+            setattr(self, old, kwargs.pop(old))
         # Only a saved configuration knows its transformers_version; other versions and libraries may have left more
         # in it, and it has to load all the same.
         if self.transformers_version is None:
@@ -116,10 +119,12 @@ class MelodyVAEConfig(PreTrainedConfig):
                 f"latent_size={self.latent_size} is not a multiple of max_bars={self.max_bars}: "
                 "each bar has an equal share of the latent"
             )
-        if not 0 <= self.latent_noise <= 1 or (self.latent_noise and not self.latent_size):
-            raise ValueError(f"latent_noise={self.latent_noise} must be from 0 to 1, and 0 without a latent")
-        if not 0 <= self.sampling_noise <= (1 if self.latent_noise else 0):
-            raise ValueError(f"sampling_noise={self.sampling_noise} must be from 0 to 1, and 0 without latent_noise")
+        if not 0 <= self.noise_probability <= 1 or (self.noise_probability and not self.latent_size):
+            raise ValueError(f"noise_probability={self.noise_probability} must be from 0 to 1, and 0 without a latent")
+        if not 0 <= self.sampling_noise <= (1 if self.noise_probability else 0):
+            raise ValueError(
+                f"sampling_noise={self.sampling_noise} must be from 0 to 1, and 0 without noise_probability"
+            )
         if not 0 < self.sampling_top_p <= 1:
             raise ValueError(f"sampling_top_p={self.sampling_top_p} must be more than 0, and 1 at most")
         if self.num_prior_layers and not self.latent_size:

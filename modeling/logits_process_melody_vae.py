@@ -17,7 +17,7 @@ from typing import overload
 import torch
 from transformers import LogitsProcessor
 
-from .melody_line_melody_vae import PIECE_KINDS, PIECE_VALUES
+from .melody_line_melody_vae import BASE_TOKEN_KINDS, BASE_TOKEN_VALUES, tonic_of
 
 MAX_TOKENS_PER_BAR = 64  # in generation; 16 notes are 50 tokens before any BPE
 
@@ -56,8 +56,6 @@ GRAMMAR_COLUMNS = len(TokenColumn)
 NO_ONSET = 1 << 14
 SPECIAL_ROW: tuple[int, ...] = (UNUSABLE, UNCHANGED, 0, 0, NO_ONSET, -1, 0, 127, 0, 0, 0, 0)
 
-TONICS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
-ACCIDENTALS = {"": 0, "#": 1, "\u266f": 1, "b": -1, "\u266d": -1}
 MODES = {
     "major": (0, 2, 4, 5, 7, 9, 11),
     "ionian": (0, 2, 4, 5, 7, 9, 11),
@@ -94,14 +92,13 @@ def scale_mask(scale: str | Sequence[str | None]) -> int | list[int | None]:
         ValueError: If the tonic or the mode is unknown; names those that are known.
     """
     if not isinstance(scale, str):
-        return [None if each is None else scale_mask(each) for each in scale]
-    match = re.fullmatch("([A-Ga-g])([#\u266fb\u266d]?) +(.+)", scale.strip())
-    mode = " ".join(match[3].lower().split()) if match else None
-    if match is None or mode not in MODES:
+        return [None if name is None else scale_mask(name) for name in scale]
+    name, _, mode = scale.strip().partition(" ")
+    tonic, mode = tonic_of(name), " ".join(mode.lower().split())
+    if tonic is None or mode not in MODES:
         raise ValueError(
             f"unknown scale {scale!r}: give a tonic (C, F#, Bb) and a mode, as in 'D dorian'; modes: {', '.join(MODES)}"
         )
-    tonic = TONICS[match[1].upper()] + ACCIDENTALS[match[2]]
     return sum(1 << (tonic + interval) % 12 for interval in MODES[mode])
 
 
@@ -117,8 +114,8 @@ def time_signature_id(time_signature: str) -> int:
     return 64 * int(match[1]) + int(match[2])
 
 
-def piece_of(token: str, steps_per_beat: int) -> int:
-    """Write a REMI token such as `Pitch_60` as an integer, see `melody_line_melody_vae.PIECE_VALUES`."""
+def encode_base_token(token: str, steps_per_beat: int) -> int:
+    """Write a REMI token such as `Pitch_60` as an integer, see `melody_line_melody_vae.BASE_TOKEN_VALUES`."""
     kind, value = token.split("_")
     if kind == "Bar":
         number = 0
@@ -128,7 +125,7 @@ def piece_of(token: str, steps_per_beat: int) -> int:
         number = duration_steps(value, steps_per_beat)
     else:
         number = int(value)
-    return PIECE_KINDS[kind] * PIECE_VALUES + number
+    return BASE_TOKEN_KINDS[kind] * BASE_TOKEN_VALUES + number
 
 
 def duration_steps(value: str, steps_per_beat: int) -> int:
@@ -237,8 +234,8 @@ def fits(
 
 
 def runs_of_tokens(table: torch.Tensor) -> list[list[int]]:
-    """Return the REMI tokens that each token stands for, as integers, see `melody_line_melody_vae.PIECE_VALUES`."""
-    return [[piece for piece in row if piece] for row in table[:, GRAMMAR_COLUMNS:].tolist()]
+    """Return the REMI tokens that each token stands for, as integers, see `BASE_TOKEN_VALUES`."""
+    return [[base_token for base_token in row if base_token] for row in table[:, GRAMMAR_COLUMNS:].tolist()]
 
 
 class TokenWriter:
@@ -270,11 +267,12 @@ class TokenWriter:
 
     def values(self, kind: str) -> list[int]:
         """Return the values of a kind of REMI token (`Pitch`, ...) that there are, ascending."""
-        return sorted(piece % PIECE_VALUES for piece in self.single if piece // PIECE_VALUES == PIECE_KINDS[kind])
+        first = BASE_TOKEN_KINDS[kind] * BASE_TOKEN_VALUES
+        return sorted(base - first for base in self.single if first <= base < first + BASE_TOKEN_VALUES)
 
     def merge(self, run: list[int]) -> list[int]:
         """Write a run of REMI tokens, merging what was learned first first."""
-        tokens = [self.single[piece] for piece in run]
+        tokens = [self.single[base_token] for base_token in run]
         unknown = len(self.merged) + max(self.single.values()) + 1
         while len(tokens) > 1:
             pairs = [self.merged.get(pair, unknown) for pair in pairwise(tokens)]
@@ -293,8 +291,8 @@ class TokenWriter:
         try:
             return [token for bar in bars for token in self.merge([self.PREFIX, *bar])]
         except KeyError as error:
-            kind, value = divmod(error.args[0], PIECE_VALUES)
-            name = next((name for name, number in PIECE_KINDS.items() if number == kind), kind)
+            kind, value = divmod(error.args[0], BASE_TOKEN_VALUES)
+            name = next((name for name, number in BASE_TOKEN_KINDS.items() if number == kind), kind)
             raise ValueError(f"the vocabulary has no {name} of {value}") from error
 
 
@@ -353,6 +351,11 @@ class MelodyLogitsProcessor(LogitsProcessor):
             raise ValueError(f"bars={bars.tolist()}: a melody has at least one bar")
         if (template is None) != (regenerate is None):
             raise ValueError("template and regenerate go together")
+        if template is not None and (regenerate.dtype != torch.bool or regenerate.shape[:-1] != template.shape[:1]):
+            raise ValueError(
+                f"regenerate: {tuple(regenerate.shape)} of {regenerate.dtype} must say for each bar of "
+                f"{len(template)} melodies whether to generate it, as booleans ({len(template)}, bars)"
+            )
         if template is not None and time_signature is not None:
             raise ValueError(f"time_signature={time_signature!r}: the template has its own")
         self.table = table[:, :GRAMMAR_COLUMNS].to(torch.int32)
@@ -406,6 +409,7 @@ class MelodyLogitsProcessor(LogitsProcessor):
             if len(self.signature) != len(self.bars):
                 raise ValueError(f"{len(names)} time signatures for {len(self.bars)} melodies")
 
+        self.rows: torch.Tensor | None = None  # (B,) the melody of each row; in order by default
         self.seen: torch.Tensor | None = None  # (B, T) the ids that `state` is of
         self.state = torch.empty(0)  # (B, 7)
 
@@ -521,11 +525,23 @@ class MelodyLogitsProcessor(LogitsProcessor):
         parent = (own[:, None] == hashes).int().argmax(-1)  # (B,)
         return self.state[parent] if torch.equal(before, self.seen[parent]) else None
 
+    def _melody_of_rows(self, count: int) -> torch.Tensor:
+        """Give the index of the melody that each of `count` rows is of, `(B,)`."""
+        if self.rows is None:
+            return torch.arange(count, device=self.bars.device) // (count // len(self.bars))
+        return self.rows
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Go on with some rows `(R,)` of the last call only."""
+        self.rows = self._melody_of_rows(len(self.state))[rows]
+        self.state = self.state[rows]
+        self.seen = None if self.seen is None else self.seen[rows]
+
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Rule out what is no melody: -inf in `scores` `(B, V)`, given `input_ids` `(B, T)`."""
         state = self.state_of(input_ids)
         phase, begun, count, onset, free, signature, steps = state.unbind(-1)
-        melody = torch.arange(len(state), device=state.device) // (len(state) // len(self.bars))  # (B,)
+        melody = self._melody_of_rows(len(state))
         bars = self.bars[melody]
         steps = torch.where(signature > 0, steps, self.bar_steps[melody])
         signature = torch.where(signature > 0, signature, self.signature[melody])
@@ -589,3 +605,37 @@ class MelodyLogitsProcessor(LogitsProcessor):
         kept[:, self.openings] = -torch.inf
         kept.scatter_(1, token, forced.nan_to_num(neginf=0.0)[:, None])
         return torch.where((is_forced | next_is_kept)[:, None], kept, allowed)
+
+
+class BarCountLogitsProcessor(LogitsProcessor):
+    """Make every melody exactly so many bars long; for models that do not know the tokens' grammar.
+
+    That a bar ends is one event, followed by a new bar or by the end of the melody; its probability goes to the one
+    that the number of bars calls for. A bar that reaches `MAX_TOKENS_PER_BAR` has to end, so greedy decoding cannot
+    turn in circles.
+
+    Args:
+        bars: `(B,)` bars to reach.
+        is_bar_token: `(V,)` whether a token opens a bar.
+        eos_token_id: Token that ends a melody.
+    """
+
+    def __init__(self, bars: torch.Tensor, is_bar_token: torch.Tensor, eos_token_id: int):
+        self.bars = bars
+        self.is_bar_token = is_bar_token
+        self.eos_token_id = eos_token_id
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Move the end's score to the bar tokens before the last bar, and theirs to the end in it."""
+        opens_bar = self.is_bar_token[input_ids]  # (B, T)
+        begun = opens_bar.sum(-1)
+        is_last = (begun >= self.bars.repeat_interleave(len(begun) // len(self.bars)))[:, None]  # (B, 1)
+        end = scores[:, self.eos_token_id, None]
+        new_bar = scores.masked_fill(~self.is_bar_token, -torch.inf).logsumexp(-1, keepdim=True)  # (B, 1)
+        bar_ends = torch.logaddexp(end, new_bar)
+        place = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
+        length = input_ids.shape[1] - (opens_bar * place).amax(-1, keepdim=True)  # of the bar so far, its opening aside
+        within = scores.masked_fill((length >= MAX_TOKENS_PER_BAR - 1) & (begun > 0)[:, None], -torch.inf)
+        scores = torch.where(self.is_bar_token, torch.where(is_last, -torch.inf, scores + (bar_ends - new_bar)), within)
+        scores[:, self.eos_token_id] = torch.where(is_last, bar_ends, -torch.inf).squeeze(-1)
+        return scores

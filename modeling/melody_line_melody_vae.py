@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 
-# A REMI token as one integer: its kind times `PIECE_VALUES`, and its value. 0 is none.
-PIECE_KINDS = {"Bar": 1, "TimeSig": 2, "Position": 3, "Pitch": 4, "Duration": 5}
-PIECE_VALUES = 1 << 12
+# A REMI token as one integer: its kind times `BASE_TOKEN_VALUES`, and its value. 0 is none.
+BASE_TOKEN_KINDS = {"Bar": 1, "TimeSig": 2, "Position": 3, "Pitch": 4, "Duration": 5}
+BASE_TOKEN_VALUES = 1 << 12
 
 PITCH_NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
+NATURALS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
+ACCIDENTALS = {"": 0, "#": 1, "\u266f": 1, "b": -1, "\u266d": -1}
 KEY_NAMES = tuple(f"{name} {mode}" for mode in ("major", "minor") for name in PITCH_NAMES)
 # Krumhansl and Kessler's probe-tone ratings (Krumhansl, Cognitive Foundations of Musical Pitch, 1990, table 2.1).
 MAJOR_PROFILE = (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88)
@@ -26,16 +28,24 @@ MINOR_PROFILE = (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.3
 TEMPO_CLASSES = {"slow": (0.0, 90.0, 76.0), "medium": (90.0, 130.0, 115.0), "fast": (130.0, math.inf, 150.0)}
 
 
+def tonic_of(name: str) -> int | None:
+    """Read a tonic such as `C`, `F#` or `Bb` as a pitch class, C being 0; None if it is none."""
+    natural, accidental = name[:1].upper(), name[1:]
+    if natural not in NATURALS or accidental not in ACCIDENTALS:
+        return None
+    return (NATURALS[natural] + ACCIDENTALS[accidental]) % 12
+
+
 def tempo_class(quarters_per_minute: float) -> str:
     """Return the name of a tempo's class."""
     return next(name for name, (low, high, _) in TEMPO_CLASSES.items() if low <= quarters_per_minute < high)
 
 
-def read_line(pieces: Iterable[int], steps_per_beat: int) -> dict[str, Any]:
+def read_line(base_tokens: Iterable[int], steps_per_beat: int) -> dict[str, Any]:
     """Read the notes of a valid melody from its REMI tokens.
 
     Args:
-        pieces: Tokens as integers, see `PIECE_VALUES`.
+        base_tokens: Tokens as integers, see `BASE_TOKEN_VALUES`.
         steps_per_beat: Grid steps per beat.
 
     Returns:
@@ -43,17 +53,17 @@ def read_line(pieces: Iterable[int], steps_per_beat: int) -> dict[str, Any]:
     """
     signature, bar = 0, -1
     onset, pitch, duration = [], [], []
-    for piece in pieces:
-        kind, value = divmod(piece, PIECE_VALUES)
-        if kind == PIECE_KINDS["Bar"]:
+    for base_token in base_tokens:
+        kind, value = divmod(base_token, BASE_TOKEN_VALUES)
+        if kind == BASE_TOKEN_KINDS["Bar"]:
             bar += 1
-        elif kind == PIECE_KINDS["TimeSig"]:
+        elif kind == BASE_TOKEN_KINDS["TimeSig"]:
             signature = signature or value
-        elif kind == PIECE_KINDS["Position"]:
+        elif kind == BASE_TOKEN_KINDS["Position"]:
             onset.append(bar * (signature // 64) * steps_per_beat + value)
-        elif kind == PIECE_KINDS["Pitch"]:
+        elif kind == BASE_TOKEN_KINDS["Pitch"]:
             pitch.append(value)
-        elif kind == PIECE_KINDS["Duration"]:
+        elif kind == BASE_TOKEN_KINDS["Duration"]:
             duration.append(value)
     numerator, denominator = divmod(signature or 64 * 4 + 4, 64)
     whole = min(len(onset), len(pitch), len(duration))  # a melody that is cut short may end within a note
@@ -74,15 +84,15 @@ def write_line(line: Mapping[str, Any]) -> list[list[int]]:
         line: Its notes are sorted, one at a time, and begin within its bars.
 
     Returns:
-        `line["bars"]` lists of integers, see `PIECE_VALUES`.
+        `line["bars"]` lists of integers, see `BASE_TOKEN_VALUES`.
     """
     numerator, denominator = map(int, line["time_signature"].split("/"))
     steps = steps_per_bar(line)
-    signature = PIECE_KINDS["TimeSig"] * PIECE_VALUES + 64 * numerator + denominator
-    bars = [[PIECE_KINDS["Bar"] * PIECE_VALUES, signature] for _ in range(line["bars"])]
+    signature = BASE_TOKEN_KINDS["TimeSig"] * BASE_TOKEN_VALUES + 64 * numerator + denominator
+    bars = [[BASE_TOKEN_KINDS["Bar"] * BASE_TOKEN_VALUES, signature] for _ in range(line["bars"])]
     for start, duration, pitch in zip(line["start"], line["duration"], line["pitch"], strict=True):
         for kind, value in (("Position", start % steps), ("Pitch", pitch), ("Duration", duration)):
-            bars[start // steps].append(PIECE_KINDS[kind] * PIECE_VALUES + value)
+            bars[start // steps].append(BASE_TOKEN_KINDS[kind] * BASE_TOKEN_VALUES + value)
     return bars
 
 

@@ -11,12 +11,11 @@ Dimension key: B batch, T tokens, N bars, C hidden size, Z latent size, V vocabu
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
@@ -26,15 +25,15 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 from .cache_melody_vae import CACHE_NAME, given_cache
 from .configuration_melody_vae import MelodyVAEConfig
 from .generation_melody_vae import MelodyVAEGenerationMixin
-from .logits_process_melody_vae import MAX_TOKENS_PER_BAR, NO_ONSET, MelodyLogitsProcessor, TokenColumn, scale_mask
+from .logits_process_melody_vae import MAX_TOKENS_PER_BAR, NO_ONSET, SPECIAL_ROW, TokenColumn
 from .pipeline_melody_vae import custom_pipelines
 from .prior_melody_vae import LatentPrior
 from .relative_attention import MelodyVAELayer, RelativeAttention, ResidualLinear, ZeroLinear, rotation_of
 
 NATS_PER_BIT = 0.6931471805599453  # ln 2
-NOISE_HARMONICS = 8  # by which a bar is told how noisy its latent is
-BAR_HARMONICS = 24  # by which a token is told its place in the bar: 48 places can be told apart
-PHRASES = (2.0, 4.0, 8.0, 16.0)  # bars, in which it is told its place as well
+NOISE_HARMONICS = 8  # of the embedding of a bar's noise level
+BAR_HARMONICS = 24  # of the bar-position embedding: 48 positions in a bar can be distinguished
+PHRASES = (2.0, 4.0, 8.0, 16.0)  # bars, in which the position is embedded as well
 
 
 @dataclass
@@ -108,40 +107,6 @@ def reconstruction_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Ten
     return nats.view(labels.shape).sum(-1)
 
 
-class BarCountLogitsProcessor(LogitsProcessor):
-    """Make every melody exactly so many bars long; for models that do not know the tokens' grammar.
-
-    That a bar ends is one event, followed by a new bar or by the end of the melody; its probability goes to the one
-    that the number of bars calls for. A bar that reaches `MAX_TOKENS_PER_BAR` has to end, so greedy decoding cannot
-    turn in circles.
-
-    Args:
-        bars: `(B,)` bars to reach.
-        is_bar_token: `(V,)` whether a token opens a bar.
-        eos_token_id: Token that ends a melody.
-    """
-
-    def __init__(self, bars: torch.Tensor, is_bar_token: torch.Tensor, eos_token_id: int):
-        self.bars = bars
-        self.is_bar_token = is_bar_token
-        self.eos_token_id = eos_token_id
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Move the end's score to the bar tokens before the last bar, and theirs to the end in it."""
-        opens_bar = self.is_bar_token[input_ids]  # (B, T)
-        begun = opens_bar.sum(-1)
-        is_last = (begun >= self.bars.repeat_interleave(len(begun) // len(self.bars)))[:, None]  # (B, 1)
-        end = scores[:, self.eos_token_id, None]
-        new_bar = scores.masked_fill(~self.is_bar_token, -torch.inf).logsumexp(-1, keepdim=True)  # (B, 1)
-        bar_ends = torch.logaddexp(end, new_bar)
-        place = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
-        length = input_ids.shape[1] - (opens_bar * place).amax(-1, keepdim=True)  # of the bar so far, its opening aside
-        within = scores.masked_fill((length >= MAX_TOKENS_PER_BAR - 1) & (begun > 0)[:, None], -torch.inf)
-        scores = torch.where(self.is_bar_token, torch.where(is_last, -torch.inf, scores + (bar_ends - new_bar)), within)
-        scores[:, self.eos_token_id] = torch.where(is_last, bar_ends, -torch.inf).squeeze(-1)
-        return scores
-
-
 class MelodyEncoder(nn.Module):
     """q(z|x): bidirectional layers over tokens, a mean per bar, and from each bar its share of the latent."""
 
@@ -174,36 +139,37 @@ class MelodyEncoder(nn.Module):
         )
 
 
-class TimeEmbedding(nn.Module):
-    """What a token's place in its bar and in phrases of 2, 4, 8 and 16 bars adds to its embedding; nothing at first."""
+class BarPositionEmbedding(nn.Module):
+    """Embedding of a token's position in its bar and in phrases of 2, 4, 8 and 16 bars; starts at zero."""
 
     def __init__(self, config: MelodyVAEConfig):
         super().__init__()
         self.proj = ZeroLinear(2 * (BAR_HARMONICS + len(PHRASES)), config.hidden_size, bias=False)
 
-    def forward(self, time: torch.Tensor) -> torch.Tensor:
-        """Embed musical time `(B, T)`, in bars, as `(B, T, C)`."""
-        harmonics = torch.arange(1, BAR_HARMONICS + 1, device=time.device, dtype=torch.float32)
-        frequencies = torch.cat([harmonics, 1 / torch.tensor(PHRASES, device=time.device)])
-        angles = 2 * math.pi * time[..., None] * frequencies
+    def forward(self, musical_position: torch.Tensor) -> torch.Tensor:
+        """Embed musical positions `(B, T)`, in bars, as `(B, T, C)`."""
+        device = musical_position.device
+        harmonics = torch.arange(1, BAR_HARMONICS + 1, device=device, dtype=torch.float32)
+        frequencies = torch.cat([harmonics, 1 / torch.tensor(PHRASES, device=device)])
+        angles = 2 * math.pi * musical_position[..., None] * frequencies
         return self.proj(torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.proj.weight.dtype))
 
 
 class BarConditioner(nn.Module):
-    """Expand a latent into what each bar's tokens are told in each layer of the melody decoder.
+    """Expand a latent into the condition embedding of each bar and layer of the melody decoder.
 
-    At a bar's last token the melody decoder predicts the first token of the next bar, so every token hears of its own
-    bar and of the next one.
+    At a bar's last token the melody decoder predicts the first token of the next bar, so every token is conditioned on
+    its own bar and on the next one.
 
-    With `config.latent_noise` it can be told that a latent is (1 - a) z + a e with noise e and an a for each bar, as
-    [`LatentPrior`] has it on its way: with a = 1 everywhere the melody decoder is a language model, with a = 0 it
-    reconstructs, and between them the latent is a sketch.
+    With `config.noise_probability` it is also conditioned on the noise level a of each bar, of a latent
+    (1 - a) z + a e with noise e, as on the path of [`LatentPrior`]: with a = 1 everywhere the melody decoder is a
+    language model, with a = 0 it reconstructs.
     """
 
     def __init__(self, config: MelodyVAEConfig):
         super().__init__()
         self.config = config
-        if config.latent_noise:
+        if config.noise_probability:
             self.noise_proj = ZeroLinear(NOISE_HARMONICS, config.hidden_size, bias=False)
         self.latent_proj = nn.Linear(config.latent_size // config.max_bars, config.hidden_size)
         self.bar_embedding = nn.Parameter(torch.empty(config.max_bars, config.hidden_size))
@@ -214,8 +180,8 @@ class BarConditioner(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.condition_proj = nn.Linear(2 * config.hidden_size, config.num_hidden_layers * config.hidden_size)
 
-    def draw_noise(self, n: int) -> torch.Tensor:
-        """Draw how noisy the bars of `n` latents shall be in training, `(n, N)` from 0 to 1.
+    def draw_noise_level(self, n: int) -> torch.Tensor:
+        """Draw the noise levels of the bars of `n` latents in training, `(n, N)` from 0 to 1.
 
         Of the noisy ones a third have no latent at all, a third are as noisy in all bars, and of the others some bars
         are known and some are not.
@@ -223,34 +189,36 @@ class BarConditioner(nn.Module):
         device, bars = self.bar_embedding.device, self.config.max_bars
         is_noisy, kind, amount = torch.rand(3, n, 1, device=device)
         hidden = (torch.rand(n, bars, device=device) < amount).to(amount)
-        noise = torch.where(kind < 1 / 3, 1.0, torch.where(kind < 2 / 3, amount, hidden))
-        return torch.where(is_noisy < self.config.latent_noise, noise, 0.0)
+        level = torch.where(kind < 1 / 3, 1.0, torch.where(kind < 2 / 3, amount, hidden))
+        return torch.where(is_noisy < self.config.noise_probability, level, 0.0)
 
-    def add_noise(self, latent: torch.Tensor, noise: torch.Tensor, drawn: torch.Tensor | None = None) -> torch.Tensor:
-        """Mix `latent` `(B, Z)` with as much noise as `noise` `(B, N)` says, from N(0, I), or the one that is given."""
-        amount = noise.repeat_interleave(latent.shape[-1] // self.config.max_bars, dim=-1).to(latent)
-        return (1 - amount) * latent + amount * (torch.randn_like(latent) if drawn is None else drawn)
+    def add_noise(
+        self, latent: torch.Tensor, noise_level: torch.Tensor, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Mix `latent` `(B, Z)` with noise at `noise_level` `(B, N)`; the noise is from N(0, I) unless given."""
+        level = noise_level.repeat_interleave(latent.shape[-1] // self.config.max_bars, dim=-1).to(latent)
+        return (1 - level) * latent + level * (torch.randn_like(latent) if noise is None else noise)
 
-    def forward(self, latent: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-        """Expand latents into what the melody decoder is told.
+    def forward(self, latent: torch.Tensor, noise_level: torch.Tensor | None = None) -> torch.Tensor:
+        """Expand latents into condition embeddings.
 
         Args:
             latent: `(B, Z)`.
-            noise: `(B, N)`, how much of each bar's share of `latent` is noise, from 0 to 1; nothing by default.
+            noise_level: `(B, N)`, how much of each bar's share of `latent` is noise, from 0 to 1; 0 by default.
 
         Returns:
             `(B, N + 1, K, C)`; row 0 serves the tokens before the first bar.
         """
         shares = latent.unflatten(-1, (self.config.max_bars, -1))  # (B, N, Z / N)
-        if noise is None:
+        if noise_level is None:
             bars = self.latent_proj(shares) + self.bar_embedding
         else:
-            noise = noise.to(shares)[..., None]  # (B, N, 1)
-            # What is left of unit noise in a unit latent's expectation: nothing of it at a = 1.
-            shares = shares * ((1 - noise) / ((1 - noise).square() + noise.square()))
-            harmonics = torch.arange(1, NOISE_HARMONICS + 1, device=noise.device).to(noise)
-            told = self.noise_proj((noise * harmonics * (math.pi / 2)).sin())  # nothing at a = 0
-            bars = self.latent_proj(shares) + self.bar_embedding + told
+            level = noise_level.to(shares)[..., None]  # (B, N, 1)
+            # The posterior mean of a unit latent given its mixture with unit noise: 0 at level 1.
+            shares = shares * ((1 - level) / ((1 - level).square() + level.square()))
+            harmonics = torch.arange(1, NOISE_HARMONICS + 1, device=level.device).to(level)
+            level_embedding = self.noise_proj((level * harmonics * (math.pi / 2)).sin())  # 0 at level 0
+            bars = self.latent_proj(shares) + self.bar_embedding + level_embedding
         for layer in self.layers:
             bars = layer(bars)
         before, after = self.edge_embedding.to(bars.dtype).expand(len(bars), 2, -1).split(1, dim=1)
@@ -297,7 +265,7 @@ class MelodyVAEPreTrainedModel(PreTrainedModel):
             init.zeros_(module.attribute_mean)
             init.ones_(module.attribute_scale)
         elif isinstance(module, MelodyVAEModel):
-            init.copy_(module.is_bar_token, module.bar_token_mask())
+            init.copy_(module.is_bar_token, module._bar_token_mask())
             if self.config.grammar_columns:
                 init.zeros_(module.token_grammar)
 
@@ -313,6 +281,7 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
 
     is_bar_token: torch.Tensor
     token_grammar: torch.Tensor
+    _has_plain_layers = True  # [`StepDecoder`] can compute them
     _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}  # noqa: RUF012 - the base class's own form
 
     def __init__(self, config: MelodyVAEConfig):
@@ -321,7 +290,7 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.dropout = nn.Dropout(config.dropout)
         if config.musical_time:
-            self.time_embedding = TimeEmbedding(config)
+            self.time_embedding = BarPositionEmbedding(config)  # the name in published weights
         if config.previous_token:
             self.previous_proj = ZeroLinear(config.hidden_size, config.hidden_size, bias=False)
         if config.latent_size:
@@ -337,36 +306,59 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.register_buffer("is_bar_token", self.bar_token_mask())
+        self.register_buffer("is_bar_token", self._bar_token_mask())
+        self._has_grammar = False
         self.post_init()
         self.generation_config.max_length = MAX_TOKENS_PER_BAR * config.max_bars + 2
 
-    def bar_token_mask(self) -> torch.Tensor:
+    def _bar_token_mask(self) -> torch.Tensor:
         """Whether each token opens a bar, `(V,)`."""
         mask = torch.zeros(self.config.vocab_size, dtype=torch.bool)
         mask[self.config.bar_token_ids] = True
         return mask
 
     def set_grammar(self, table: torch.Tensor) -> None:
-        """Tell the model what each token stands for, `MelodyProcessor.grammar_table()`.
+        """Set what each token stands for, `MelodyProcessor.grammar_table()`.
 
         From then on it generates valid melodies only, `generate` takes a scale, a range, a time signature and bars to
         keep (see [`MelodyLogitsProcessor`]), and the model can read what it wrote.
+
+        Raises:
+            ValueError: If the table is of another vocabulary.
         """
+        if table.dim() != 2 or table.shape[0] != self.config.vocab_size or table.shape[1] < len(SPECIAL_ROW):
+            raise ValueError(f"a table of {tuple(table.shape)} is no grammar of {self.config.vocab_size} tokens")
         self.config.grammar_columns = table.shape[1]
         self.register_buffer("token_grammar", table.to(self.device, torch.int32))
 
-    def grammar_rows(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """What each token stands for, `(B, T, grammar_columns)`.
+    def _grammar(self) -> torch.Tensor:
+        """What each token stands for, `(V, grammar_columns)`.
 
         Raises:
-            ValueError: If the model has not been told.
+            ValueError: If neither the weights nor [`MelodyVAEModel.set_grammar`] have said it.
         """
-        if "token_grammar" not in self._buffers:
-            raise ValueError("this model does not know its tokens: model.set_grammar(processor.grammar_table())")
-        return self.token_grammar[input_ids]
+        if not self._has_grammar and not torch.compiler.is_compiling():
+            table = self._buffers.get("token_grammar")
+            self._has_grammar = table is not None and (table.is_meta or bool(table.any()))
+            if not self._has_grammar:
+                raise ValueError("this model does not know its tokens: model.set_grammar(processor.grammar_table())")
+        return self.token_grammar
 
-    def musical_time(self, input_ids: torch.Tensor) -> torch.Tensor:
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
+        """Resize the vocabulary as transformers does; new tokens open no bar, and the grammar never allows them."""
+        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        size = self.config.vocab_size
+        self.config.bar_token_ids = [token for token in self.config.bar_token_ids or [] if token < size]
+        self.is_bar_token = self._bar_token_mask().to(self.device)
+        if self.config.grammar_columns:
+            table = torch.zeros(size, self.config.grammar_columns, dtype=torch.int32, device=self.device)
+            table[:, : len(SPECIAL_ROW)] = torch.tensor(SPECIAL_ROW, dtype=torch.int32)
+            kept = min(size, len(self.token_grammar))
+            table[:kept] = self.token_grammar[:kept]
+            self.token_grammar = table if self.token_grammar.any() else torch.zeros_like(table)
+        return embeddings
+
+    def musical_position(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Where in the music each token is, `(B, T)`, in bars since the melody began.
 
         The whole part is the index of the token's bar, -1 before the first. The rest says how far into the bar the
@@ -378,7 +370,7 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         bars = self.is_bar_token[input_ids].cumsum(-1) - 1
         if not self.config.musical_time:
             return bars.float()
-        rows = self.grammar_rows(input_ids)
+        rows = self._grammar()[input_ids]
         onset, steps = rows[..., TokenColumn.LAST_ONSET], rows[..., TokenColumn.BAR_STEPS]
         place = torch.arange(input_ids.shape[1], device=input_ids.device)
         signature = torch.where(steps > 0, place, 0).cummax(-1).values  # where the latest time signature is
@@ -395,48 +387,50 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         """
         if not self.config.musical_pitch:
             return None
-        rows = self.grammar_rows(input_ids)
+        rows = self._grammar()[input_ids]
         lowest, highest = rows[..., TokenColumn.LOWEST_PITCH], rows[..., TokenColumn.HIGHEST_PITCH]
         place = torch.arange(input_ids.shape[1], device=input_ids.device)
         latest = torch.where(highest > 0, place, 0).cummax(-1).values
         return torch.where(highest > 0, (lowest + highest) / 2, 0.0).gather(-1, latest)
+
+    musical_time = musical_position  # the method's name in the first release
 
     def previous_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The token before each, `(B, T)`; where there is none, or padding, the token itself."""
         previous = torch.cat([input_ids[:, :1], input_ids[:, :-1]], dim=1)
         return torch.where(previous == self.config.pad_token_id, input_ids, previous)
 
-    def told(
-        self, embedded: torch.Tensor, time: torch.Tensor, pitch: torch.Tensor | None
+    def _add_position_embeddings(
+        self, embedded: torch.Tensor, musical_position: torch.Tensor, pitch: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Add to embedded tokens `(B, T, C)` where they are in the music, and compute what turns queries and keys."""
+        """Add bar-position embeddings to tokens `(B, T, C)`; returns them and the rotation of queries and keys."""
         head_dim = self.config.hidden_size // self.config.num_attention_heads
         if not self.config.musical_time:
             return embedded, rotation_of(head_dim, None, pitch)
-        return embedded + self.time_embedding(time), rotation_of(head_dim, time, pitch)
+        return embedded + self.time_embedding(musical_position), rotation_of(head_dim, musical_position, pitch)
 
-    def embed(
+    def _embed(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        time: torch.Tensor,
+        musical_position: torch.Tensor,
         pitch: torch.Tensor | None,
         previous_ids: torch.Tensor | None,
         cache: Cache | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Embed tokens `(B, T)` for the melody decoder; returns `(B, T, C)` and the rotation of queries and keys."""
-        hidden_states, rotation = self.told(self.embed_tokens(input_ids), time, pitch)
+        hidden_states, rotation = self._add_position_embeddings(self.embed_tokens(input_ids), musical_position, pitch)
         if self.config.previous_token:
             previous_ids = self.previous_ids(input_ids) if previous_ids is None else previous_ids
             hidden_states = hidden_states + self.previous_proj(self.embed_tokens(previous_ids))
         return self.dropout(hidden_states), rotation
 
-    def bar_one_hot(self, time: torch.Tensor) -> torch.Tensor:
-        """Rows of [`BarConditioner`]'s table for musical time `(B, T)`, one-hot, `(B, T, N + 1)`."""
-        rows = (time.floor().long() + 1).clamp(0, self.config.max_bars)
+    def _bar_one_hot(self, musical_position: torch.Tensor) -> torch.Tensor:
+        """Rows of [`BarConditioner`]'s table for musical positions `(B, T)`, one-hot, `(B, T, N + 1)`."""
+        rows = (musical_position.floor().long() + 1).clamp(0, self.config.max_bars)
         return nn.functional.one_hot(rows, self.config.max_bars + 1).to(self.dtype)
 
-    def may_read_values(self) -> bool:
+    def _may_read_values(self) -> bool:
         """Whether the host may look at values of tensors: in training on a GPU it would wait for them at every step."""
         return not self.training or self.device.type == "cpu"
 
@@ -444,7 +438,7 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        time: torch.Tensor | None = None,
+        musical_position: torch.Tensor | None = None,
         pitch: torch.Tensor | None = None,
         **kwargs,
     ) -> MelodyVAEPosterior:
@@ -453,7 +447,7 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         Args:
             input_ids: `(B, T)`.
             attention_mask: `(B, T)`, 0 at padding; by default where `pad_token_id` is.
-            time: `(B, T)`, what [`MelodyVAEModel.musical_time`] returns, if it was computed already.
+            musical_position: `(B, T)`, what [`MelodyVAEModel.musical_position`] returns, if it was computed already.
             pitch: `(B, T)`, what [`MelodyVAEModel.musical_pitch`] returns, likewise.
             kwargs: Ignored, so that a processor's whole output can be passed.
 
@@ -465,22 +459,22 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         """
         if not self.config.latent_size:
             raise ValueError("latent_size=0: this model is a plain Music Transformer and has no latent to encode into")
-        if time is None:
-            time, pitch = self.musical_time(input_ids), self.musical_pitch(input_ids)
-        is_checked = self.may_read_values() and not torch.compiler.is_compiling()
-        if is_checked and time.numel() and time.max() >= self.config.max_bars:
-            raise ValueError(
-                f"a melody of {int(time.max()) + 1} bars does not fit a latent of max_bars={self.config.max_bars}: "
-                "cut it into windows"
-            )
-        one_hot = self.bar_one_hot(time)[..., 1:]  # (B, T, N)
+        if musical_position is None:
+            musical_position, pitch = self.musical_position(input_ids), self.musical_pitch(input_ids)
+        if self._may_read_values() and not torch.compiler.is_compiling() and musical_position.numel():
+            num_bars, max_bars = int(musical_position.max()) + 1, self.config.max_bars
+            if num_bars > max_bars:
+                raise ValueError(
+                    f"a melody of {num_bars} bars does not fit a latent of max_bars={max_bars}: cut it into windows"
+                )
+        one_hot = self._bar_one_hot(musical_position)[..., 1:]  # (B, T, N)
         if attention_mask is None:
             attention_mask = input_ids.ne(self.config.pad_token_id).long()
         one_hot = one_hot * attention_mask[..., None]
-        embedded, rotation = self.told(self.embed_tokens(input_ids), time, pitch)
+        embedded, rotation = self._add_position_embeddings(self.embed_tokens(input_ids), musical_position, pitch)
         embedded = self.dropout(embedded)
         mask = create_bidirectional_mask(
-            self.config, embedded, attention_mask, allow_is_bidirectional_skip=self.may_read_values()
+            self.config, embedded, attention_mask, allow_is_bidirectional_skip=self._may_read_values()
         )
         return self.melody_encoder(embedded, one_hot.to(embedded.dtype), mask, rotation)
 
@@ -490,12 +484,12 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         latent: torch.Tensor | None = None,
-        noise: torch.Tensor | None = None,
+        noise_level: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         kl_weight: float | None = None,
         tokens_per_melody: float | torch.Tensor | None = None,
         bar_conditions: torch.Tensor | None = None,
-        time: torch.Tensor | None = None,
+        musical_position: torch.Tensor | None = None,
         pitch: torch.Tensor | None = None,
         previous_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
@@ -517,15 +511,16 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
             attention_mask: `(B, T)`, 0 at padding; by default where `pad_token_id` is.
             latent: `(B, Z)`. Without one the melody encoder reads `input_ids`; its sample is used in training, its
                 mean otherwise.
-            noise: `(B, N)`, how much of each bar's share of `latent` is noise, from 0 to 1. In training it is drawn
-                and added, see `config.latent_noise`; else there is none by default.
+            noise_level: `(B, N)`, how much of each bar's share of `latent` is noise, from 0 to 1; 0 by default. In
+                training it is drawn and the noise added, see `config.noise_probability`.
             labels: `(B, T)`, aligned with `input_ids`; -100 is not counted.
             kl_weight: Beta; `config.kl_weight` by default.
             tokens_per_melody: What the loss is divided by; the batch's own mean by default. A constant gives every
                 melody the same weight whatever batch it is in, so that accumulated batches equal one large one.
             bar_conditions: `(B, N + 1, K, C)`, a latent that [`BarConditioner`] has expanded already.
-            time: `(B, T)`, see [`MelodyVAEModel.musical_time`]; needed where the cache holds the melody's beginning.
-            pitch: `(B, T)`, see [`MelodyVAEModel.musical_pitch`]; belongs to `time`.
+            musical_position: `(B, T)`, see [`MelodyVAEModel.musical_position`]; needed where the cache holds the
+                melody's beginning.
+            pitch: `(B, T)`, see [`MelodyVAEModel.musical_pitch`]; belongs to `musical_position`.
             previous_ids: `(B, T)`, see [`MelodyVAEModel.previous_ids`]; needed there likewise.
             past_key_values: Cache of the melody decoder.
             use_cache: Whether to return a cache.
@@ -546,16 +541,16 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         if attention_mask is None and cache is None:
             attention_mask = input_ids.ne(self.config.pad_token_id).long()
         posterior = MelodyVAEPosterior()
-        if time is None:
-            time, pitch = self.musical_time(input_ids), self.musical_pitch(input_ids)
+        if musical_position is None:
+            musical_position, pitch = self.musical_position(input_ids), self.musical_pitch(input_ids)
         if self.config.latent_size and bar_conditions is None:
             if latent is None:
-                posterior = self.encode(input_ids, attention_mask, time, pitch)
+                posterior = self.encode(input_ids, attention_mask, musical_position, pitch)
                 latent = posterior.sample() if self.training else posterior.latent_mean
-                if self.training and self.config.latent_noise:
-                    noise = self.bar_conditioner.draw_noise(len(latent))
-                    latent = self.bar_conditioner.add_noise(latent, noise)
-            bar_conditions = self.bar_conditioner(latent, noise)
+                if self.training and self.config.noise_probability:
+                    noise_level = self.bar_conditioner.draw_noise_level(len(latent))
+                    latent = self.bar_conditioner.add_noise(latent, noise_level)
+            bar_conditions = self.bar_conditioner(latent, noise_level)
         if self.training and self.config.token_dropout:
             is_dropped = torch.rand(input_ids.shape, device=input_ids.device) < self.config.token_dropout
             input_ids = input_ids.masked_fill(is_dropped, self.config.mask_token_id)
@@ -566,21 +561,15 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
 
-        hidden_states, rotation = self.embed(input_ids, attention_mask, time, pitch, previous_ids, cache)
+        hidden_states, rotation = self._embed(input_ids, attention_mask, musical_position, pitch, previous_ids, cache)
         all_hidden_states = [hidden_states]
         mask = create_causal_mask(
-            self.config, hidden_states, attention_mask, cache, allow_is_causal_skip=self.may_read_values()
+            self.config, hidden_states, attention_mask, cache, allow_is_causal_skip=self._may_read_values()
         )
-        bar_one_hot = self.bar_one_hot(time).to(hidden_states.dtype)
+        bar_one_hot = self._bar_one_hot(musical_position).to(hidden_states.dtype)
         for index, layer in enumerate(self.layers):
             condition = None if bar_conditions is None else bar_one_hot @ bar_conditions[:, :, index]  # (B, T, C)
-            hidden_states = layer(
-                hidden_states,
-                condition,
-                attention_mask=mask,
-                cache=cache,
-                rotation=rotation,
-            )
+            hidden_states = layer(hidden_states, condition, attention_mask=mask, cache=cache, rotation=rotation)
             all_hidden_states.append(hidden_states)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(self.norm(hidden_states[:, kept]))  # (B, T, V)
@@ -603,94 +592,16 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         return output
 
     def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, **kwargs):
-        """Read time over the whole sequence, of which a cached step sees the last token only."""
+        """Read positions over the whole sequence, of which a cached step sees the last token only."""
         inputs = super().prepare_inputs_for_generation(input_ids, next_sequence_length=next_sequence_length, **kwargs)
         kept = slice(-inputs["input_ids"].shape[1], None)
-        return inputs | {name: value[:, kept].contiguous() for name, value in self.musical_inputs(input_ids).items()}
+        return inputs | {name: value[:, kept].contiguous() for name, value in self._musical_inputs(input_ids).items()}
 
-    def musical_inputs(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _musical_inputs(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """Read from whole melodies `(B, T)` what `forward` is given beside their last tokens, `(B, T)` each."""
-        inputs = {"time": self.musical_time(input_ids)}
+        inputs = {"musical_position": self.musical_position(input_ids)}
         if (pitch := self.musical_pitch(input_ids)) is not None:
             inputs["pitch"] = pitch
         if self.config.previous_token:
             inputs["previous_ids"] = self.previous_ids(input_ids)
         return inputs
-
-    @torch.no_grad()
-    def generate(
-        self,
-        inputs: torch.Tensor | None = None,
-        latent: torch.Tensor | None = None,
-        noise: float | torch.Tensor | None = None,
-        bars: int | torch.Tensor | None = None,
-        scale: str | Sequence[str | None] | None = None,
-        time_signature: str | Sequence[str | None] | None = None,
-        lowest_pitch: int | Sequence[int | None] | None = None,
-        highest_pitch: int | Sequence[int | None] | None = None,
-        template: torch.Tensor | None = None,
-        regenerate: torch.Tensor | None = None,
-        logits_processor: LogitsProcessorList | None = None,
-        **kwargs,
-    ):
-        """Generate melodies: transformers' own `generate`, told a latent.
-
-        Args:
-            inputs: `(B, T)`, the beginning of the melodies (also as `input_ids`); the start token by default.
-            latent: `(B, Z)`. By default drawn from the prior, and for bars that `input_ids` has, the posterior's mean.
-            noise: How much of the latent is noise, from 0 (nothing) to 1 (all: the melody decoder writes alone); a
-                number, or `(B, N)` for each bar; `config.sampling_noise` by default where latents are drawn here. For
-                models with `config.latent_noise`.
-            bars: Bars that each melody shall have, a number or `(B,)`; the model decides by default.
-            scale: Such as `D dorian`: the only pitches, see `logits_process_melody_vae.scale_mask`.
-            time_signature: Such as `6/8`, one for all or one for each; the model's choice by default.
-            lowest_pitch: MIDI pitch.
-            highest_pitch: MIDI pitch.
-            template: `(B, T)` ids of melodies to keep bars of.
-            regenerate: `(B, N)` which of their bars to generate.
-            logits_processor: Processors applied after this model's own.
-            kwargs: As in transformers.
-
-        Returns:
-            `(B, T)` ids, padded at the end, or what `return_dict_in_generate` asks for.
-
-        Raises:
-            ValueError: If no melody can be like this, or the model does not know its tokens' grammar.
-        """
-        inputs = kwargs.pop("input_ids", inputs)
-        processors = LogitsProcessorList()
-        if bars is not None:
-            bars = torch.as_tensor(bars, device=self.device).reshape(-1)
-        if template is not None:  # its bars may have more tokens than new ones
-            kwargs.setdefault("max_length", template.shape[1] + self.generation_config.max_length)
-        if self.config.grammar_columns:
-            processors.append(
-                MelodyLogitsProcessor(
-                    self.token_grammar,
-                    self.generation_config.eos_token_id,
-                    bars=bars,
-                    max_bars=self.config.max_bars,
-                    time_signature=time_signature,
-                    pitch_classes=None if scale is None else scale_mask(scale),
-                    lowest_pitch=lowest_pitch,
-                    highest_pitch=highest_pitch,
-                    template=template,
-                    regenerate=regenerate,
-                )
-            )
-        elif any(asked is not None for asked in (scale, time_signature, lowest_pitch, highest_pitch, template)):
-            raise ValueError("this model does not know its tokens: model.set_grammar(processor.grammar_table())")
-        elif bars is not None:
-            processors.append(BarCountLogitsProcessor(bars, self.is_bar_token, self.generation_config.eos_token_id))
-        if self.config.latent_size:
-            if latent is None:
-                if isinstance(noise, torch.Tensor):
-                    raise ValueError("noise for each bar is a latent's: give the latent, or one number")
-                told = self.sketch(len(inputs) if inputs is not None else 1, inputs, noise=noise, bars=bars)
-                latent, noise = told["latent"], told.get("noise")
-            if noise is not None:
-                if not self.config.latent_noise:
-                    raise ValueError(f"noise={noise}: this model was trained without (latent_noise=0)")
-                noise = torch.as_tensor(noise, device=self.device).expand(len(latent), self.config.max_bars)
-            kwargs["bar_conditions"] = self.bar_conditioner(latent.to(self.device, self.dtype), noise)
-        return super().generate(inputs, logits_processor=processors + (logits_processor or []), **kwargs)

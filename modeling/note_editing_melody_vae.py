@@ -1,8 +1,8 @@
-"""Melodies as notes: read, written and measured; small edits such as musicians make, and `shift`, which searches them.
+"""Melodies as notes: read, written and measured; small edits of them, and `shift`, a local search over edits.
 
 Notes are tuples of onset, duration and pitch, in grid steps from the first bar line and MIDI pitches; they are sorted,
 and a note has ended when the next begins. Dimension key: B batch, T tokens, N bars, Z latent size, A attributes,
-W ways.
+K candidates.
 """
 
 import math
@@ -14,16 +14,15 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import cross_entropy
 
-from .configuration_melody_vae import MelodyVAEConfig
+from .arguments_melody_vae import check_bars, check_latent, check_number
 from .logits_process_melody_vae import TokenColumn, TokenWriter, runs_of_tokens, scale_mask
 from .melody_line_melody_vae import ATTRIBUTES, key_of, measure, read_line, steps_per_bar, write_line
-from .prior_melody_vae import LatentPrior
 
 Notes = list[tuple[int, int, int]]
 
-WAYS_OF_SHIFTING = 6  # searches for edits of a melody
+NUM_CANDIDATES = 6  # searches for edits of a melody
 OWN_WEIGHT = 5.0  # of the attribute that is asked for, against each other one
-SURPRISE_WEIGHT = 0.2  # of a bit per note, against a squared standard deviation
+LIKELIHOOD_WEIGHT = 0.2  # of a bit per note, against a squared standard deviation
 PROPOSALS = 24  # edits of which the best is made
 MOST_EDITS = 48
 LEAST_GAIN = 0.02  # of the error, by an edit; what brings less is not worth a change
@@ -31,7 +30,7 @@ ALIKE = 0.5  # how often an edit is made at the same place of several bars
 FAILURES = 4  # rounds of proposals without a gain, after which the search ends
 
 
-class Frame(NamedTuple):
+class EditContext(NamedTuple):
     """What edits of a melody leave as it is."""
 
     bars: int
@@ -56,108 +55,109 @@ class Frame(NamedTuple):
         return min(self.scale, key=lambda each: abs(each - pitch))
 
 
-def tidy(notes: Notes, frame: Frame) -> Notes:
+def normalize_notes(notes: Notes, context: EditContext) -> Notes:
     """Sort notes, keep one at each onset, and let each end where the next begins and with the melody."""
-    by_onset = {start: (duration, pitch) for start, duration, pitch in notes if 0 <= start < frame.bars * frame.bar}
+    by_onset = {start: (duration, pitch) for start, duration, pitch in notes if 0 <= start < context.bars * context.bar}
     onsets = sorted(by_onset)
-    ends = [*onsets[1:], frame.bars * frame.bar][: len(onsets)]
+    ends = [*onsets[1:], context.bars * context.bar][: len(onsets)]
     return [
         (
             start,
-            max(1, min(by_onset[start][0], end - start, frame.longest)),
-            max(frame.lowest, min(by_onset[start][1], frame.highest)),
+            max(1, min(by_onset[start][0], end - start, context.longest)),
+            max(context.lowest, min(by_onset[start][1], context.highest)),
         )
         for start, end in zip(onsets, ends, strict=True)
     ]
 
 
-def run_of_bars(frame: Frame, draw: random.Random) -> tuple[int, int]:
+def run_of_bars(context: EditContext, draw: random.Random) -> tuple[int, int]:
     """Draw bars next to each other: the steps where they begin and end."""
-    first, last = sorted((draw.randrange(frame.bars), draw.randrange(frame.bars)))
-    first, last = draw.choice(((first, last), (0, last), (first, frame.bars - 1)))
-    return first * frame.bar, (last + 1) * frame.bar
+    first, last = sorted((draw.randrange(context.bars), draw.randrange(context.bars)))
+    first, last = draw.choice(((first, last), (0, last), (first, context.bars - 1)))
+    return first * context.bar, (last + 1) * context.bar
 
 
-def transpose(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
+def transpose(notes: Notes, context: EditContext, draw: random.Random) -> Notes:
     """Transpose the melody."""
     semitones = draw.choice((-12, -7, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 7, 12))
     pitches = [pitch + semitones for _, _, pitch in notes]
-    if min(pitches) < frame.lowest or max(pitches) > frame.highest:
+    if min(pitches) < context.lowest or max(pitches) > context.highest:
         return notes
     return [(start, duration, pitch + semitones) for start, duration, pitch in notes]
 
 
-def move_bars(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
+def move_bars(notes: Notes, context: EditContext, draw: random.Random) -> Notes:
     """Move some bars up or down within the key."""
-    begin, end = run_of_bars(frame, draw)
+    begin, end = run_of_bars(context, draw)
     steps = draw.choice((-7, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 7))
     return [
-        (start, duration, frame.step(pitch, steps) if begin <= start < end else pitch)
+        (start, duration, context.step(pitch, steps) if begin <= start < end else pitch)
         for start, duration, pitch in notes
     ]
 
 
-def stretch(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
+def stretch(notes: Notes, context: EditContext, draw: random.Random) -> Notes:
     """Make some bars' intervals wider or narrower around their mean, within the key."""
-    begin, end = run_of_bars(frame, draw)
+    begin, end = run_of_bars(context, draw)
     inside = [pitch for start, _, pitch in notes if begin <= start < end]
     if not inside:
         return notes
     mean, factor = sum(inside) / len(inside), draw.choice((0.5, 0.7, 0.85, 1.2, 1.4, 1.8))
     return [
-        (start, duration, frame.nearest(mean + factor * (pitch - mean)) if begin <= start < end else pitch)
+        (start, duration, context.nearest(mean + factor * (pitch - mean)) if begin <= start < end else pitch)
         for start, duration, pitch in notes
     ]
 
 
-def repeat_bars(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
+def repeat_bars(notes: Notes, context: EditContext, draw: random.Random) -> Notes:
     """Play one, two or four bars again, in place of as many others."""
-    length = min(draw.choice((1, 2, 4)), frame.bars)
-    source, target = draw.randrange(frame.bars - length + 1), draw.randrange(frame.bars - length + 1)
-    begin, end = target * frame.bar, (target + length) * frame.bar
-    away = (target - source) * frame.bar
+    length = min(draw.choice((1, 2, 4)), context.bars)
+    source, target = draw.randrange(context.bars - length + 1), draw.randrange(context.bars - length + 1)
+    begin, end = target * context.bar, (target + length) * context.bar
+    away = (target - source) * context.bar
     kept = [note for note in notes if not begin <= note[0] < end]
     again = [(start + away, duration, pitch) for start, duration, pitch in notes if begin <= start + away < end]
     return kept + again or notes
 
 
-def some_notes(notes: Notes, frame: Frame, draw: random.Random) -> set[int]:
+def some_notes(notes: Notes, context: EditContext, draw: random.Random) -> set[int]:
     """Draw a note, and often those at the same place of bars near it: what recurs is changed wherever it does."""
     index = draw.randrange(len(notes))
-    chosen, place = {index}, notes[index][0] % frame.bar
+    chosen, place = {index}, notes[index][0] % context.bar
     if draw.random() < ALIKE:
-        begin, end = run_of_bars(frame, draw)
-        chosen |= {at for at, (start, _, _) in enumerate(notes) if start % frame.bar == place and begin <= start < end}
+        begin, end = run_of_bars(context, draw)
+        starts = enumerate(start for start, _, _ in notes)
+        chosen |= {at for at, start in starts if start % context.bar == place and begin <= start < end}
     return chosen
 
 
-def bend(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
+def move_notes_in_scale(notes: Notes, context: EditContext, draw: random.Random) -> Notes:
     """Move notes up or down within the key."""
-    chosen, steps = some_notes(notes, frame, draw), draw.choice((-5, -3, -2, -1, 1, 2, 3, 5))
+    chosen, steps = some_notes(notes, context, draw), draw.choice((-5, -3, -2, -1, 1, 2, 3, 5))
     return [
-        (start, duration, frame.step(pitch, steps) if index in chosen else pitch)
+        (start, duration, context.step(pitch, steps) if index in chosen else pitch)
         for index, (start, duration, pitch) in enumerate(notes)
     ]
 
 
-def split(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
+def split(notes: Notes, context: EditContext, draw: random.Random) -> Notes:
     """Make two notes of one, the second one as high or a step towards the next."""
-    chosen, moves = some_notes(notes, frame, draw), draw.random() < 0.5
+    chosen, moves = some_notes(notes, context, draw), draw.random() < 0.5
     edited = []
     for index, (start, duration, pitch) in enumerate(notes):
         if index not in chosen or duration < 2:
             edited.append((start, duration, pitch))
             continue
-        half = duration // 2 if duration <= frame.beat else -(-duration // 2 // frame.beat) * frame.beat
+        half = duration // 2 if duration <= context.beat else -(-duration // 2 // context.beat) * context.beat
         after = notes[min(index + 1, len(notes) - 1)][2]
-        second = frame.step(pitch, moves * ((after > pitch) - (after < pitch)))
+        second = context.step(pitch, moves * ((after > pitch) - (after < pitch)))
         edited += [(start, half, pitch), (start + half, duration - half, second)]
     return edited
 
 
-def leave_out(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
+def leave_out(notes: Notes, context: EditContext, draw: random.Random) -> Notes:
     """Leave notes out; those before them sound on."""
-    chosen = some_notes(notes, frame, draw)
+    chosen = some_notes(notes, context, draw)
     edited: Notes = []
     for index, (start, duration, pitch) in enumerate(notes):
         if index not in chosen:
@@ -168,10 +168,10 @@ def leave_out(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
     return edited or notes
 
 
-def shift_onset(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
+def shift_onset(notes: Notes, context: EditContext, draw: random.Random) -> Notes:
     """Let notes come earlier or later by up to a beat; they end when they ended."""
-    chosen = some_notes(notes, frame, draw)
-    steps = draw.choice((-1, 1)) * draw.choice((1, frame.beat // 4, frame.beat // 2, frame.beat))
+    chosen = some_notes(notes, context, draw)
+    steps = draw.choice((-1, 1)) * draw.choice((1, context.beat // 4, context.beat // 2, context.beat))
     edited = []
     for index, (start, duration, pitch) in enumerate(notes):
         earliest = notes[index - 1][0] + 1 if index else 0
@@ -180,16 +180,16 @@ def shift_onset(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
     return edited
 
 
-def fill_rest(notes: Notes, frame: Frame, draw: random.Random) -> Notes:
+def fill_rest(notes: Notes, context: EditContext, draw: random.Random) -> Notes:
     """Put a note of a beat at most into a rest, as high as the one before it."""
-    start = draw.randrange(0, frame.bars * frame.bar, max(1, frame.beat // 2))
+    start = draw.randrange(0, context.bars * context.bar, max(1, context.beat // 2))
     before = [note for note in notes if note[0] <= start]
     if before and sum(before[-1][:2]) > start:
         return notes
-    return [*notes, (start, frame.beat, before[-1][2] if before else notes[0][2])]
+    return [*notes, (start, context.beat, before[-1][2] if before else notes[0][2])]
 
 
-EDITS = (transpose, move_bars, stretch, repeat_bars, bend, split, leave_out, shift_onset, fill_rest)
+EDITS = (transpose, move_bars, stretch, repeat_bars, move_notes_in_scale, split, leave_out, shift_onset, fill_rest)
 
 
 def edit_line(
@@ -197,7 +197,7 @@ def edit_line(
 ) -> dict[str, Any]:
     """Edit a line, see `melody_line_melody_vae`, as [`search`] edits notes; it stays one that `writer` can write."""
     pitches, classes = writer.values("Pitch"), scale_mask(key_of(line))
-    frame = Frame(
+    context = EditContext(
         bars=line["bars"],
         bar=steps_per_bar(line),
         beat=line["steps_per_beat"],
@@ -212,16 +212,16 @@ def edit_line(
         return {**line, "start": start, "duration": duration, "pitch": pitch}
 
     notes = list(zip(line["start"], line["duration"], line["pitch"], strict=True))
-    return line_of(search(notes, frame, lambda each: error_of(line_of(each)), seed))
+    return line_of(search(notes, context, lambda each: error_of(line_of(each)), seed))
 
 
-def search(notes: Notes, frame: Frame, error_of: Callable[[Notes], float], seed: int) -> Notes:
-    """Edit notes, each time in the best of several ways, until no edit brings them nearer to a wish.
+def search(notes: Notes, context: EditContext, error_of: Callable[[Notes], float], seed: int) -> Notes:
+    """Edit notes, each time by the best of several proposals, until no edit brings them nearer to the target.
 
     Args:
         notes: To begin with; none come back as they are.
-        frame: What stays as it is.
-        error_of: How far notes are from the wish.
+        context: What stays as it is.
+        error_of: How far notes are from the target.
         seed: Draws the edits that are proposed.
 
     Returns:
@@ -231,7 +231,7 @@ def search(notes: Notes, frame: Frame, error_of: Callable[[Notes], float], seed:
     error = error_of(notes) if notes else 0.0
     failures = edits = 0
     while notes and failures < FAILURES and edits < MOST_EDITS:
-        proposals = [tidy(draw.choice(EDITS)(notes, frame, draw), frame) for _ in range(PROPOSALS)]
+        proposals = [normalize_notes(draw.choice(EDITS)(notes, context, draw), context) for _ in range(PROPOSALS)]
         errors = [error_of(each) for each in proposals]
         best = min(range(PROPOSALS), key=errors.__getitem__)
         if errors[best] < error - LEAST_GAIN:
@@ -242,16 +242,7 @@ def search(notes: Notes, frame: Frame, error_of: Callable[[Notes], float], seed:
 
 
 class NoteEditingMixin:
-    """What [`MelodyVAEModel`] does with melodies as notes; it has `encode` and `decode`."""
-
-    config: MelodyVAEConfig
-    prior: LatentPrior
-    token_grammar: torch.Tensor
-    device: Any
-    dtype: Any
-    encode: Any
-    decode: Any
-    __call__: Any
+    """What [`MelodyVAEModel`] does with melodies as notes."""
 
     def read_lines(self, ids: torch.Tensor) -> list[dict[str, Any]]:
         """Read ids `(B, T)` that this model generated as lines, as `MelodyProcessor.to_lines` does.
@@ -259,13 +250,12 @@ class NoteEditingMixin:
         Raises:
             ValueError: If the model does not know its tokens' grammar.
         """
-        if not self.config.grammar_columns:
-            raise ValueError("this model does not know its tokens: model.set_grammar(processor.grammar_table())")
-        table = self.token_grammar.cpu()
+        table = self._grammar().cpu()
         signatures = table[table[:, TokenColumn.TIME_SIGNATURE] > 0][0]
         steps_per_beat = int(signatures[TokenColumn.BAR_STEPS]) // (int(signatures[TokenColumn.TIME_SIGNATURE]) // 64)
         runs = runs_of_tokens(table)
-        return [read_line((piece for token in row for piece in runs[token]), steps_per_beat) for row in ids.tolist()]
+        base_tokens = ((base for token in row for base in runs[token]) for row in ids.tolist())
+        return [read_line(melody, steps_per_beat) for melody in base_tokens]
 
     def write_lines(self, lines: Sequence[Mapping[str, Any]], writer: TokenWriter | None = None) -> torch.Tensor:
         """Write lines as ids `(B, T)`, padded at the end; `read_lines` the other way round.
@@ -295,10 +285,9 @@ class NoteEditingMixin:
     ) -> torch.Tensor:
         """Move latents so that their melodies have more or less of an attribute, and as much of the others.
 
-        A latent's melody is edited in several ways, note by note and bar by bar, until it measures as wished, see
-        [`search`]; the ways are encoded, and the one is kept whose latent measures nearest to the wish
-        and that the melody decoder, as a language model, finds likeliest. The same latent is always moved in the same
-        way.
+        Local search over note edits ([`search`]); of `NUM_CANDIDATES` results the one is kept whose latent measures
+        nearest to the target and that the melody decoder, as a language model, finds likeliest. The search has fixed
+        seeds: the same latent always moves to the same place.
 
         Args:
             latent: `(B, Z)` or `(Z,)`.
@@ -315,45 +304,50 @@ class NoteEditingMixin:
         known = self.config.attributes or []
         if attribute not in known:
             raise ValueError(f"unknown attribute {attribute!r}; this model has {', '.join(known) or 'none'}")
-        start = latent.reshape(-1, self.config.latent_size).to(self.device, self.dtype)
-        bars = torch.as_tensor(self.config.max_bars if bars is None else bars).expand(len(start))
+        amount = check_number("amount", amount)
+        start = check_latent(latent, self.config.latent_size).to(self.device, self.dtype)
+        if not len(start):
+            return latent
+        bars = check_bars(self.config.max_bars if bars is None else bars, len(start), self.config.max_bars)
+        bars = torch.as_tensor(bars).expand(len(start))
         lines = self.read_lines(self.decode(start, bars=bars))
         has = self.attributes_of(lines)  # (B, A)
-        wish, weight = has.clone(), torch.ones_like(has[0])
-        wish[:, known.index(attribute)] += amount
+        target, weight = has.clone(), torch.ones_like(has[0])
+        target[:, known.index(attribute)] += amount
         weight[known.index(attribute)] = OWN_WEIGHT
 
-        def errors_of(lines: Sequence[Mapping[str, Any]], wish: torch.Tensor) -> torch.Tensor:
-            return (weight * (self.attributes_of(lines) - wish).square()).sum(-1)
+        def errors_of(lines: Sequence[Mapping[str, Any]], target: torch.Tensor) -> torch.Tensor:
+            return (weight * (self.attributes_of(lines) - target).square()).sum(-1)
 
         writer = TokenWriter(self.token_grammar.cpu())
         edited = [
-            edit_line(line, writer, lambda each, wish=wish[row]: errors_of([each], wish).item(), seed)
-            for seed in range(WAYS_OF_SHIFTING)
+            edit_line(line, writer, lambda each, target=target[row]: errors_of([each], target).item(), seed)
+            for seed in range(NUM_CANDIDATES)
             for row, line in enumerate(lines)
         ]
         ids = self.write_lines(edited, writer)
-        ways = self.encode(ids, ids.ne(self.config.pad_token_id).long()).latent_mean  # (W B, Z)
-        measured = self.read_lines(self.decode(ways, bars=bars.repeat(WAYS_OF_SHIFTING)))
-        errors = errors_of(measured, wish.repeat(WAYS_OF_SHIFTING, 1)).view(WAYS_OF_SHIFTING, -1)
+        candidates = self._latent_mean(ids)  # (K B, Z)
+        measured = self.read_lines(self.decode(candidates, bars=bars.repeat(NUM_CANDIDATES)))
+        errors = errors_of(measured, target.repeat(NUM_CANDIDATES, 1)).view(NUM_CANDIDATES, -1)
         price = errors
-        if self.config.latent_noise:
-            price = errors + SURPRISE_WEIGHT * self.surprise(ids, edited).view_as(errors)
+        if self.config.noise_probability:
+            price = errors + LIKELIHOOD_WEIGHT * self.unconditional_bits_per_note(ids, edited).view_as(errors)
         chosen, rows = price.argmin(0), torch.arange(len(start), device=self.device)
-        is_nearer = errors[chosen, rows] < errors_of(lines, wish)
-        ways = ways.unflatten(0, (WAYS_OF_SHIFTING, -1))[chosen, rows]
-        return torch.where(is_nearer[:, None], ways, start).view_as(latent)
+        is_nearer = errors[chosen, rows] < errors_of(lines, target)
+        candidates = candidates.unflatten(0, (NUM_CANDIDATES, -1))[chosen, rows]
+        return torch.where(is_nearer[:, None], candidates, start).view_as(latent)
 
     @torch.no_grad()
-    def surprise(self, ids: torch.Tensor, lines: Sequence[Mapping[str, Any]]) -> torch.Tensor:
-        """Bits per note of melodies, `(B,)`, for the melody decoder without a latent, see `config.latent_noise`.
+    def unconditional_bits_per_note(self, ids: torch.Tensor, lines: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+        """Bits per note of melodies, `(B,)`, for the melody decoder without a latent, see `config.noise_probability`.
 
         Args:
             ids: `(B, T)`.
             lines: The same melodies.
         """
         latent = torch.zeros(len(ids), self.config.latent_size, device=self.device, dtype=self.dtype)
-        logits = self(ids, latent=latent, noise=torch.ones(len(ids), self.config.max_bars, device=self.device)).logits
+        level = torch.ones(len(ids), self.config.max_bars, device=self.device)
+        logits = self(ids, latent=latent, noise_level=level).logits
         padding = self.config.pad_token_id
         nats = cross_entropy(logits[:, :-1].mT.float(), ids[:, 1:], ignore_index=padding, reduction="none").sum(-1)
         notes = torch.tensor([max(1, len(line["pitch"])) for line in lines], device=self.device)

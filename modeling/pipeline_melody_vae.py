@@ -67,7 +67,7 @@ class MelodyGenerationPipeline(Pipeline):
                 amount (`float`): By how much, in standard deviations of the training data, 1 by default.
                 fill (`list[int]`): Bars that an infill writes anew, from 0.
                 conditions (`dict`): What samples, infills and continuations shall be like; see
-                    `MelodyVAEGenerationMixin.conditions_of`.
+                    `MelodyVAEModel.sample`.
                 guidance (`float`): By how much conditions are exaggerated; 1, not at all, by default.
                 seed (`int`): Makes the result repeatable; the global random state is left alone.
                 tempo (`float`): Quarter notes per minute; that of the tempo class among the conditions, the melody's
@@ -166,81 +166,52 @@ class MelodyGenerationPipeline(Pipeline):
     ) -> dict[str, Any]:
         """Write ids `(B * num, T)`, those of each melody in a row."""
         model, mode, num = self.model, model_inputs["mode"], model_inputs["num"]
-        told, asked = {"conditions": conditions, "guidance": guidance}, {}
+        options = {"seed": seed, **generate_kwargs}
         if mode in NEEDS_LATENT:
             if conditions:
                 raise ValueError(f"conditions: mode={mode!r} has none; sample, infill and continue do")
             if temperature is not None:
-                generate_kwargs |= model.sampling_options() | {"temperature": temperature}
-            ids = self._decode(model_inputs, seed, similarity, attribute, amount, generate_kwargs)
+                options |= {"do_sample": True, "top_k": 0, "top_p": model.config.sampling_top_p}
+                options["temperature"] = temperature
+            ids = self._decode(model_inputs, similarity, attribute, amount, options)
         else:
-            generate_kwargs |= {"temperature": 1.0 if temperature is None else temperature}
-            melodies = 1 if mode == "sample" else len(model_inputs["lines"])
-            asked = model.conditions_of(conditions, num * melodies)
+            options |= {"temperature": 1.0 if temperature is None else temperature}
+            options |= {"conditions": conditions, "guidance": guidance}
             if mode == "sample":
-                ids = model.sample(num, seed, bars=model_inputs["bars"], **told, **generate_kwargs)
-            elif mode == "infill":
-                batch = {name: model_inputs[name].repeat_interleave(num, dim=0) for name in READ}
-                ids = model.infill(**batch, bars=fill, seed=seed, **told, **generate_kwargs)
+                ids = model.sample(num, bars=model_inputs["bars"], **options)
             else:
-                ids = self._continue(model_inputs, seed, conditions, guidance, generate_kwargs)
-        is_list = model_inputs.get("is_list", False)
+                batch = {name: model_inputs[name].repeat_interleave(num, dim=0) for name in READ}
+                if mode == "infill":
+                    ids = model.infill(**batch, bars=fill, **options)
+                else:
+                    ids = model.continue_melody(**batch, bars=model_inputs["bars"], **options)
+        tempo = (conditions or {}).get("tempo")
         return {
             "ids": ids,
             "num": num,
             "lines": model_inputs["lines"],
-            "is_list": is_list,
-            "tempos": asked.get("tempo"),
+            "is_list": model_inputs.get("is_list", False),
+            "tempos": [tempo] * len(ids) if tempo is None or isinstance(tempo, str) else tempo,
         }
 
     def _decode(
-        self,
-        model_inputs: dict[str, Any],
-        seed: int | None,
-        similarity: float,
-        attribute: str | None,
-        amount: float,
-        generate_kwargs: dict,
+        self, model_inputs: dict[str, Any], similarity: float, attribute: str | None, amount: float, options: dict
     ) -> torch.Tensor:
         """Write melodies anew from their latents, or from latents near by."""
         model, num, mode = self.model, model_inputs["num"], model_inputs["mode"]
-        with model.seeded(seed):
-            latent = model.encode(model_inputs["input_ids"], model_inputs["attention_mask"]).latent_mean
-            bars = model.is_bar_token[model_inputs["input_ids"]].sum(-1)  # (B,)
-            if mode == "vary":
-                variations = [
-                    model.vary(each, n=num, similarity=similarity, bars=int(count), **generate_kwargs)
-                    for each, count in zip(latent, bars, strict=True)
-                ]
-                width, pad = max(ids.shape[1] for ids in variations), model.config.pad_token_id
-                return torch.cat([nn.functional.pad(ids, (0, width - ids.shape[1]), value=pad) for ids in variations])
-            if mode == "shift":
-                latent = model.shift(latent, str(attribute), amount, bars=bars)
-            latent, bars = (each.repeat_interleave(num, dim=0) for each in (latent, bars))
-            return model.decode(latent, bars=bars, **generate_kwargs)
-
-    def _continue(
-        self,
-        model_inputs: dict[str, Any],
-        seed: int | None,
-        conditions: dict[str, str | Sequence[str]] | None,
-        guidance: float,
-        generate_kwargs: dict,
-    ) -> torch.Tensor:
-        """Write on from the first bars of melodies."""
-        model, num = self.model, model_inputs["num"]
-        primer = model_inputs["input_ids"].repeat_interleave(num, dim=0)
-        options = {
-            "attention_mask": model_inputs["attention_mask"].repeat_interleave(num, dim=0),
-            "bars": model_inputs["bars"],
-            **model.sampling_options(),
-            # A token that opens no bar could put more notes into the primer's last bar.
-            "begin_suppress_tokens": (~model.is_bar_token).nonzero().flatten().tolist(),
-        }
-        with model.seeded(seed):
-            if model.config.latent_size:
-                options |= model.sketch(len(primer), primer, conditions, guidance, bars=model_inputs["bars"])
-            return model.generate(primer, **{**options, **generate_kwargs})
+        latent = model.encode(model_inputs["input_ids"], model_inputs["attention_mask"]).latent_mean
+        bars = model.is_bar_token[model_inputs["input_ids"]].sum(-1)  # (B,)
+        if mode == "vary":
+            variations = [
+                model.vary(melody, n=num, similarity=similarity, bars=int(count), **options)
+                for melody, count in zip(latent, bars, strict=True)
+            ]
+            width, pad = max(ids.shape[1] for ids in variations), model.config.pad_token_id
+            return torch.cat([nn.functional.pad(ids, (0, width - ids.shape[1]), value=pad) for ids in variations])
+        if mode == "shift":
+            latent = model.shift(latent, str(attribute), amount, bars=bars)
+        latent, bars = (part.repeat_interleave(num, dim=0) for part in (latent, bars))
+        return model.decode(latent, bars=bars, **options)
 
     def postprocess(
         self, model_outputs: dict[str, Any], tempo: float | None = None, program: int | None = None
@@ -250,8 +221,8 @@ class MelodyGenerationPipeline(Pipeline):
         melodies = []
         for index, ids in enumerate(model_outputs["ids"]):
             source = sources[index // num] if sources else {}
-            asked = model_outputs["tempos"]
-            own = TEMPO_CLASSES[asked[index]][-1] if asked else source.get("tempo", 120.0)
+            asked = model_outputs["tempos"][index]
+            own = TEMPO_CLASSES[asked][-1] if asked else source.get("tempo", 120.0)
             sound = {
                 "tempo": float(own if tempo is None else tempo),
                 "program": int(source.get("program", 0) if program is None else program),

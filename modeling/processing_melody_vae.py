@@ -24,7 +24,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.utils import logging
 
-from .logits_process_melody_vae import SPECIAL_ROW, UNUSABLE, TokenColumn, piece_of, summarise_token
+from .logits_process_melody_vae import SPECIAL_ROW, UNUSABLE, TokenColumn, encode_base_token, summarise_token
 from .melody_line_melody_vae import PITCH_NAMES, TEMPO_CLASSES, key_of, steps_per_bar
 from .melody_track_melody_vae import GridNotes, bar_grid, is_end, join_pick_ups, quantise, score_tracks, skyline
 
@@ -469,17 +469,19 @@ class MelodyProcessor(ProcessorMixin):
 
         Returns:
             `(V, 12 + W)`: the columns that the module of [`MelodyLogitsProcessor`] names, and the token's REMI tokens
-            as [`piece_of`] writes them, zeros after them; W is the most that a token has.
+            as [`encode_base_token`] writes them, zeros after them; W is the most that a token has.
         """
         rows = [list(SPECIAL_ROW)] * len(self.tokenizer)
-        pieces: list[list[int]] = [[]] * len(self.tokenizer)
+        base_tokens: list[list[int]] = [[]] * len(self.tokenizer)
         for token, index in self.tokenizer.get_vocab().items():
             if index not in self.tokenizer.all_special_ids:
                 bases = [self.remi[ord(character) - FIRST_CHARACTER] for character in token.removeprefix(WORD_PREFIX)]
                 rows[index] = summarise_token(bases, token.startswith(WORD_PREFIX), self.steps_per_beat)
-                pieces[index] = [piece_of(base, self.steps_per_beat) for base in bases]
-        longest = max(map(len, pieces))
-        table = torch.tensor([row + own + [0] * (longest - len(own)) for row, own in zip(rows, pieces, strict=True)])
+                base_tokens[index] = [encode_base_token(base, self.steps_per_beat) for base in bases]
+        longest = max(map(len, base_tokens))
+        table = torch.tensor(
+            [row + own + [0] * (longest - len(own)) for row, own in zip(rows, base_tokens, strict=True)]
+        )
         table[table[:, TokenColumn.HIGHEST_PITCH] > MAX_PITCH, TokenColumn.BEFORE] = UNUSABLE
         return table
 
@@ -614,8 +616,8 @@ class MelodyProcessor(ProcessorMixin):
 
     def _to_line(self, ids: list[int]) -> dict:
         remi = self.remi
-        pieces = self.tokenizer.convert_ids_to_tokens(ids, skip_special_tokens=True)
-        characters = "".join(pieces).replace(WORD_PREFIX, "")
+        base_tokens = self.tokenizer.convert_ids_to_tokens(ids, skip_special_tokens=True)
+        characters = "".join(base_tokens).replace(WORD_PREFIX, "")
         tokens = [remi[ord(character) - FIRST_CHARACTER] for character in characters]
         signature = next((token for token in tokens if token.startswith("TimeSig")), "TimeSig_4/4")
         tokens = [signature if token.startswith("TimeSig") else token for token in tokens]

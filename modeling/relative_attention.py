@@ -39,23 +39,28 @@ def skew(relative_logits: torch.Tensor, num_keys: int) -> torch.Tensor:
     return shifted.unflatten(-1, (length, num_distances - 1))[..., :num_keys]
 
 
-def rotation_of(head_dim: int, time: torch.Tensor | None, pitch: torch.Tensor | None = None) -> torch.Tensor | None:
+def rotation_of(
+    head_dim: int, musical_position: torch.Tensor | None, pitch: torch.Tensor | None = None
+) -> torch.Tensor | None:
     """Compute what [`rotate`] turns queries and keys by, so that their product depends on how far apart they are.
 
-    These are rotary embeddings (Su et al. 2021, arXiv:2104.09864) of musical time and pitch instead of token indices: a
-    bar ago is a bar ago, however many tokens there were in it. Time turns half of each head, pitch a quarter, each pair
-    of entries by an angle with a period of its own, from `BARS` and `SEMITONES`.
+    These are rotary embeddings (Su et al. 2021, arXiv:2104.09864) of musical position and pitch instead of token
+    indices: a bar ago is a bar ago, however many tokens there were in it. The position turns half of each head, pitch a
+    quarter, each pair of entries by an angle with a period of its own, from `BARS` and `SEMITONES`.
 
     Args:
         head_dim: D.
-        time: `(B, L)`, in bars.
+        musical_position: `(B, L)`, in bars.
         pitch: `(B, L)`, in semitones.
 
     Returns:
-        `(2, B, 1, L, P)`: cosines and sines, P up to 3 D / 8; None if there is neither time nor pitch.
+        `(2, B, 1, L, P)`: cosines and sines, P up to 3 D / 8; None if there is neither.
     """
     angles = []
-    for values, pairs, (shortest, longest) in ((time, head_dim // 4, BARS), (pitch, head_dim // 8, SEMITONES)):
+    for values, pairs, (shortest, longest) in (
+        (musical_position, head_dim // 4, BARS),
+        (pitch, head_dim // 8, SEMITONES),
+    ):
         if values is not None:
             steps = torch.arange(pairs, device=values.device, dtype=torch.float32) / max(pairs - 1, 1)
             angles.append(2 * math.pi * values[:, None, :, None] / (shortest * (longest / shortest) ** steps))
@@ -366,5 +371,8 @@ class MelodyVAELayer(GradientCheckpointingLayer):
             hidden_states = hidden_states + condition
         attended = self.attention(self.attention_norm(hidden_states), **kwargs)
         hidden_states = hidden_states + self.dropout(attended)
-        expanded = nn.functional.gelu(self.up_proj(self.feed_forward_norm(hidden_states)))
-        return hidden_states + self.dropout(self.down_proj(expanded))
+        return hidden_states + self.dropout(self.feed_forward(hidden_states))
+
+    def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Compute what the feed-forward block adds to `hidden_states` `(B, T, C)`."""
+        return self.down_proj(nn.functional.gelu(self.up_proj(self.feed_forward_norm(hidden_states))))

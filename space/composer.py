@@ -1,7 +1,7 @@
 """What the model does with melodies. Runs in the worker processes; knows the model by its id or folder alone.
 
 All of it goes through the model's own methods: `sample`, `encode`, `shift`, `vary`, `interpolate`, `interpolate_grid`,
-`infill` and `generate`.
+`infill` and `continue_melody`.
 """
 
 import itertools
@@ -138,16 +138,7 @@ class Composer:
         known = min(melody["bars"], model.config.max_bars - bars)
         end = cut_bars(melody, melody["bars"] - known, known)
         primer = self.processor(lines=[end] * count, primer=True, return_tensors="pt")
-        with model.seeded(seed):
-            ids = model.generate(
-                primer["input_ids"],
-                attention_mask=primer["attention_mask"],
-                bars=known + bars,
-                **model.sampling_options(),
-                temperature=temperature,
-                # A token that opens no bar could put more notes into the last bar that is kept.
-                begin_suppress_tokens=(~model.is_bar_token).nonzero().flatten().tolist(),
-            )
+        ids = model.continue_melody(**primer, bars=known + bars, seed=seed, temperature=temperature)
         windows = self._melodies(ids, melody["tempo"], melody["program"])
         return [append(melody, cut_bars(window, known, bars)) for window in windows]
 

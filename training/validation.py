@@ -20,14 +20,14 @@ def nats_without_latent(model: torch.nn.Module, batch: Mapping[str, Any], labels
     """Return -log p(x) of each melody, `(B,)`, for a melody decoder that has learned to do without a latent.
 
     Args:
-        model: With `config.latent_noise`, or what accelerate has wrapped it in.
+        model: With `config.noise_probability`, or what accelerate has wrapped it in.
         batch: `input_ids` and `attention_mask` `(B, T)`.
         labels: `(B, T)`, -100 at padding.
     """
     config: Any = extract_model_from_parallel(model).config
     nothing = torch.zeros(len(labels), config.latent_size, device=labels.device)
-    noise = torch.ones(len(labels), config.max_bars, device=labels.device)
-    return reconstruction_nats(model(**batch, latent=nothing, noise=noise, use_cache=False).logits, labels)
+    level = torch.ones(len(labels), config.max_bars, device=labels.device)
+    return reconstruction_nats(model(**batch, latent=nothing, noise_level=level, use_cache=False).logits, labels)
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def evaluate(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoade
             kl_nats, latent = posterior.kl_nats(), posterior.sample(generator)
             means.append(accelerator.gather_for_metrics(posterior.latent_mean))
         nats = reconstruction_nats(model(**batch, latent=latent, use_cache=False).logits, labels)
-        if getattr(whole.config, "latent_noise", 0):
+        if getattr(whole.config, "noise_probability", 0):
             alone.append(accelerator.gather_for_metrics(nats_without_latent(model, batch, labels)))
         rows.append(accelerator.gather_for_metrics(torch.stack([nats, kl_nats, num_notes.to(nats)], dim=1)))
     nats, kl_nats, notes = torch.cat(rows).double().unbind(1)

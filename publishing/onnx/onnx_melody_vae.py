@@ -26,14 +26,15 @@ NO_ONSET = 1 << 14  # more grid steps than a bar has
 class OnnxMelodyVAE:
     """The three graphs of a melody VAE, of which a plain Music Transformer has the last only.
 
-    encoder.onnx: `input_ids`, `attention_mask`, `time` `(B, T)` to `latent_mean`, `latent_log_variance` `(B, Z)`.
+    encoder.onnx: `input_ids`, `attention_mask`, `musical_position` `(B, T)` to `latent_mean`, `latent_log_variance`
+    `(B, Z)`.
     bar_conditioner.onnx: `latent` `(B, Z)` to `bar_conditions` `(B, N + 1, K, C)`.
-    decoder.onnx: `input_ids`, `time` `(B, T)`, `attention_mask` `(B, P + T)`, `bar_conditions` and for each layer
-    `past_key_values.I.key` and `.value` `(B, H, P, D)`, to `logits` `(B, T, V)` and for each layer `present.I.key` and
+    decoder.onnx: `input_ids`, `musical_position` `(B, T)`, `attention_mask` `(B, P + T)`, `bar_conditions` and for
+    each layer `past_key_values.I.key` and `.value` `(B, H, P, D)`, to `logits` `(B, T, V)` and for each layer `present.I.key` and
     `.value` `(B, H, P + T, D)`. P is 0 at the start.
 
-    `time` is what [`OnnxMelodyVAE.musical_time`] returns. Models with `musical_pitch` take `pitch` `(B, T)` in both,
-    models with `previous_token` `previous_ids` `(B, T)` in the decoder; the methods of these names return them.
+    `musical_position` is what [`OnnxMelodyVAE.musical_position`] returns. Models with `musical_pitch` take `pitch`
+    `(B, T)` in both, models with `previous_token` `previous_ids` `(B, T)` in the decoder; the methods of these names return them.
 
     Args:
         folder: What `export_onnx.py` wrote.
@@ -61,8 +62,8 @@ class OnnxMelodyVAE:
             raise FileNotFoundError(f"{path} is missing; write it with export_onnx.py")
         return onnxruntime.InferenceSession(path, self.options, providers=["CPUExecutionProvider"])
 
-    def musical_time(self, input_ids: np.ndarray) -> np.ndarray:
-        """Where in the music each token is, as `MelodyVAEModel.musical_time` has it, `(B, T)`, in bars."""
+    def musical_position(self, input_ids: np.ndarray) -> np.ndarray:
+        """Where in the music each token is, as `MelodyVAEModel.musical_position` has it, `(B, T)`, in bars."""
         bars = self.is_bar_token[input_ids].cumsum(-1) - 1
         if not self.config["musical_time"]:
             return bars.astype(np.float32)
@@ -99,7 +100,8 @@ class OnnxMelodyVAE:
             raise ValueError(f"a melody of {longest} bars does not fit a latent of {self.config['max_bars']}")
         if attention_mask is None:
             attention_mask = np.ones_like(input_ids)
-        feeds = {"input_ids": input_ids, "attention_mask": attention_mask, "time": self.musical_time(input_ids)}
+        feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
+        feeds["musical_position"] = self.musical_position(input_ids)
         if self.config["musical_pitch"]:
             feeds["pitch"] = self.musical_pitch(input_ids)
         mean, log_variance = self.encoder.run(None, feeds)
@@ -145,8 +147,8 @@ class OnnxMelodyVAE:
         is_done, past = np.zeros(len(ids), dtype=bool), 0
         while ids.shape[1] < (max_length or config["max_length"]) and not is_done.all():
             feeds |= {"input_ids": ids[:, past:], "attention_mask": mask, **dict(zip(cache_names, cache, strict=True))}
-            if "time" in decoder_inputs:
-                feeds["time"] = self.musical_time(ids)[:, past:]
+            if "musical_position" in decoder_inputs:
+                feeds["musical_position"] = self.musical_position(ids)[:, past:]
             if config["musical_pitch"]:
                 feeds["pitch"] = self.musical_pitch(ids)[:, past:]
             if config["previous_token"]:

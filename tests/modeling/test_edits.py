@@ -16,15 +16,17 @@ from modeling.melody_line_melody_vae import read_line, steps_per_bar, write_line
 from tests.builders.lines import GRIDS, lines, processor_for
 from tests.builders.models import model_for
 
-FRAME = edits.Frame(4, 16, 4, 40, 90, 64, [pitch for pitch in range(40, 91) if pitch % 12 in (0, 2, 4, 5, 7, 9, 11)])
+CONTEXT = edits.EditContext(
+    4, 16, 4, 40, 90, 64, [pitch for pitch in range(40, 91) if pitch % 12 in (0, 2, 4, 5, 7, 9, 11)]
+)
 TUNE = [(at, 4, pitch) for at, pitch in zip(range(0, 64, 4), [60, 62, 64, 65, 67, 69, 71, 72] * 2, strict=True)]
 
 
 @st.composite
-def notes_and_frame(draw) -> tuple[edits.Notes, edits.Frame]:
-    line = draw(lines(4, (FRAME.lowest, FRAME.highest), min_notes=1))
-    frame = FRAME._replace(bars=line["bars"], bar=steps_per_bar(line))
-    return list(zip(line["start"], line["duration"], line["pitch"], strict=True)), frame
+def notes_and_context(draw) -> tuple[edits.Notes, edits.EditContext]:
+    line = draw(lines(4, (CONTEXT.lowest, CONTEXT.highest), min_notes=1))
+    context = CONTEXT._replace(bars=line["bars"], bar=steps_per_bar(line))
+    return list(zip(line["start"], line["duration"], line["pitch"], strict=True)), context
 
 
 def told_model(steps_per_beat: int) -> MelodyVAEModel:
@@ -59,21 +61,21 @@ def test_what_the_vocabulary_lacks_is_named():
 
 
 @pytest.mark.parametrize("edit", edits.EDITS)
-@given(given_notes=notes_and_frame(), seed=st.integers(0, 10**6))
+@given(given_notes=notes_and_context(), seed=st.integers(0, 10**6))
 def test_an_edited_melody_is_one(edit, given_notes, seed):
-    notes, frame = given_notes
-    edited = edits.tidy(edit(notes, frame, random.Random(seed)), frame)
+    notes, context = given_notes
+    edited = edits.normalize_notes(edit(notes, context, random.Random(seed)), context)
     assert all(start + duration <= after for (start, duration, _), (after, _, _) in pairwise(edited))
     assert edited[0][0] >= 0
-    assert sum(edited[-1][:2]) <= frame.bars * frame.bar
-    assert all(0 < duration <= frame.longest for _, duration, _ in edited)
-    assert all(frame.lowest <= pitch <= frame.highest for _, _, pitch in edited)
-    assert edited == edits.tidy(edit(notes, frame, random.Random(seed)), frame)
+    assert sum(edited[-1][:2]) <= context.bars * context.bar
+    assert all(0 < duration <= context.longest for _, duration, _ in edited)
+    assert all(context.lowest <= pitch <= context.highest for _, _, pitch in edited)
+    assert edited == edits.normalize_notes(edit(notes, context, random.Random(seed)), context)
 
 
 def drawn(edit, count: int = 30) -> list[edits.Notes]:
     """Edit the tune in many ways."""
-    return [edits.tidy(edit(TUNE, FRAME, random.Random(seed)), FRAME) for seed in range(count)]
+    return [edits.normalize_notes(edit(TUNE, CONTEXT, random.Random(seed)), CONTEXT) for seed in range(count)]
 
 
 def changed_pitches(edited: edits.Notes) -> list[int]:
@@ -85,18 +87,18 @@ def changed_pitches(edited: edits.Notes) -> list[int]:
 def test_each_edit_does_what_it_says():
     for edited in drawn(edits.transpose):
         assert len({new - old for (_, _, new), (_, _, old) in zip(edited, TUNE, strict=True)}) == 1
-    for edit in (edits.move_bars, edits.bend, edits.stretch):
+    for edit in (edits.move_bars, edits.move_notes_in_scale, edits.stretch):
         moved = [changed_pitches(edited) for edited in drawn(edit)]
         assert any(moved)
-        assert {pitch % 12 for pitches in moved for pitch in pitches} <= {pitch % 12 for pitch in FRAME.scale}
-    assert {len(changed_pitches(edited)) for edited in drawn(edits.bend, 99)} == {1, 2, 3, 4}
+        assert {pitch % 12 for pitches in moved for pitch in pitches} <= {pitch % 12 for pitch in CONTEXT.scale}
+    assert {len(changed_pitches(edited)) for edited in drawn(edits.move_notes_in_scale, 99)} == {1, 2, 3, 4}
     assert {len(edited) - len(TUNE) for edited in drawn(edits.split, 99)} == {1, 2, 3, 4}
     assert {len(TUNE) - len(edited) for edited in drawn(edits.leave_out, 99)} == {1, 2, 3, 4}
-    for edit in (edits.bend, edits.split):  # what is edited stands at one place of its bar
+    for edit in (edits.move_notes_in_scale, edits.split):  # what is edited stands at one place of its bar
         assert all(len({start % 16 for start, *_ in set(TUNE) - set(edited)}) == 1 for edited in drawn(edit))
     assert drawn(edits.fill_rest) == [TUNE] * 30  # there is no rest
     holes = [note for note in TUNE if note[0] != 20]
-    filled = [edits.fill_rest(holes, FRAME, random.Random(seed)) for seed in range(99)]
+    filled = [edits.fill_rest(holes, CONTEXT, random.Random(seed)) for seed in range(99)]
     assert any((20, 4, 67) in edited for edited in filled)
     for edited in drawn(edits.shift_onset):
         ends = [start + duration for start, duration, _ in edited]
@@ -111,21 +113,21 @@ def test_each_edit_does_what_it_says():
 
 
 def test_steps_of_the_scale():
-    assert [FRAME.step(60, steps) for steps in (-1, 0, 1, 7)] == [59, 60, 62, 72]
-    assert [FRAME.step(61, steps) for steps in (-1, 0, 1)] == [60, 61, 62]
-    assert FRAME.step(90, 3) == 89
-    assert FRAME.step(89, 1) == 89
+    assert [CONTEXT.step(60, steps) for steps in (-1, 0, 1, 7)] == [59, 60, 62, 72]
+    assert [CONTEXT.step(61, steps) for steps in (-1, 0, 1)] == [60, 61, 62]
+    assert CONTEXT.step(90, 3) == 89
+    assert CONTEXT.step(89, 1) == 89
 
 
 def test_a_search_comes_nearer_and_changes_nothing_for_nothing():
     def error_of(notes: edits.Notes) -> float:
         return (len(notes) - 20) ** 2
 
-    found = edits.search(TUNE, FRAME, error_of, seed=0)
+    found = edits.search(TUNE, CONTEXT, error_of, seed=0)
     assert len(found) == 20
-    assert found == edits.search(TUNE, FRAME, error_of, seed=0)
-    assert edits.search(TUNE, FRAME, lambda _: 0.0, seed=0) == TUNE
-    assert edits.search([], FRAME, error_of, seed=0) == []
+    assert found == edits.search(TUNE, CONTEXT, error_of, seed=0)
+    assert edits.search(TUNE, CONTEXT, lambda _: 0.0, seed=0) == TUNE
+    assert edits.search([], CONTEXT, error_of, seed=0) == []
 
 
 def test_a_vocabulary_tells_what_can_be_written():

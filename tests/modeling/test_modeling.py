@@ -14,7 +14,11 @@ import torch
 from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel, MelodyVAEPosterior
 from modeling.cache_melody_vae import CACHE_NAME, CACHE_NAMES
 from modeling.generation_melody_vae import slerp
-from modeling.modeling_melody_vae import MAX_TOKENS_PER_BAR, BarCountLogitsProcessor, reconstruction_nats
+from modeling.logits_process_melody_vae import (
+    MAX_TOKENS_PER_BAR,
+    BarCountLogitsProcessor,
+)
+from modeling.modeling_melody_vae import reconstruction_nats
 from modeling.processing_melody_vae import line_to_words
 from tests.builders.models import (
     BAR_TOKENS,
@@ -150,12 +154,12 @@ def test_a_token_hears_its_own_bar_and_the_next():
         assert heard.nonzero().flatten().tolist() == [bar for bar in (row - 1, row) if 0 <= bar < N]
 
     logits = model(IDS, latent=latent).logits
-    time = model.musical_time(IDS)
-    assert time[0].tolist() == [-1, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2]
+    positions = model.musical_position(IDS)
+    assert positions[0].tolist() == [-1, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2]
     for position in range(T):
         (gradient,) = torch.autograd.grad(logits[0, position].square().sum(), latent, retain_graph=True)
         heard = (gradient[0].view(N, -1) != 0).any(-1)
-        assert heard.tolist() == [bar <= time[0, position] + 1 for bar in range(N)]
+        assert heard.tolist() == [bar <= positions[0, position] + 1 for bar in range(N)]
 
 
 @torch.no_grad()
@@ -194,11 +198,11 @@ def test_musical_time_is_what_the_melody_says():
         vocab_size=len(tokens), bar_token_ids=processor.bar_token_ids, musical_time=True, musical_pitch=True
     )
     with pytest.raises(ValueError, match="set_grammar"):
-        MelodyVAEModel(model.config).musical_time(IDS)
+        MelodyVAEModel(model.config).musical_position(IDS)
     model.set_grammar(processor.grammar_table())
     ids = processor(lines=lines, return_tensors="pt")["input_ids"]
-    time = model.musical_time(ids)
-    for line, row, found in zip(lines, ids, time, strict=True):
+    positions = model.musical_position(ids)
+    for line, row, found in zip(lines, ids, positions, strict=True):
         steps = 12 if line["time_signature"] == "3/4" else 16
         reached = [-1.0, *range(line["bars"]), *(start / steps for start in line["start"])]
         assert all(any(each == pytest.approx(other) for other in reached) for each in found.tolist())
@@ -210,7 +214,7 @@ def test_musical_time_is_what_the_melody_says():
         assert found[0] == 0
         assert [int(each) for each in found.unique_consecutive()][1:] == line["pitch"]
     plain = make_bare_model(vocab_size=len(tokens), bar_token_ids=processor.bar_token_ids)
-    assert torch.equal(plain.musical_time(ids), time.floor())
+    assert torch.equal(plain.musical_position(ids), positions.floor())
     assert plain.musical_pitch(ids) is None
 
 
@@ -235,7 +239,7 @@ def test_cached_logits_equal_uncached(implementation, kind):
     assert expected.get(CACHE_NAME) is None
     cache, logits = None, []
     wholes = {
-        "time": model.musical_time(IDS),
+        "musical_position": model.musical_position(IDS),
         "pitch": model.musical_pitch(IDS),
         "previous_ids": model.previous_ids(IDS),
     }
@@ -283,7 +287,7 @@ def test_a_cached_step_reads_one_token(decode, model):
 
 @torch.no_grad()
 def test_both_names_of_the_cache_are_the_cache(model):
-    positions = model.musical_inputs(IDS)
+    positions = model._musical_inputs(IDS)
     first, second = ({name: value[:, part] for name, value in positions.items()} for part in (slice(7), slice(7, T)))
     latent, logits = make_latent(), []
     for name in CACHE_NAMES:
@@ -622,7 +626,7 @@ def test_token_dropout_does_not_lose_the_bar_count():
     latent = make_latent()
     with torch.no_grad():
         model(IDS, latent=latent)
-        expected = model.bar_conditioner(latent)[0, model.musical_time(IDS)[0].long() + 1, 0]
+        expected = model.bar_conditioner(latent)[0, model.musical_position(IDS)[0].long() + 1, 0]
     handle.remove()
     assert torch.allclose(told[0][0], expected, atol=1e-6)
 
@@ -731,7 +735,9 @@ def test_prior_sample_keeps_the_bars_that_are_known(model):
     primer = torch.tensor([[PAD, PAD, BOS, 5, 17, 13], [BOS, 23, 6, 7, 8, 9]])  # 2 bars and 1 bar
     mean = model.encode(primer, (primer != PAD).long()).latent_mean.view(2, N, -1)
     torch.manual_seed(15)
-    first, second = (model.prior_sample(2, primer).view(2, N, -1) for _ in range(2))
+    is_known = model._known_bars(primer)
+    known = model.encode(primer).latent_mean
+    first, second = (model.sample_latent(2, known, is_known).view(2, N, -1) for _ in range(2))
     for row, bars in enumerate((2, 1)):
         assert torch.allclose(first[row, :bars], mean[row, :bars])
         assert (first[row, bars:] != mean[row, bars:]).all()
@@ -740,7 +746,7 @@ def test_prior_sample_keeps_the_bars_that_are_known(model):
 
 def test_prior_sample_is_standard_normal(model):
     torch.manual_seed(16)
-    latent = model.prior_sample(5000)
+    latent = model.sample_latent(5000)
     assert latent.shape == (5000, Z)
     assert latent.mean(0).abs().max() < 5 / math.sqrt(5000)
     assert (latent.var(0) - 1).abs().max() < 5 * math.sqrt(2 / 5000)
@@ -1007,7 +1013,7 @@ def test_what_is_added_to_the_residual_stream_starts_small():
 
 def test_noise_of_none_and_of_all(model):
     """Without noise the latent is read as it is; with nothing but noise it does not matter, nor does the noise."""
-    noisy = make_bare_model(latent_noise=0.5)
+    noisy = make_bare_model(noise_probability=0.5)
     noisy.load_state_dict(model.state_dict(), strict=False)  # all that a model trained without noise has
     latent, nothing = make_latent(), torch.zeros(B, N)
     torch.testing.assert_close(noisy.bar_conditioner(latent, nothing), model.bar_conditioner(latent), rtol=0, atol=1e-6)
@@ -1021,7 +1027,7 @@ def test_noise_of_none_and_of_all(model):
 
 
 def test_a_bar_without_latent_is_not_read():
-    noisy = make_bare_model(latent_noise=0.5)
+    noisy = make_bare_model(noise_probability=0.5)
     latent, noise = make_latent().requires_grad_(), torch.zeros(B, N)
     noise[:, 2] = 1
     noisy.bar_conditioner(latent, noise).square().sum().backward()
@@ -1031,9 +1037,9 @@ def test_a_bar_without_latent_is_not_read():
 
 def test_noise_in_training():
     """As often as asked for, of each kind, and in units of the latent: variance (1 - a)^2 + a^2 of a unit latent."""
-    conditioner = make_bare_model(latent_noise=0.6).bar_conditioner
+    conditioner = make_bare_model(noise_probability=0.6).bar_conditioner
     torch.manual_seed(0)
-    noise = conditioner.draw_noise(20_000)
+    noise = conditioner.draw_noise_level(20_000)
     assert noise.shape == (20_000, N)
     assert noise.min() == 0
     assert noise.max() == 1
@@ -1054,13 +1060,13 @@ def test_noise_in_training():
 
 
 def test_generate_with_noise(model):
-    noisy = make_bare_model(latent_noise=0.5)
+    noisy = make_bare_model(noise_probability=0.5)
     latent = make_latent()
     same = {"do_sample": False, "bars": 2, "max_length": 40}
-    assert torch.equal(noisy.generate(latent=latent, noise=0.0, **same), noisy.generate(latent=latent, **same))
-    alone = noisy.generate(latent=latent, noise=1.0, **same)
-    assert torch.equal(alone, noisy.generate(latent=make_latent(seed=9), noise=torch.ones(B, N), **same))
+    assert torch.equal(noisy.generate(latent=latent, noise_level=0.0, **same), noisy.generate(latent=latent, **same))
+    alone = noisy.generate(latent=latent, noise_level=1.0, **same)
+    assert torch.equal(alone, noisy.generate(latent=make_latent(seed=9), noise_level=torch.ones(B, N), **same))
     with pytest.raises(ValueError, match="trained without"):
-        model.generate(latent=latent, noise=0.5, **same)
-    with pytest.raises(ValueError, match="latent_noise=2"):
-        make_config(latent_noise=2)
+        model.generate(latent=latent, noise_level=0.5, **same)
+    with pytest.raises(ValueError, match="noise_probability=2"):
+        make_config(noise_probability=2)

@@ -8,7 +8,7 @@ import torch
 
 from evaluation.operations import is_valid
 from modeling import MelodyVAEModel
-from modeling.generation_melody_vae import choose, decode_apart
+from modeling.decoding_melody_vae import choose, sample_with_generators
 from modeling.melody_line_melody_vae import KEY_NAMES, key_of
 from tests.builders.lines import processor_for
 from tests.builders.models import make_model, model_for
@@ -61,15 +61,15 @@ def test_infill_gives_the_other_bars_back_as_they_are(model, processor):
 
 
 def test_with_noise_the_other_bars_stay_and_long_pieces_go_on(processor):
-    noisy = make_model(processor, max_bars=model_for(4).config.max_bars, latent_noise=0.5, sampling_noise=0.4)
+    noisy = make_model(processor, max_bars=model_for(4).config.max_bars, noise_probability=0.5, sampling_noise=0.4)
     noisy.set_grammar(processor.grammar_table())
     ids = noisy.sample(3, seed=1, bars=6, time_signature="4/4")
     filled = noisy.infill(ids, bars=[1, 4], seed=2)
-    assert not torch.equal(filled, noisy.infill(ids, bars=[1, 4], seed=2, noise=0.0))
+    assert not torch.equal(filled, noisy.infill(ids, bars=[1, 4], seed=2, noise_level=0.0))
     for before, after in zip(processor.to_lines(ids), processor.to_lines(filled), strict=True):
         assert notes(after, [0, 2, 3, 5]) == notes(before, [0, 2, 3, 5])
     bars = 2 * noisy.config.max_bars
-    pieces = [noisy.sample(2, seed=3, bars=bars, **options) for options in ({}, {"noise": 0.0})]
+    pieces = [noisy.sample(2, seed=3, bars=bars, **options) for options in ({}, {"noise_level": 0.0})]
     assert all(line["bars"] == bars for piece in pieces for line in processor.to_lines(piece))
     assert not torch.equal(*pieces)
 
@@ -79,13 +79,13 @@ def test_a_piece_longer_than_a_latent_is_carried_on_from_its_second_half(model, 
     ids = model.sample(2, seed=3, bars=bars, time_signature="4/4")
     assert [line["bars"] for line in processor.to_lines(ids)] == [bars, bars]
     assert torch.equal(ids, model.sample(2, seed=3, bars=bars, time_signature="4/4"))
-    parts = model.split_bars(ids)
+    parts = model._split_bars(ids)
     assert [len(part) for part in parts] == [bars, bars]
-    assert torch.equal(model.join_bars(parts), ids)
+    assert torch.equal(model._join_bars(parts), ids)
 
 
 def test_open_bars_are_padded_before_and_have_no_end(model):
-    joined = model.join_bars([[[7, 8]], [[7], [9, 10]]], is_open=True)
+    joined = model._join_bars([[[7, 8]], [[7], [9, 10]]], is_open=True)
     pad, bos = model.config.pad_token_id, model.config.bos_token_id
     assert joined.tolist() == [[pad, bos, 7, 8], [bos, 7, 9, 10]]
 
@@ -167,7 +167,7 @@ def test_sections_return_as_often_as_the_configuration_says(told, processor):
     model = copy.deepcopy(told)
     size = model.config.max_bars // 2
     model.config.section_returns = [0.0, 1.0]
-    parts = model.split_bars(model.sample(3, seed=6, bars=5 * size, conditions={"time_signature": "3/4"}))
+    parts = model._split_bars(model.sample(3, seed=6, bars=5 * size, conditions={"time_signature": "3/4"}))
     for bars in parts:
         sections = [bars[at : at + size] for at in range(0, 5 * size, size)]
         assert sections[0] != sections[1]
@@ -175,7 +175,7 @@ def test_sections_return_as_often_as_the_configuration_says(told, processor):
         assert sections[3] == sections[1]
     model.config.section_returns = [0.5]
     ids = model.sample(29, seed=7, bars=3 * size)
-    same = [bars[:size] == bars[size : 2 * size] for bars in model.split_bars(ids)]
+    same = [bars[:size] == bars[size : 2 * size] for bars in model._split_bars(ids)]
     assert 5 <= sum(same) <= 24  # 14.5 expected, 3.5 standard deviations
     for row, line in zip(ids.tolist(), processor.to_lines(ids), strict=True):
         assert is_valid(processor, row, line, 3 * size)
@@ -309,7 +309,7 @@ def test_numbers_of_ones_own_follow_the_model(told):
     latent = torch.zeros(2000, told.config.latent_size)
     options = {"latent": latent, "bars": 2, "max_new_tokens": 1, "logits_processor": [note], "do_sample": True}
     options |= {"top_k": 0, "temperature": 0.8}
-    drawn = told.generate(bos, custom_generate=decode_apart, generator=generators(2000), **options)[:, 1]
+    drawn = told.generate(bos, custom_generate=sample_with_generators, generator=generators(2000), **options)[:, 1]
     expected = (2000 * kept[0].pow(1 / 0.8) / kept[0].pow(1 / 0.8).sum()).numpy()
     counts = drawn.bincount(minlength=len(expected)).numpy()
     assert counts[expected == 0].sum() == 0
@@ -326,9 +326,9 @@ def test_numbers_of_ones_own_follow_the_model(told):
         ({"generator": generators(3), "seed": 1}, "seed=1 and generator: give one of them"),
         ({"generator": generators(3), "bars": [2, 3]}, "2 values of bars for 3 melodies"),
         ({"generator": generators(3), "scale": ["C major"] * 4}, "4 values of scale for 3 melodies"),
-        ({"generator": generators(3), "bars": [2, 3, 99]}, "each melody has its own, at most max_bars="),
+        ({"generator": generators(3), "bars": [2, 3, 99]}, "bars=99: a latent holds at most max_bars="),
         ({"generator": generators(3), "lowest_pitch": [None, 60, 99], "highest_pitch": 72}, "from lowest_pitch=99 to"),
-        ({"temperature": [1.0, 1.0, 0.5]}, "one for each melody: give generators"),
+        ({"temperature": [1.0, 1.0]}, "2 values of temperature for 3 melodies"),
     ],
 )
 def test_what_is_not_one_for_each_melody_is_refused(told, asked, message):

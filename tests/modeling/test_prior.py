@@ -9,8 +9,10 @@ import torch
 
 import train_prior
 from modeling import MelodyVAEModel
-from modeling.generation_melody_vae import PRIOR_STEPS, slerp
+from modeling.arguments_melody_vae import make_generators
+from modeling.generation_melody_vae import slerp
 from modeling.melody_line_melody_vae import ATTRIBUTES
+from modeling.prior_melody_vae import FEWEST_ROWS, PRIOR_STEPS
 from tests.builders.models import IDS, SHORT_IDS, N, Z, make_bare_model, make_latent
 
 CONDITIONS = {"key": ["C major", "A minor", "D minor"], "tempo": ["slow", "fast"]}
@@ -34,13 +36,21 @@ def model() -> MelodyVAEModel:
 def complete(model, latent, is_known, seed=0, **options):
     torch.manual_seed(seed)
     labels = options.pop("labels", model.prior.open_labels(len(latent)))
-    return model.prior.complete(latent, is_known, labels, **options)
+    return model.prior.sample(latent, is_known, labels, **options)
+
+
+def with_latent(model, ids=None, seed=0, **options) -> dict:
+    """Sample latents around the bars of `ids` as every operation does: options of `generate`."""
+    generator = make_generators(3, seed)
+    ids = torch.full((3, 1), model.config.bos_token_id) if ids is None else ids
+    options["conditions"] = model._conditions(options.get("conditions"), 3)
+    return model._with_primer_latent(ids, {"generator": generator, **options}, None)
 
 
 def test_known_bars_stay_and_decide_about_the_others(model):
     latent, other = make_latent(), make_latent(seed=2)
     is_known = torch.tensor([[1, 1, 0, 0, 0, 0, 1], [0] * N, [1] * N], dtype=torch.bool)
-    spread = model.spread_over_latent(is_known)
+    spread = model._spread_over_latent(is_known)
     found = complete(model, latent, is_known)
     torch.testing.assert_close(found[spread], latent[spread])
     assert (found - latent).abs()[~spread].min() > 0
@@ -66,8 +76,8 @@ def test_more_steps_come_to_the_same_place(model):
 
 def test_conditions_change_what_is_drawn_and_guidance_exaggerates_them(model):
     latent, is_known = make_latent(), torch.zeros(3, N, dtype=torch.bool)
-    asked = model.conditions_of({"key": "A minor", "tempo": ["slow", "fast", "fast"]}, 3)
-    told = model.condition_labels(asked, 3)
+    asked = model._conditions({"key": "A minor", "tempo": ["slow", "fast", "fast"]}, 3)
+    told = model._condition_labels(asked, 3)
     assert {name: of.tolist() for name, of in told.items()} == {"key": [1, 1, 1], "tempo": [0, 1, 1], "bars": [0] * 3}
     plain, one, two = (
         complete(model, latent, is_known),
@@ -90,7 +100,7 @@ def test_conditions_change_what_is_drawn_and_guidance_exaggerates_them(model):
 )
 def test_wrong_conditions_are_refused(model, conditions, message):
     with pytest.raises(ValueError, match=message):
-        model.conditions_of(conditions, 3)
+        model._conditions(conditions, 3)
 
 
 def test_a_model_without_prior_refuses_conditions():
@@ -109,37 +119,40 @@ def test_sampling_draws_from_the_prior(model):
 
 
 def test_bars_of_a_beginning_stay_in_the_priors_samples(model):
-    torch.manual_seed(0)
-    latent = model.prior_sample(3, IDS)
-    known = model.spread_over_latent(model.known_bars(IDS))
+    latent = with_latent(model, IDS, noise_level=0.0)["latent"]
+    known = model._spread_over_latent(model._known_bars(IDS))
     mean = model.encode(IDS).latent_mean
     torch.testing.assert_close(latent[known], mean[known])
-    assert model.known_bars(SHORT_IDS).sum(1).tolist() == [2, 1, 1]
+    assert model._known_bars(SHORT_IDS).sum(1).tolist() == [2, 1, 1]
 
 
-def test_a_sketch_keeps_what_is_known_and_tells_how_noisy_the_rest_is():
-    noisy = make_prior_model(latent_noise=0.5)
+def test_a_latent_keeps_what_is_known_and_says_how_noisy_the_rest_is():
+    noisy = make_prior_model(noise_probability=0.5)
     with torch.no_grad():
-        is_known, mean = noisy.known_bars(IDS), noisy.encode(IDS, IDS.ne(0).long()).latent_mean
-    spread = noisy.spread_over_latent(is_known)
+        is_known, mean = noisy._known_bars(IDS), noisy.encode(IDS).latent_mean
+    spread = noisy._spread_over_latent(is_known)
     drawn = {}
-    for amount in (0.0, 0.25, 1.0):
-        torch.manual_seed(0)
-        told = noisy.sketch(3, IDS, noise=amount)
-        assert torch.equal(told["latent"][spread], mean[spread])
-        assert torch.equal(told.get("noise", torch.zeros(3, N)), torch.where(is_known, 0.0, amount))
-        drawn[amount] = told["latent"]
-    torch.manual_seed(0)
-    assert torch.equal(drawn[0.0], noisy.prior_sample(3, IDS))
-    torch.manual_seed(0)
-    noise = torch.randn(3, N, SHARE)
-    assert torch.equal(drawn[1.0][~spread], noisy.prior.unshares(noise)[~spread])
+    for level in (0.0, 0.25, 1.0):
+        options = with_latent(noisy, IDS, noise_level=level)
+        assert torch.equal(options["latent"][spread], mean[spread])
+        assert torch.equal(options.get("noise_level", torch.zeros(3, N)), torch.where(is_known, 0.0, level))
+        drawn[level] = options["latent"]
+    assert torch.equal(drawn[0.0], noisy.sample_latent(3, mean, is_known, seed=0))
+    noise = torch.stack([torch.randn(N, SHARE, generator=source) for source in make_generators(3, 0)])
+    assert torch.equal(drawn[1.0][~spread], noisy.prior.merge_bars(noise)[~spread])
     stopped = complete(noisy, mean, is_known, noise=noise, end=0.75, steps=PRIOR_STEPS)
-    assert torch.equal(drawn[0.25], stopped)
+    torch.testing.assert_close(drawn[0.25], stopped)
     of_seed = [torch.Generator().manual_seed(seed) for seed in (5, 6, 5)]
-    once = noisy.sketch(3, generator=of_seed, noise=0.5)["latent"]
+    once = noisy.sample_latent(3, generator=of_seed, noise_level=0.5)
     torch.testing.assert_close(once[0], once[2])
     assert (once[0] - once[1]).abs().min() > 0
+
+
+def test_latents_of_a_seed_are_the_same_in_any_batch(model):
+    for drawn in (model, make_bare_model()):
+        whole = drawn.sample_latent(7, seed=3)
+        assert torch.equal(whole[:2], drawn.sample_latent(2, seed=3))
+        assert (whole[0] - whole[1]).abs().min() > 0
 
 
 def test_the_prior_is_told_how_many_bars_and_which_time_signature(monkeypatch):
@@ -147,47 +160,53 @@ def test_the_prior_is_told_how_many_bars_and_which_time_signature(monkeypatch):
     forward = model.prior.forward
     monkeypatch.setattr(model.prior, "forward", lambda *args: told.append(args[-1]) or forward(*args))
     options = {"seed": 0, "max_length": 40}
-    short = model.prior_sample(2)
+    short = model.sample_latent(2)
     model.sample(2, bars=3, **options)
     model.sample(2, bars=[2, 5], conditions={"key": "A minor"}, guidance=2.0, **options)
     model.generate(IDS, bars=torch.tensor([4, 3, 6]), max_length=40)
     model.sample(1, bars=2 * N, seed=0)
     lengths = [labels["bars"].tolist() for labels in told]
-    assert [length for length, _ in groupby(lengths)] == [[0, 0], [3, 3], [2, 5], [4, 3, 6], [N]]
+    assert [length for length, _ in groupby(lengths)] == [
+        [0] * FEWEST_ROWS,  # fewer melodies are computed several times over
+        [3] * FEWEST_ROWS,
+        [2, 5, 2, 5],
+        [4, 3, 6, 4],
+        [N] * FEWEST_ROWS,
+    ]
     assert short.shape == (2, Z)
     torch.manual_seed(0)
     free, two = (
         complete(model, make_latent(), torch.zeros(3, N, dtype=torch.bool), labels=labels)
         for labels in (
             model.prior.open_labels(3),
-            model.condition_labels({}, 3, 2),
+            model._condition_labels({}, 3, 2),
         )
     )
     assert (free - two).norm() > 1e-3
 
 
 def test_conditions_leave_less_to_the_melody_decoder():
-    noisy = make_prior_model(latent_noise=0.5, sampling_noise=0.8)
+    noisy = make_prior_model(noise_probability=0.5, sampling_noise=0.8)
     for asked, expected in ((None, 0.8), ({"key": "A minor"}, 0.4)):
-        assert noisy.sketch(2, conditions=asked)["noise"].unique().item() == pytest.approx(expected)
-    assert noisy.sketch(2, conditions={"key": "A minor"}, noise=0.8)["noise"].unique().item() == pytest.approx(0.8)
+        assert with_latent(noisy, conditions=asked)["noise_level"].unique().item() == pytest.approx(expected)
+    given = with_latent(noisy, conditions={"key": "A minor"}, noise_level=0.8)["noise_level"]
+    assert given.unique().item() == pytest.approx(0.8)
 
 
-def test_without_a_learned_prior_a_sketch_is_mixed_with_noise():
-    plain = make_bare_model(latent_noise=0.5)
-    latent, is_known = make_latent(400), torch.zeros(400, N, dtype=torch.bool)
+def test_without_a_learned_prior_latents_are_mixed_with_noise():
+    plain = make_bare_model(noise_probability=0.5)
+    known, is_known = make_latent(400), torch.zeros(400, N, dtype=torch.bool)
     is_known[:, 2:5] = True
-    told = plain.fill(latent, is_known, {}, noise=0.25)
-    spread = plain.spread_over_latent(is_known)
-    assert torch.equal(told["latent"][spread], latent[spread])
-    assert torch.equal(told["noise"], torch.where(is_known, 0.0, 0.25))
-    assert told["latent"][~spread].std().item() == pytest.approx((0.75**2 + 0.25**2) ** 0.5, rel=0.05)
+    latent = plain.sample_latent(400, known, is_known, noise_level=0.25, seed=0)
+    spread = plain._spread_over_latent(is_known)
+    assert torch.equal(latent[spread], known[spread])
+    assert latent[~spread].std().item() == pytest.approx((0.75**2 + 0.25**2) ** 0.5, rel=0.05)
 
 
 def test_the_loss_looks_where_samples_are_drawn(monkeypatch):
     times = []
     for amount in (0.0, 0.9):
-        model = make_prior_model(latent_noise=0.5, sampling_noise=amount)
+        model = make_prior_model(noise_probability=0.5, sampling_noise=amount)
         monkeypatch.setattr(
             model.prior, "forward", lambda noisy, time, *_: times.append(time) or torch.zeros_like(noisy)
         )
@@ -199,25 +218,25 @@ def test_the_loss_looks_where_samples_are_drawn(monkeypatch):
 
 
 def test_sampling_leaves_a_part_to_the_melody_decoder(model):
-    noisy = make_prior_model(latent_noise=0.5)
+    noisy = make_prior_model(noise_probability=0.5)
     with torch.no_grad():
         noisy.bar_conditioner.noise_proj.weight.normal_()
     options = {"seed": 5, "bars": 3, "max_length": 40}
-    plain = noisy.sample(4, noise=0.0, **options)
+    plain = noisy.sample(4, noise_level=0.0, **options)
     assert torch.equal(plain, noisy.sample(4, **options))
-    alone = noisy.sample(4, noise=1.0, **options)
+    alone = noisy.sample(4, noise_level=1.0, **options)
     assert not torch.equal(alone, plain)
     noisy.config.sampling_noise = 1.0
     assert torch.equal(alone, noisy.sample(4, **options))
     assert noisy.generate(IDS, do_sample=False, bars=5, max_length=67).shape[0] == len(IDS)
     with pytest.raises(ValueError, match="give the latent, or one number"):
-        noisy.generate(IDS, noise=torch.full((3, N), 0.5))
-    with pytest.raises(ValueError, match=r"noise=0.5 and a model trained without \(latent_noise=0\)"):
-        model.sample(1, noise=0.5)
-    with pytest.raises(ValueError, match="noise=2 is not from 0 to 1"):
-        noisy.sample(1, noise=2)
+        noisy.generate(IDS, noise_level=torch.full((3, N), 0.5))
+    with pytest.raises(ValueError, match=r"noise_level=0.5 and a model trained without \(noise_probability=0\)"):
+        model.sample(1, noise_level=0.5)
+    with pytest.raises(ValueError, match="noise_level=2 is not a finite number from 0 to 1"):
+        noisy.sample(1, noise_level=2)
     with pytest.raises(ValueError, match="this model has no latent"):
-        make_bare_model(latent_size=0).sample(1, noise=0.5)
+        make_bare_model(latent_size=0).sample(1, noise_level=0.5)
     with pytest.raises(ValueError, match=r"sampling_noise=0\.3"):
         make_bare_model(sampling_noise=0.3)
 
@@ -256,7 +275,7 @@ def test_the_loss_learns_a_distribution():
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
     prior.eval()
-    low, high = (model.prior_sample(64, conditions={"key": value}) for value in ("low", "high"))
+    low, high = (model.sample_latent(64, conditions={"key": value}) for value in ("low", "high"))
     assert (low.mean(1) < 0).float().mean() > 0.9
     assert (high.mean(1) > 0).float().mean() > 0.9
     # One bar known tells which of the two it is.
@@ -273,21 +292,21 @@ def test_vary_from_the_same_to_anything(model):
     one, again = (model.vary(latent[0], n=3, similarity=0.3, seed=7, **options) for _ in range(2))
     assert torch.equal(one, again)
     assert len(one) == 3
-    with pytest.raises(ValueError, match="is not from 0 to 1"):
+    with pytest.raises(ValueError, match="is not a finite number from 0 to 1"):
         model.vary(latent, similarity=1.5)
 
 
 def test_vary_leaves_to_the_melody_decoder_what_similarity_leaves_open(monkeypatch):
-    noisy, told = make_prior_model(latent_noise=0.5), []
+    noisy, told = make_prior_model(noise_probability=0.5), []
     monkeypatch.setattr(noisy, "generate", lambda **options: told.append(options))
     latent = make_latent(1)
     for similarity in (1.0, 0.75):
         noisy.vary(latent, n=400, similarity=similarity, seed=0)
     same, varied = told
     assert torch.equal(same["latent"], latent.expand(400, -1))
-    assert "noise" not in same
+    assert "noise_level" not in same
     assert not same["do_sample"]
-    assert varied["noise"].unique().tolist() == [0.25]
+    assert varied["noise_level"].unique().tolist() == [0.25]
     assert varied["do_sample"]
     drawn = (varied["latent"] - 0.75 * latent) / 0.25
     assert drawn.std().item() == pytest.approx(1, abs=0.05)

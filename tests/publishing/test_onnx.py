@@ -172,9 +172,11 @@ def test_musical_time_and_previous_tokens_are_read_as_by_torch(tmp_path, capsys)
     processor, model = load_model(str(folder))
     runtime = OnnxMelodyVAE(folder / "onnx")
     batch = processor(lines=LINES, return_tensors="pt")
-    assert np.array_equal(runtime.musical_time(batch["input_ids"].numpy()), model.musical_time(batch["input_ids"]))
+    assert np.array_equal(
+        runtime.musical_position(batch["input_ids"].numpy()), model.musical_position(batch["input_ids"])
+    )
     assert np.array_equal(runtime.musical_pitch(batch["input_ids"].numpy()), model.musical_pitch(batch["input_ids"]))
-    assert (model.musical_time(batch["input_ids"]) % 1).unique().numel() > 4
+    assert (model.musical_position(batch["input_ids"]) % 1).unique().numel() > 4
     mean, _ = runtime.encode(batch["input_ids"].numpy(), batch["attention_mask"].numpy())
     assert np.allclose(mean, model.encode(**batch).latent_mean.detach(), atol=1e-4)
     model.config.grammar_columns = 0

@@ -273,7 +273,7 @@ def test_a_release_takes_no_other_folders_place(trained, tmp_path, capsys):
     assert (tmp_path / "mine" / "letter.txt").read_text(encoding="utf-8") == "keep me"
     new = ["--output", str(tmp_path / "new")]
     assert release.main(["--model", str(trained), *new, "--sampling_noise", "0.5"]) == 2
-    assert "sampling_noise=0.5 must be from 0 to 1, and 0 without latent_noise" in capsys.readouterr().err
+    assert "sampling_noise=0.5 must be from 0 to 1, and 0 without noise_probability" in capsys.readouterr().err
     assert release.main(["--model", str(tmp_path / "none"), *new]) == 2
     assert "no such folder" in capsys.readouterr().err
 

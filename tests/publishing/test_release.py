@@ -76,7 +76,7 @@ def test_a_shift_moves_what_is_asked_for_and_little_else(release, attribute):
     tunes = [content for _, content in itertools.islice(embedded_scores(), 12)]
     batch = processor(midi=tunes, return_tensors="pt")
     latents = model.encode(**batch).latent_mean.detach()
-    bars = model.known_bars(batch["input_ids"]).sum(-1)
+    bars = model._known_bars(batch["input_ids"]).sum(-1)
     chosen = (attributes_of(latents, bars)[:, itself] < HIGHEST_START).nonzero().flatten()[:8]
     latents, bars = latents[chosen], bars[chosen]
     shifted = model.shift(latents, attribute, 1.0, bars=bars)

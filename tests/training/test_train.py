@@ -136,7 +136,7 @@ def test_evaluation_command(dataset, trained, tmp_path):
 
 
 def test_evaluation_of_a_decoder_that_can_do_without_a_latent(dataset, trained, tmp_path, capsys):
-    overrides = f"{TINY},latent_noise=0.5"
+    overrides = f"{TINY},noise_probability=0.5"
     argv = arguments(dataset, tmp_path / "noisy", "--init_from", str(trained), "--config_overrides", overrides)
     run([*argv, "--max_train_steps", "1"])
     output = tmp_path / "noisy.json"
@@ -156,7 +156,7 @@ def test_evaluation_of_a_decoder_that_can_do_without_a_latent(dataset, trained, 
     assert (samples["sampling_noise"], samples["temperature"]) == (1, 0.7)
     wrong = [str(trained) if each == str(tmp_path / "noisy") else each for each in sampling]
     assert evaluate_model.main(wrong) == 2
-    assert "--sampling_noise 1.0: from 0 to 1, for models trained with latent_noise" in capsys.readouterr().err
+    assert "--sampling_noise 1.0: from 0 to 1, for models trained with noise_probability" in capsys.readouterr().err
 
 
 def test_a_perfect_decoder_scores_one_when_teacher_forced(dataset):

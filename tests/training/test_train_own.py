@@ -287,7 +287,7 @@ def test_a_run_that_diverges_ends_with_a_line(dataset, tmp_path, monkeypatch):
 )
 def test_documented_commands_start_as_many_processes(dataset, tmp_path, launch):
     command = [sys.executable, "-m", "accelerate.commands.launch", *launch, "--main_process_port", "0", "train.py"]
-    options = ["--max_train_steps", "3", "--config_overrides", f"{TINY},latent_noise=0.5"]
+    options = ["--max_train_steps", "3", "--config_overrides", f"{TINY},noise_probability=0.5"]
     done = subprocess.run(
         [*command, *arguments(dataset, tmp_path, *options)], capture_output=True, encoding="utf-8", cwd=ROOT
     )
@@ -327,7 +327,7 @@ def test_a_deeper_model_goes_on_as_the_trained_one_was(trained):
 
 def test_a_trained_model_goes_on_as_it_was_and_hears_of_noise(trained):
     processor = models.load_tokenizing_processor(str(trained))
-    plain, noisy = (models.load_model(str(trained), text, processor).eval() for text in ("", "latent_noise=0.5"))
+    plain, noisy = (models.load_model(str(trained), text, processor).eval() for text in ("", "noise_probability=0.5"))
     assert not noisy.bar_conditioner.noise_proj.weight.any()
     latent = torch.randn(2, plain.config.latent_size, generator=torch.Generator().manual_seed(1))
     assert noisy.decode(latent, bars=2).tolist() == plain.decode(latent, bars=2).tolist()

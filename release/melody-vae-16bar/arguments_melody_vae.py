@@ -1,0 +1,1 @@
+../../modeling/arguments_melody_vae.py

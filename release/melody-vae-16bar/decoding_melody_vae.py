@@ -1,0 +1,1 @@
+../../modeling/decoding_melody_vae.py
