@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicCache
 
 from .arguments_melody_vae import draw_uniform
 from .cache_melody_vae import CACHE_NAME
-from .logits_process_melody_vae import NO_ONSET, MelodyLogitsProcessor, TokenColumn
+from .logits_process_melody_vae import NO_ONSET, BarCountLogitsProcessor, MelodyLogitsProcessor, TokenColumn
 from .prior_melody_vae import FEWEST_ROWS
 from .relative_attention import rotate
 
@@ -318,8 +318,8 @@ def sample_with_generators(
             finished |= {row: input_ids[at] for at, row in enumerate(rows.tolist()) if is_done[at]}
             decoder.keep(left, len(rows))
             for processor in processors:
-                if isinstance(processor, MelodyLogitsProcessor):
-                    processor.keep(left)
+                if isinstance(processor, MelodyLogitsProcessor | BarCountLogitsProcessor):
+                    processor.keep(left, len(is_done))
             input_ids, rows, is_done = input_ids[left], rows[left], is_done[left]
             copies = rows
             numbers = numbers[left] if sources else numbers

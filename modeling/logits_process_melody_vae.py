@@ -531,9 +531,9 @@ class MelodyLogitsProcessor(LogitsProcessor):
             return torch.arange(count, device=self.bars.device) // (count // len(self.bars))
         return self.rows
 
-    def keep(self, rows: torch.Tensor) -> None:
-        """Go on with some rows `(R,)` of the last call only."""
-        self.rows = self._melody_of_rows(len(self.state))[rows]
+    def keep(self, rows: torch.Tensor, num_rows: int) -> None:
+        """Go on with some of the last call's `num_rows` rows only."""
+        self.rows = self._melody_of_rows(num_rows)[rows]
         self.state = self.state[rows]
         self.seen = None if self.seen is None else self.seen[rows]
 
@@ -624,6 +624,10 @@ class BarCountLogitsProcessor(LogitsProcessor):
         self.bars = bars
         self.is_bar_token = is_bar_token
         self.eos_token_id = eos_token_id
+
+    def keep(self, rows: torch.Tensor, num_rows: int) -> None:
+        """Go on with some of the last call's `num_rows` rows only."""
+        self.bars = self.bars.repeat_interleave(num_rows // len(self.bars))[rows]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Move the end's score to the bar tokens before the last bar, and theirs to the end in it."""

@@ -30,11 +30,12 @@ class OnnxMelodyVAE:
     `(B, Z)`.
     bar_conditioner.onnx: `latent` `(B, Z)` to `bar_conditions` `(B, N + 1, K, C)`.
     decoder.onnx: `input_ids`, `musical_position` `(B, T)`, `attention_mask` `(B, P + T)`, `bar_conditions` and for
-    each layer `past_key_values.I.key` and `.value` `(B, H, P, D)`, to `logits` `(B, T, V)` and for each layer `present.I.key` and
-    `.value` `(B, H, P + T, D)`. P is 0 at the start.
+    each layer `past_key_values.I.key` and `.value` `(B, H, P, D)`, to `logits` `(B, T, V)` and for each layer
+    `present.I.key` and `.value` `(B, H, P + T, D)`. P is 0 at the start.
 
     `musical_position` is what [`OnnxMelodyVAE.musical_position`] returns. Models with `musical_pitch` take `pitch`
-    `(B, T)` in both, models with `previous_token` `previous_ids` `(B, T)` in the decoder; the methods of these names return them.
+    `(B, T)` in both, models with `previous_token` `previous_ids` `(B, T)` in the decoder; the methods of these names return
+    them.
 
     Args:
         folder: What `export_onnx.py` wrote.

@@ -278,7 +278,8 @@ def make_generators(n: int) -> list[torch.Generator]:
 def test_a_cached_step_reads_one_token(decode, model):
     """A cache that gets lost on the way makes no error: every step then begins without its past."""
     read = []
-    handle = model.layers[0].register_forward_pre_hook(lambda module, given: read.append(given[0].shape[1]))
+    projection = model.layers[0].attention.qkv_proj
+    handle = projection.register_forward_pre_hook(lambda module, given: read.append(given[0].shape[1]))
     length = decode(model).shape[1]
     handle.remove()
     assert read == [1] * len(read)
