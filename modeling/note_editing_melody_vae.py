@@ -308,8 +308,8 @@ class NoteEditingMixin:
         start = check_latent(latent, self.config.latent_size).to(self.device, self.dtype)
         if not len(start):
             return latent
-        bars = check_bars(self.config.max_bars if bars is None else bars, len(start), self.config.max_bars)
-        bars = torch.as_tensor(bars).expand(len(start))
+        num_bars = check_bars(self.config.max_bars if bars is None else bars, len(start), self.config.max_bars)
+        bars = torch.as_tensor(num_bars).expand(len(start))
         lines = self.read_lines(self.decode(start, bars=bars))
         has = self.attributes_of(lines)  # (B, A)
         target, weight = has.clone(), torch.ones_like(has[0])
@@ -347,7 +347,7 @@ class NoteEditingMixin:
         """
         latent = torch.zeros(len(ids), self.config.latent_size, device=self.device, dtype=self.dtype)
         level = torch.ones(len(ids), self.config.max_bars, device=self.device)
-        logits = self(ids, latent=latent, noise_level=level).logits
+        logits = self.forward(ids, latent=latent, noise_level=level).logits
         padding = self.config.pad_token_id
         nats = cross_entropy(logits[:, :-1].mT.float(), ids[:, 1:], ignore_index=padding, reduction="none").sum(-1)
         notes = torch.tensor([max(1, len(line["pitch"])) for line in lines], device=self.device)

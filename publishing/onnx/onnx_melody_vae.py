@@ -34,7 +34,8 @@ class OnnxMelodyVAE:
     `present.I.key` and `.value` `(B, H, P + T, D)`. P is 0 at the start.
 
     `musical_position` is what [`OnnxMelodyVAE.musical_position`] returns. Models with `musical_pitch` take `pitch`
-    `(B, T)` in both, models with `previous_token` `previous_ids` `(B, T)` in the decoder; methods of these names return them.
+    `(B, T)` in both, models with `previous_token` `previous_ids` `(B, T)` in the decoder; methods of these names return
+    them.
 
     Args:
         folder: What `export_onnx.py` wrote.
