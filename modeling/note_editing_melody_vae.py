@@ -347,7 +347,7 @@ class NoteEditingMixin:
         """
         latent = torch.zeros(len(ids), self.config.latent_size, device=self.device, dtype=self.dtype)
         level = torch.ones(len(ids), self.config.max_bars, device=self.device)
-        logits = self.forward(ids, latent=latent, noise_level=level).logits
+        logits = self(ids, latent=latent, noise_level=level).logits  # pyright: ignore[reportCallIssue] - of the model
         padding = self.config.pad_token_id
         nats = cross_entropy(logits[:, :-1].mT.float(), ids[:, 1:], ignore_index=padding, reduction="none").sum(-1)
         notes = torch.tensor([max(1, len(line["pitch"])) for line in lines], device=self.device)
