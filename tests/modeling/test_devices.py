@@ -13,7 +13,7 @@ from tests.modeling.test_prior import make_prior_model
 
 ASKED = torch.ops.aten._local_scalar_dense.default
 MOST_ASKED = 12
-MODELS = [{}, {"musical_time": True, "musical_pitch": True}, {"latent_noise": 0.5}, {"dropout": 0.1}]
+MODELS = [{}, {"musical_time": True, "musical_pitch": True}, {"noise_probability": 0.5}, {"dropout": 0.1}]
 
 
 class ZeroAnswers(TorchDispatchMode):
@@ -51,7 +51,7 @@ def test_a_training_step_of_the_prior():
 def test_sampling_from_the_prior():
     model = make_prior_model().to("meta")
     with ZeroAnswers() as answers:
-        assert model.prior_sample(3).is_meta
+        assert model.sample_latent(3).is_meta
     assert answers.asked == 0
 
 
