@@ -4,7 +4,8 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 RUN := $(VENV)/bin/
 
-.PHONY: help install demo demo-training space test test-slow quality report docs figures dataset-results evaluate clean
+.PHONY: help install demo demo-training space test test-slow test-real quality report docs figures dataset-results \
+  evaluate clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -52,8 +53,11 @@ space: install  ## the Space, on this machine
 test: install  ## the fast tests
 	OMP_NUM_THREADS=1 $(RUN)python -m pytest -n logical --dist loadfile
 
-test-slow: install  ## the slow tests: real data where it is there, long training
-	$(RUN)python -m pytest -m slow
+test-slow: install  ## the slow tests: browsers, several processes, long training
+	OMP_NUM_THREADS=1 $(RUN)python -m pytest -n logical --dist loadfile -m slow
+
+test-real: install  ## before a release: what needs an archive of real files (LAKH=)
+	LAKH_ARCHIVE=$(LAKH) $(RUN)python -m pytest -m real
 
 quality: install  ## lint, format, types, and whether documents say what results/ says
 	$(RUN)ruff check .

@@ -17,7 +17,7 @@ from tests.dataset_script.test_midi_reader import agrees_or_declines
 
 ARCHIVE = Path(os.environ.get("LAKH_ARCHIVE", Path(__file__).parents[3] / "shared" / "data" / "lmd_full_subset.tar.gz"))
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.real,
     pytest.mark.skipif(not ARCHIVE.is_file(), reason="LAKH_ARCHIVE names no archive, and none lies beside the project"),
 ]
 

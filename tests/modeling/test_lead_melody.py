@@ -166,7 +166,7 @@ def test_the_bar_grid_is_the_data_sets(signatures):
     assert [list(stretch) for stretch in melody_track.bar_grid(signatures, 480)] == expected
 
 
-@pytest.mark.slow
+@pytest.mark.real
 @pytest.mark.skipif(not ARCHIVE.is_file(), reason="LAKH_ARCHIVE names no archive, and none lies beside the project")
 def test_real_files_score_as_in_the_data_set():
     with tarfile.open(ARCHIVE) as archive:

@@ -21,8 +21,10 @@ from tests.builders.space_server import cpu_seconds, members, resident_bytes, ru
 
 PEOPLE, ROUNDS, COUNT, BARS = 30, 5, 4, 16
 CORES = min(4, len(os.sched_getaffinity(0)))
-MOST_SECONDS = 5 * 4 / CORES  # p95, on cores that have nothing else to do
-ALONE_SECONDS = 2.0
+MOST_COMPUTED, ALONE_COMPUTED = 20.0, 2.0  # seconds of processor time: of a round, of one person's melodies
+MOST_SECONDS = (
+    60.0  # of waiting, p95; on cores that have nothing else to do, a round's processor time is shared by them
+)
 MOST_GROWTH = 32 * 2**20  # bytes between the second round and the last
 
 pytestmark = pytest.mark.slow
@@ -68,7 +70,9 @@ def test_thirty_people_at_once(space):
     began = time.perf_counter()
     page = clients[0].get("/").raise_for_status()
     print(f"\n{CORES} cores, first page {len(page.content) / 1e6:.2f} MB in {time.perf_counter() - began:.2f} s")
+    before = cpu_seconds(group)
     alone = [press_make(clients[0], seed) for seed in range(5)]
+    assert cpu_seconds(group) - before < 5 * ALONE_COMPUTED
     print(f"one person: median {np.median([seconds for seconds, _ in alone]):.2f} s")
     memory, seconds = [], []
     for turn in range(ROUNDS):
@@ -85,6 +89,7 @@ def test_thirty_people_at_once(space):
         if turn == 0:  # the seeds that one person asked for
             assert [pitches(melodies) for _, melodies in answers[:5]] == [pitches(melodies) for _, melodies in alone]
         computed = cpu_seconds(group) - before
+        assert computed < MOST_COMPUTED
         waited = [each for each, _ in answers]
         seconds += waited
         memory.append(resident_bytes(group))
@@ -97,5 +102,4 @@ def test_thirty_people_at_once(space):
         client.close()
     assert "Traceback" not in (folder / "log.txt").read_text(encoding="utf-8")
     assert memory[-1] - memory[1] < MOST_GROWTH
-    assert np.median([each for each, _ in alone]) < ALONE_SECONDS
     assert np.percentile(seconds, 95) < MOST_SECONDS
