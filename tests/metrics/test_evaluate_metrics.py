@@ -108,7 +108,7 @@ class TestMelodyStatistics:
     @pytest.mark.parametrize("row", GOLDEN["rows"])
     def test_muspy(self, row):
         found = statistics_of(row["melody"], GOLDEN["bars"], GOLDEN["steps_per_bar"])
-        hint = "if the definition changed on purpose, see tests/evaluation/muspy_golden.py"
+        hint = "if the definition changed on purpose, see tests/metrics/muspy_golden.py"
         for name, value in row["muspy"].items():
             assert found[name] == (None if value is None else pytest.approx(value, abs=1e-12)), f"{name}; {hint}"
 
