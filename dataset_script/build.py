@@ -295,7 +295,7 @@ def write_data(
     from dataset_script import parquet_files
 
     with ThreadPoolExecutor(settings.num_proc) as threads:
-        grouping = threads.submit(parquet_files.assign_groups, found.md5, found.material)
+        grouping = threads.submit(parquet_files.assign_groups, found.md5, found.signatures, found.stretches)
         pieces = pa.concat_tables(threads.map(read_arrow, line_files(work)))
         lines = pa.table(
             dict(zip(pieces.column_names, threads.map(pa.ChunkedArray.combine_chunks, pieces.columns), strict=True))

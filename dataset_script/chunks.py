@@ -29,6 +29,7 @@ from symusic import Note, Score, Track
 
 from dataset_script.extraction import Lines, extract_lines
 from dataset_script.features import KEY_NAMES
+from dataset_script.line_quality import FIGURES
 from dataset_script.midi_notes import FileNotes, UnreadableMidiError, read_notes
 from dataset_script.midi_sources import InputError, MidiSource
 from dataset_script.near_duplicates import groups
@@ -38,6 +39,8 @@ BATCH_NOTES = 1 << 17  # files are extracted together until they have more notes
 PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process gets when its parent ends
 OUT_OF_MEMORY = 3  # exit code
 NO_LINE = "no melody line"
+FINGERPRINTS = ("signatures", "stretches")  # hashes of a file for the search for near-duplicates
+LINE_FIGURES = (*FIGURES, "quality")
 MEBIBYTE = 1 << 20
 # A forked process has the compiled loops (`load_kernels`); where forking is unsafe or unknown, each loads them anew.
 PROCESSES = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
@@ -88,6 +91,9 @@ def lines_table(lines: Lines, md5: list[str], steps_per_beat: int) -> pa.Table:
             "duration": notes(lines.duration),
             "steps_per_beat": pa.array(np.full(len(file_md5), steps_per_beat), pa.uint8()),
             "complexity": pa.array(lines.complexity, pa.float32()),
+            **{name: pa.array(getattr(lines, name), pa.float32()) for name in LINE_FIGURES},
+            "file_grid_fit": pa.array(lines.file_grid_fit[lines.file], pa.float32()),
+            "has_time_signature": pa.array(lines.has_time_signature, pa.bool_()),
             "digest": pa.Array.from_buffers(pa.binary(16), len(file_md5), [None, pa.py_buffer(lines.digest)]),
         }
     )
@@ -107,7 +113,7 @@ def process_chunk(
     """Extract the melody lines of a chunk of files and write its two Arrow files.
 
     The first holds the lines (see `lines_table`); it is not written if there are none. The second has name, md5, reason
-    (why there are no notes, null where there are some), is_melodic and material (hashes for the search for
+    (why there are no notes, null where there are some), is_melodic, signatures and stretches (hashes for the search for
     near-duplicates) of each file, and the counts of tracks, lines and notes as JSON in its metadata.
 
     Args:
@@ -143,30 +149,39 @@ def process_chunk(
         reasons.append(reason)
 
     readable = [index for index, reason in enumerate(reasons) if reason is None]
-    is_melodic, lengths = np.zeros(len(sources), dtype=bool), np.zeros(len(sources), dtype=np.int32)
-    material, tables = [np.empty(0, dtype=np.uint64)], []
+    is_melodic = np.zeros(len(sources), dtype=bool)
+    fingerprints = {
+        name: ([np.empty(0, dtype=np.uint64)], np.zeros(len(sources), dtype=np.int32)) for name in FINGERPRINTS
+    }
+    tables = []
     tracks, dropped, displacement_steps = Counter(), Counter(), 0.0
     for batch in batches if readable else []:
         set_alarm(limits.seconds)
         files, readable = np.array(readable[: len(batch)]), readable[len(batch) :]
         lines = extract_lines(batch, steps_per_beat)
         is_melodic[files[lines.file]] = True
-        lengths[files] = np.bincount(lines.signature_file, minlength=len(files))
-        material.append(lines.signatures)
+        for name, (hashes, lengths) in fingerprints.items():
+            values, of_file = getattr(lines, name)
+            hashes.append(values)
+            lengths[files] = np.bincount(of_file, minlength=len(files))
         tables.append(lines_table(lines, [md5[file] or "" for file in files.tolist()], steps_per_beat))
         tracks += lines.tracks
         dropped += lines.dropped
         displacement_steps += lines.displacement_steps
     if is_melodic.any():
         write_arrow(pa.concat_tables(tables), stem.with_suffix(LINES_SUFFIX))
-    offsets = np.append(0, np.cumsum(lengths))
     table = pa.table(
         {
             "name": pa.array([name for name, _ in sources], pa.string()),
             "md5": pa.array(md5, pa.string()),
             "reason": pa.array(reasons, pa.string()),
             "is_melodic": pa.array(is_melodic),
-            "material": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(np.concatenate(material))),
+            **{
+                name: pa.ListArray.from_arrays(
+                    pa.array(np.append(0, np.cumsum(lengths)), pa.int32()), pa.array(np.concatenate(hashes))
+                )
+                for name, (hashes, lengths) in fingerprints.items()
+            },
         }
     )
     counts = {"tracks": tracks, "dropped": dropped, "notes": notes, "displacement_steps": displacement_steps}
@@ -272,7 +287,7 @@ def load_kernels(steps_per_beat: int) -> None:
     with TemporaryDirectory() as folder:
         source = ("", score.dumps_midi())
         process_chunk([source], steps_per_beat, Limits(seconds=0), {}, Path(folder) / "kernels")
-    groups([np.empty(0, dtype=np.uint64)])
+    groups([np.empty(0, dtype=np.uint64)], [np.empty(0, dtype=np.uint64)])
 
 
 def new_pool(num_proc: int, limits: Limits) -> ProcessPoolExecutor:
@@ -315,7 +330,8 @@ class Harvest:
     Attributes:
         md5: of each file that has notes, in order.
         is_melodic: whether each of these has a melody line.
-        material: hashes of each, for the search for near-duplicates.
+        signatures: hashes of each, for the search for near-duplicates.
+        stretches: likewise.
         unreadable: name and reason of each file without notes, in order of the names.
         files: number of files read.
         notes: number of pitched notes in them.
@@ -326,7 +342,8 @@ class Harvest:
 
     md5: list[str]
     is_melodic: np.ndarray
-    material: list[np.ndarray]
+    signatures: list[np.ndarray]
+    stretches: list[np.ndarray]
     unreadable: list[tuple[str, str]]
     files: int
     notes: int
@@ -352,7 +369,7 @@ def line_files(work: Path) -> list[Path]:
 
 def harvest(work: Path) -> Harvest:
     """Put together what `process_all` wrote about files in a folder and those below it."""
-    readable: dict[str, tuple[bool, np.ndarray]] = {}
+    readable: dict[str, tuple[bool, *tuple[np.ndarray, ...]]] = {}
     unreadable: list[tuple[str, str]] = []
     tracks, dropped = Counter(), Counter()
     files = notes = displacement_steps = 0
@@ -363,19 +380,21 @@ def harvest(work: Path) -> Harvest:
         dropped.update(count["dropped"])
         files, notes = files + chunk.num_rows, notes + count["notes"]
         displacement_steps += count["displacement_steps"]
-        material = chunk["material"].chunk(0)
-        hashes, bounds = material.values.to_numpy(), material.offsets.tolist()
+        hashes = [
+            (chunk[name].chunk(0).values.to_numpy(), chunk[name].chunk(0).offsets.tolist()) for name in FINGERPRINTS
+        ]
         rows = zip(*(chunk[name].to_pylist() for name in ("name", "md5", "reason", "is_melodic")), strict=True)
         for row, (name, md5, reason, is_melodic) in enumerate(rows):
             if reason is None:
-                readable[md5] = is_melodic, hashes[bounds[row] : bounds[row + 1]]
+                readable[md5] = is_melodic, *(values[bounds[row] : bounds[row + 1]] for values, bounds in hashes)
             else:
                 unreadable.append((name, reason))
     md5 = sorted(readable)
     return Harvest(
         md5=md5,
         is_melodic=np.array([readable[one][0] for one in md5]),
-        material=[readable[one][1] for one in md5],
+        signatures=[readable[one][1] for one in md5],
+        stretches=[readable[one][2] for one in md5],
         unreadable=sorted(unreadable),
         files=files,
         notes=notes,

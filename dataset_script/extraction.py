@@ -9,31 +9,41 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-from dataset_script import features
-from dataset_script.lead_score import lead_scores, name_hint, track_features
+from dataset_script import features, line_quality
+from dataset_script.lead_score import (
+    find_doubles,
+    has_highest,
+    lead_scores,
+    name_hint,
+    read_weights,
+    track_features,
+    utilities,
+)
 from dataset_script.midi_notes import (
     BAR_STEPS,
     DENOMINATOR,
-    DURATION_BITS,
+    DURATION_SHIFT,
     FIRST_BAR,
     MAX_DURATION,
     MAX_STEPS,
     NUMERATOR,
+    PHASES,
     PITCH_BITS,
+    PITCH_SHIFT,
     START_TICKS,
-    STEP_BITS,
     STEP_SHIFT,
     STEPS_UP,
+    STRAND_SHIFT,
     TICKS_DOWN,
     FileNotes,
 )
-from dataset_script.near_duplicates import mix, signatures
+from dataset_script.near_duplicates import add_outlines, mix, outlines, signatures, stretches
 
 LOWEST_PITCH, HIGHEST_PITCH = 21, 108  # the piano's 88 keys, MusicVAE's range
 MIN_BARS = 4
 MAX_BARS = (1 << 16) - 1  # `bars` is a uint16
 MIN_PITCHES = 3
-MAX_DISCARDED = 0.5  # a track of which the skyline discards a larger share of the notes is chords, not a melody
+MAX_DISCARDED = 0.5  # a track of which the skyline discards a larger share of the notes is chords
 
 KEPT, TOO_SHORT, TOO_LONG, OUTSIDE, MONOTONOUS = range(5)
 LINE_REASONS = {
@@ -60,6 +70,8 @@ class Batch:
         strand_track: track of each strand, counted through the batch.
         grid: row of each strand's stretch in its file's bar grid, shape (S, 8), see `GRID_COLUMNS`.
         hints: `name_hint` of each track.
+        stretches: number of stretches of each file, shape (F,).
+        has_time_signature: whether each file states one, shape (F,).
     """
 
     def __init__(self, files: Sequence[FileNotes]):
@@ -72,11 +84,20 @@ class Batch:
         self.track = np.array([index for item in files for index in item.track])
         self.program = np.array([program for item in files for program in item.program])
         self.hints = np.array([name_hint(name) for item in files for name in item.names], dtype=float)
+        self.has_time_signature = np.array([item.has_time_signature for item in files])
         self.strand_file = np.repeat(np.arange(len(files)), tracks * stretches)
         inside = np.arange(len(self.strand_file)) - self.file_strands[self.strand_file]
         stretch = bounds(stretches)[self.strand_file] + inside % stretches[self.strand_file]
         self.strand_track = self.file_tracks[self.strand_file] + inside // stretches[self.strand_file]
         self.grid = np.concatenate([item.grid for item in files])[stretch]
+        self.stretches = stretches
+        self.file_tempos = bounds([len(item.tempo_ticks) for item in files])
+        self.tempo_ticks = np.concatenate([item.tempo_ticks for item in files])
+        self.mspq = np.concatenate([item.mspq for item in files])
+
+    def tempos(self, file: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return where the tempos of some files begin and end, and the ticks and lengths of the quarters of all."""
+        return self.file_tempos[file], self.file_tempos[file + 1], self.tempo_ticks, self.mspq
 
 
 def bounds(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -87,7 +108,7 @@ def bounds(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
 @njit(cache=True)
 def skyline(
     packed: np.ndarray, file_notes: np.ndarray, file_strands: np.ndarray, strand_track: np.ndarray, tracks: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Make every strand monophonic: of the notes with one onset the highest stays, and the next onset ends it.
 
     Args:
@@ -100,19 +121,21 @@ def skyline(
     Returns:
         For each note that stays, strand by strand in order of time, shape (M,): its strand; its onset in steps from
         the start of the strand's stretch; its pitch; its length in steps, cut where the next note begins; the steps to
-        the next onset in the strand, `MAX_STEPS` at its end; and whether the next note begins no earlier than about
-        the note's own end. Last, the number of notes of each track before and after the skyline, shape (K,).
+        the next onset in the strand, `MAX_STEPS` at its end; whether the next note begins no earlier than about the
+        note's own end; and where in the step it was played, in `PHASES` parts. Last, the number of notes of each track
+        before and after the skyline, shape (K,).
     """
     notes = len(packed)
     strand, step = np.empty(notes, dtype=np.int64), np.empty(notes, dtype=np.int64)
     pitch, duration = np.empty(notes, dtype=np.uint8), np.empty(notes, dtype=np.int64)
     to_next, is_alone = np.empty(notes, dtype=np.int64), np.empty(notes, dtype=np.bool_)
+    phase = np.empty(notes, dtype=np.uint8)
     found, kept = np.zeros(tracks, dtype=np.int64), np.zeros(tracks, dtype=np.int64)
     last = -1
     for file in range(len(file_notes) - 1):
         for note in range(file_notes[file], file_notes[file + 1]):
             value = packed[note]
-            of, onset = (value >> (STEP_SHIFT + STEP_BITS)) + file_strands[file], value >> STEP_SHIFT & (MAX_STEPS - 1)
+            of, onset = (value >> STRAND_SHIFT) + file_strands[file], value >> STEP_SHIFT & (MAX_STEPS - 1)
             found[strand_track[of]] += 1
             is_same_strand = last >= 0 and strand[last] == of
             if is_same_strand and step[last] == onset:
@@ -122,14 +145,16 @@ def skyline(
             last += 1
             kept[strand_track[of]] += 1
             strand[last], step[last], to_next[last] = of, onset, MAX_STEPS
-            pitch[last] = 127 - (value >> DURATION_BITS & ((1 << PITCH_BITS) - 1))
-            duration[last] = MAX_DURATION - (value & MAX_DURATION)
+            pitch[last] = 127 - (value >> PITCH_SHIFT & ((1 << PITCH_BITS) - 1))
+            duration[last] = MAX_DURATION - (value >> DURATION_SHIFT & MAX_DURATION)
+            phase[last] = value & (PHASES - 1)
     notes = last + 1
     for note in range(notes):
         # Legato playing holds a note a little into the next one: a step, or a quarter of its length.
         is_alone[note] = duration[note] - max(duration[note] >> 2, 1) <= to_next[note]
         duration[note] = min(duration[note], to_next[note])
-    return strand[:notes], step[:notes], pitch[:notes], duration[:notes], to_next[:notes], is_alone[:notes], found, kept
+    of_notes = strand[:notes], step[:notes], pitch[:notes], duration[:notes], to_next[:notes], is_alone[:notes]
+    return *of_notes, phase[:notes], found, kept
 
 
 @njit(cache=True)
@@ -153,7 +178,7 @@ def find_lines(
     duration: np.ndarray,
     to_next: np.ndarray,
     bar_steps: np.ndarray,
-    is_chords: np.ndarray,
+    is_left_out: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Split strands where they are silent for more than a bar, and judge each line.
 
@@ -164,7 +189,7 @@ def find_lines(
         duration: lengths.
         to_next: steps to the next onset.
         bar_steps: of each strand, shape (S,).
-        is_chords: whether a strand is left out altogether, shape (S,).
+        is_left_out: whether a strand is left out altogether, shape (S,).
 
     Returns:
         First note, end of the notes, first bar in its stretch, number of bars, and verdict of each line, shape (L,).
@@ -179,7 +204,7 @@ def find_lines(
         of = strand[note]
         if to_next[note] != MAX_STEPS and to_next[note] - duration[note] <= bar_steps[of]:
             continue
-        if not is_chords[of]:
+        if not is_left_out[of]:
             is_used[:] = False
             lowest, highest, pitches = 255, 0, 0
             for member in range(begin, note + 1):
@@ -261,10 +286,13 @@ class Lines:
         start: their onsets in steps from the bar line at or before the line's first note.
         duration: their lengths in steps.
         digest: a hash of notes and time signature of each line, shape (L, 2); equal lines have equal digests.
-        signatures: hashes of the lines' material for the search for near-duplicates, shape (M,).
-        signature_file: index of the file of each, shape (M,).
+        file_grid_fit: grid fit of all pitched notes of each file, shape (F,).
+        signatures: hashes of each file's runs for the search for near-duplicates, and the file of each, shape (M,).
+        stretches: hashes of each file's longer stretches, which verify it, and the file of each, shape (M',).
+        double_of: for each track of the batch the one that it doubles, itself where it doubles none, shape (K,).
         track_features: what the lead score is made from, of each pitched track of the batch, shape (K, features).
         track_has_lines: whether each of them has a line.
+        track_utility: the logarithm of its odds to be the tune, by itself.
         tracks: number of tracks by what became of them: "melody", or the reason for leaving them out.
         dropped: number of lines left out, by reason.
         displacement_steps: sum over all pitched notes of how far quantisation moved their onsets.
@@ -289,10 +317,20 @@ class Lines:
     start: np.ndarray
     duration: np.ndarray
     digest: np.ndarray
-    signatures: np.ndarray
-    signature_file: np.ndarray
+    grid_fit: np.ndarray
+    has_time_signature: np.ndarray
+    silence: np.ndarray
+    distinct_bars: np.ndarray
+    repeated_pitches: np.ndarray
+    arpeggio: np.ndarray
+    quality: np.ndarray
+    file_grid_fit: np.ndarray
+    signatures: tuple[np.ndarray, np.ndarray]
+    stretches: tuple[np.ndarray, np.ndarray]
+    double_of: np.ndarray
     track_features: np.ndarray
     track_has_lines: np.ndarray
+    track_utility: np.ndarray
     tracks: Counter[str]
     dropped: Counter[str]
     displacement_steps: float
@@ -302,19 +340,20 @@ def extract_lines(files: Sequence[FileNotes], steps_per_beat: int) -> Lines:
     """Find the melody lines of a batch of files.
 
     Tracks become monophonic by their skyline, then split where they are silent for more than a bar and where the time
-    signature changes; tracks of chords, short, monotonous and very high or low lines go.
+    signature changes. Left out are tracks of chords, unless they are likelier than the file's others to be the tune,
+    tracks that double another, and lines that are short, monotonous or very high or low.
 
     Args:
         files: what `read_notes` gave for each, at least one.
         steps_per_beat: the one given to `read_notes`.
     """
     batch = Batch(files)
-    tracks = len(batch.track)
-    strand, step, pitch, duration, to_next, is_alone, found, kept = skyline(
-        batch.packed, batch.file_notes, batch.file_strands, batch.strand_track, tracks
+    strand, step, pitch, duration, to_next, is_alone, phase, found, kept = skyline(
+        batch.packed, batch.file_notes, batch.file_strands, batch.strand_track, len(batch.track)
     )
-    is_chords = found - kept > MAX_DISCARDED * found
     bar_steps, quarter_steps = batch.grid[:, BAR_STEPS], steps_per_beat * batch.grid[:, DENOMINATOR] / 4
+
+    # What the tracks are like, which is likeliest to be the tune, and which are left out.
     described = track_features(
         bounds(kept),
         batch.file_tracks,
@@ -325,25 +364,36 @@ def extract_lines(files: Sequence[FileNotes], steps_per_beat: int) -> Lines:
         is_alone,
         found,
     )
-    lead_score = lead_scores(described, batch.program, batch.hints)
+    utility = utilities(described, batch.program, batch.hints)
+    is_chords = (found - kept > MAX_DISCARDED * found) & ~has_highest(utility, batch.file_tracks)
+    double_of = find_doubles(bounds(kept), batch.file_tracks, batch.file_strands, strand, step, pitch, utility)
+    is_double = ~is_chords & (double_of != np.arange(len(double_of)))
+
+    # The lines that stay.
     first, end, bar, bars, verdict = find_lines(
-        strand, step, pitch, duration, to_next, bar_steps, is_chords[batch.strand_track]
+        strand, step, pitch, duration, to_next, bar_steps, (is_chords | is_double)[batch.strand_track]
     )
     is_kept = verdict == KEPT
     first, end, bar, bars = first[is_kept], end[is_kept], bar[is_kept], bars[is_kept]
     of = strand[first]
-    offsets = bounds(end - first)
-    grid = batch.grid[of]
+    offsets, grid = bounds(end - first), batch.grid[of]
     numerator, denominator = grid[:, NUMERATOR], grid[:, DENOMINATOR]
     line_pitch, start, line_duration, digest = gather(
         first, bar * bar_steps[of], offsets, step, pitch, duration, numerator << 32 | denominator
     )
     line_track, file = batch.strand_track[of], batch.strand_file[of]
+    has_lines = np.bincount(line_track, minlength=len(batch.track)) > 0
+    lead_score = lead_scores(utility, has_lines, batch.file_tracks)
     key, key_confidence = features.keys(line_pitch, line_duration, offsets)
-    file_tempos = bounds([len(item.tempo_ticks) for item in files])
-    material, material_file = signatures(line_pitch, start, offsets, file)
-    outcome = Counter({"melody": len(np.unique(line_track)), "chords": int(is_chords.sum())})
-    outcome["no line left"] = tracks - outcome.total()
+    line_phase = phase[np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], end - first)]
+    figures = line_quality.describe_lines(line_pitch, start, line_duration, line_phase, offsets, bars, bar_steps[of])
+    complexity = features.complexities(line_pitch, start, offsets, 4 * bars * numerator / denominator, steps_per_beat)
+
+    # The files' music, whatever their tracks, for the search for near-duplicates.
+    music = add_outlines(line_pitch, start, offsets, file, *outlines(batch.packed, batch.file_notes, batch.stretches))
+    outcome = Counter({"melody": int(has_lines.sum()), "chords": int(is_chords.sum())})
+    outcome["doubles another"] = int(is_double.sum())
+    outcome["no line left"] = len(batch.track) - outcome.total()
     for item in files:
         outcome.update(item.dropped_tracks)
     return Lines(
@@ -355,29 +405,26 @@ def extract_lines(files: Sequence[FileNotes], steps_per_beat: int) -> Lines:
         program=batch.program[line_track],
         lead_score=lead_score[line_track],
         is_lead=find_leads(lead_score, line_track, file),
-        tempo=tempos(
-            file_tempos[file],
-            file_tempos[file + 1],
-            np.concatenate([item.tempo_ticks for item in files]),
-            np.concatenate([item.mspq for item in files]),
-            grid,
-            step[first],
-        ),
+        tempo=tempos(*batch.tempos(file), grid, step[first]),
         key=key,
         key_confidence=key_confidence,
         bars=bars,
-        complexity=features.complexities(
-            line_pitch, start, offsets, 4 * bars * numerator / denominator, steps_per_beat
-        ),
+        complexity=complexity,
         offsets=offsets,
         pitch=line_pitch,
         start=start,
         duration=line_duration,
         digest=digest,
-        signatures=material,
-        signature_file=material_file,
+        **figures,
+        quality=line_quality.qualities(figures, complexity, np.diff(offsets) / bars),
+        has_time_signature=batch.has_time_signature[file],
+        file_grid_fit=line_quality.grid_fits(batch.packed & (PHASES - 1), batch.file_notes),
+        signatures=signatures(*music),
+        stretches=stretches(*music),
+        double_of=double_of,
         track_features=described,
-        track_has_lines=np.bincount(line_track, minlength=tracks) > 0,
+        track_has_lines=has_lines,
+        track_utility=utility,
         tracks=outcome,
         dropped=Counter({reason: int((verdict == number).sum()) for number, reason in LINE_REASONS.items()}),
         displacement_steps=sum(item.displacement_steps for item in files),
@@ -386,6 +433,8 @@ def extract_lines(files: Sequence[FileNotes], steps_per_beat: int) -> Lines:
 
 def find_leads(lead_score: np.ndarray, track: np.ndarray, file: np.ndarray) -> np.ndarray:
     """Tell which lines belong to the lead of their file: its best track of those that have lines, else the first.
+
+    A file whose best score lies below the floor of `lead_score.json` has no lead.
 
     Args:
         lead_score: of each track of the batch, shape (K,).
@@ -396,7 +445,7 @@ def find_leads(lead_score: np.ndarray, track: np.ndarray, file: np.ndarray) -> n
     is_first = np.append(True, file[order[1:]] != file[order[:-1]])[: len(order)]
     lead = np.zeros(len(lead_score), dtype=bool)
     lead[track[order[is_first]]] = True
-    return lead[track]
+    return (lead & (lead_score >= read_weights()["floor"]))[track]
 
 
 @njit(cache=True)

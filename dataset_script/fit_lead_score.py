@@ -7,52 +7,37 @@ often the highest score is that track, on files that were fitted to and on files
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import re
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
-from dataset_script.extraction import extract_lines
+from dataset_script import lead_calibration
+from dataset_script.labelled_tracks import Tracks, read_tracks
 from dataset_script.lead_score import (
     PROGRAM_FAMILIES,
     RELATIONS,
     TRACK_FEATURES,
     UTILITY_DECIMALS,
     WEIGHTS_PATH,
-    design,
-    name_hint,
 )
-from dataset_script.midi_notes import UnreadableMidiError, read_notes
-from dataset_script.midi_sources import InputError, MidiSource, open_sources
+from dataset_script.midi_sources import InputError, open_sources
 from dataset_script.parquet_files import split_of
 
-STEPS_PER_BEAT = 4
-CHUNK_FILES = 64
-LABEL = re.compile(r"melod|vocal|\blead|voice|\bvox\b|singer|singing|\bvoc\b", re.I)
-# Second voices, doublings, names of sounds ("Square Lead", "Synth Voice"), and guitars that lead a band, not the tune.
-NO_LABEL = re.compile(
-    r"back|\bbg|\bb[ -]?vox|harm|oo?h|aa?h|choir|syn|pad|bass|drum|\btom|string|doubl|echo|delay|counter|gu?it|gtr|2nd"
-    r"|second|\bsub|square|saw|calliope|chiff|charang|fifths|voices|orch|copy|layer|clone|overdub|\b[2-9]\b",
-    re.I,
-)
-MOST_LABELS = 2  # files with more tracks of such names do not say which one is the tune
-POP909_NAME = re.compile(r"(\d{3})/\1\.mid$")  # POP909 has other versions of its songs in folders beside them
-POP909_LABEL = "MELODY"
-
 RIDGE = 10.0  # chosen by cross-validation on the train files, like the form of the model and the features
-POP909_WEIGHT = 0.5  # of one of its songs in the fit, where a group of near-duplicates of Lakh has 1
+POP909_WEIGHT = 1.5  # of one of its songs in the fit, where a group of near-duplicates of Lakh has 1
+CALIBRATION_WEIGHT = 0.5  # the same in the calibration
+HOW = (
+    "conditional logit within files on names that say melody, lead, vocal or voice; one slope and bias for all tracks "
+    "make it log-odds; what a name adds, by expectation maximisation; the probability of a file's likeliest track, by "
+    "logistic regression on its log-odds and its rivals'. Written by dataset_script.fit_lead_score"
+)
 SIDES = {"train": ["train"], "test": ["validation", "test"]}  # the score has no use for three sides
-FOLDS = 5
 RESAMPLES = 2_000
 NEWTON_STEPS = 50
 HINTS = (-1.0, 0.0, 1.0)
@@ -71,57 +56,6 @@ example:
 """
 
 
-@dataclass
-class Tracks:
-    """The tracks of many files, one after the other (shape (K,)), and the files (shape (M,)).
-
-    Attributes:
-        features: of each track, shape (K, F).
-        program: General MIDI program of each track.
-        hint: what its name says.
-        is_label: whether it is named as the tune.
-        has_lines: whether it has a melody line.
-        file: file of each track, rising; every file has one.
-        group: name of each file's group of near-duplicates.
-    """
-
-    features: np.ndarray
-    program: np.ndarray
-    hint: np.ndarray
-    is_label: np.ndarray
-    has_lines: np.ndarray
-    file: np.ndarray
-    group: np.ndarray
-
-    def select(self, is_kept_file: np.ndarray, is_kept_track: np.ndarray | None = None) -> Tracks:
-        """Keep some files, shape (M,), and some of their tracks, shape (K,); at least one track of each file."""
-        is_kept = is_kept_file[self.file]
-        if is_kept_track is not None:
-            is_kept = is_kept & is_kept_track
-        file = np.cumsum(is_kept_file) - 1
-        of_tracks = (self.features, self.program, self.hint, self.is_label, self.has_lines, file[self.file])
-        return Tracks(*(values[is_kept] for values in of_tracks), group=self.group[is_kept_file])
-
-    def count(self, is_counted: np.ndarray) -> np.ndarray:
-        """Return the number of counted tracks (shape (K,)) of each file."""
-        return np.bincount(self.file[is_counted], minlength=len(self.group))
-
-    def labelled(self, candidates: str) -> Tracks:
-        """Keep the files with one or two labels and a choice.
-
-        Args:
-            candidates: "with_lines" for the tracks with melody lines only, "pitched" for all.
-        """
-        is_candidate = self.has_lines if candidates == "with_lines" else np.ones_like(self.has_lines)
-        labels = self.count(self.is_label & is_candidate)
-        is_kept = (labels > 0) & (self.count(self.is_label) <= MOST_LABELS) & (labels < self.count(is_candidate))
-        return self.select(is_kept, is_candidate)
-
-    def columns(self, weights: dict[str, np.ndarray]) -> np.ndarray:
-        """Return what the utility is linear in, shape (K, D)."""
-        return design(self.features, self.program, weights["mean"], weights["scale"])
-
-
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -130,7 +64,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--lakh", required=True, help="MIDI files of the Lakh MIDI Dataset: its archive, or a folder")
+    parser.add_argument(
+        "--lakh", required=True, nargs="+", help="MIDI files of the Lakh MIDI Dataset: its archives, or folders"
+    )
     parser.add_argument("--pop909", required=True, help="the POP909 data set: its archive, or a folder")
     parser.add_argument(
         "--dataset",
@@ -161,65 +97,6 @@ def read_groups(dataset: Path | None) -> dict[str, str]:
     if not groups:
         raise InputError(f"{dataset} holds no data set; give the folder that dataset_script.build wrote")
     return groups
-
-
-def read_tracks(sources: Iterable[MidiSource], name: str, groups: dict[str, str]) -> Tracks:
-    """Read MIDI files, each content once, and describe their tracks.
-
-    Args:
-        sources: the files.
-        name: "Lakh", or "POP909", of which the songs are found by the names of the files.
-        groups: near-duplicate group by md5; a file that is not there is a group of its own.
-
-    Raises:
-        InputError: if no file has notes.
-    """
-    features, has_lines, program, names, counts, group, seen = [], [], [], [], [], [], set()
-    stream = iter(sources)
-    chunks = iter(lambda: list(islice(stream, CHUNK_FILES)), [])
-    with tqdm(unit=" files", desc=name, mininterval=0.5, delay=1) as progress:
-        for chunk in chunks:
-            files = []
-            for path, content in chunk:
-                song = POP909_NAME.search(path)
-                if name == "POP909" and not song:
-                    continue
-                try:
-                    data = content if isinstance(content, bytes) else content.read_bytes()
-                    md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
-                    if md5 in seen:
-                        continue
-                    files.append(read_notes(data, STEPS_PER_BEAT))
-                except (UnreadableMidiError, OSError):
-                    continue  # the report of dataset_script.build lists them
-                seen.add(md5)
-                group.append(f"POP909/{song[1]}" if name == "POP909" and song else groups.get(md5, md5))
-            if files:
-                of_chunk = extract_lines(files, STEPS_PER_BEAT)
-                features.append(of_chunk.track_features)
-                has_lines.append(of_chunk.track_has_lines)
-                program += [item.program for item in files]
-                names += [name for item in files for name in item.names]
-                counts += [len(item.track) for item in files]
-            progress.update(len(chunk))
-    if not group:
-        raise InputError(f"no {name} file with notes; check --{name.lower()}")
-    is_label = [track == POP909_LABEL if name == "POP909" else is_named_tune(track) for track in names]
-    return Tracks(
-        features=np.concatenate(features),
-        # POP909's programs are all pianos: neutral, as they are where nobody knows them.
-        program=np.concatenate(program) * (name != "POP909"),
-        hint=np.array([name_hint(track) for track in names]),
-        is_label=np.array(is_label),
-        has_lines=np.concatenate(has_lines),
-        file=np.repeat(np.arange(len(counts)), counts),
-        group=np.array(group),
-    )
-
-
-def is_named_tune(name: str) -> bool:
-    """Tell whether a track's author called it the melody, the lead or the voice (and not a second or a doubled one)."""
-    return bool(LABEL.search(name)) and not NO_LABEL.search(name)
 
 
 def softmax(utility: np.ndarray, file: np.ndarray) -> np.ndarray:
@@ -395,14 +272,9 @@ def hand_utility(tracks: Tracks) -> np.ndarray:
 
 def cross_validate(lakh: Tracks, pop909: Tracks, weights: dict[str, np.ndarray], is_used: np.ndarray) -> dict[str, Any]:
     """Fit to all groups but a fifth, five times, and return the accuracies on the files left out."""
-    folds = [
-        np.array(
-            [hashlib.blake2b(group.encode(), digest_size=1, key=b"fold").digest()[0] % FOLDS for group in part.group]
-        )
-        for part in (lakh, pop909)
-    ]
+    folds = [lead_calibration.fold_of(part.group) for part in (lakh, pop909)]
     right = [np.zeros(len(part.group)) for part in (lakh, pop909)]
-    for fold in range(FOLDS):
+    for fold in range(lead_calibration.FOLDS):
         fitted = fit_both(lakh.select(folds[0] != fold), pop909.select(folds[1] != fold), weights, is_used)
         for part, of, found in zip((lakh, pop909), folds, right, strict=True):
             outside = part.select(of == fold)
@@ -474,23 +346,67 @@ def measure(
     return results
 
 
-def reliability(score: np.ndarray, is_label: np.ndarray) -> list[dict[str, float]]:
-    """Compare mean score and rate of labels of the tracks in each fifth of the range of the score."""
-    fifth = np.minimum((score * 5).astype(np.int64), 4)
-    return [
-        {
-            "from": round(place / 5, 1),
-            "tracks": int(is_in.sum()),
-            "mean_score": round(float(score[is_in].mean()), 4),
-            "labelled": round(float(is_label[is_in].mean()), 4),
-        }
-        for place in range(5)
-        if (is_in := fifth == place).any()
-    ]
+def out_of_fold(lakh: Tracks, pop909: Tracks, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Return the utilities of the tracks of both by weights that were fitted to the files of the other folds."""
+    parts, folds = (lakh, pop909), [lead_calibration.fold_of(part.group) for part in (lakh, pop909)]
+    found = [np.zeros(len(part.file)) for part in parts]
+    everything = np.ones(2 * len(TRACK_FEATURES) + len(PROGRAM_FAMILIES), dtype=bool)
+    for fold in range(lead_calibration.FOLDS):
+        rest = [part.select(of != fold) for part, of in zip(parts, folds, strict=True)]
+        fitted = fit_both(rest[0], rest[1], weights, everything)
+        for part, of, utility in zip(parts, folds, found, strict=True):
+            is_out = (of == fold)[part.file]
+            utility[is_out] = part.columns(weights)[is_out] @ fitted
+    return found
+
+
+def calibrate_leads(
+    lakh: Tracks, pop909: Tracks, sung: Tracks, utilities: list[np.ndarray], sung_utility: np.ndarray
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fit the probability that the likeliest track of a file is the tune, and choose the floor.
+
+    Args:
+        lakh: files whose tune is named.
+        pop909: likewise.
+        sung: karaoke files, which nothing is fitted to.
+        utilities: of the tracks of the first two, each fitted without the file's group.
+        sung_utility: of the tracks of the karaoke files, names included.
+
+    Returns:
+        What the weights' file holds of it, and the report.
+    """
+    (lakh_columns, lakh_true), (pop_columns, pop_true) = (
+        lead_calibration.evidence(utility, part) for utility, part in zip(utilities, (lakh, pop909), strict=True)
+    )
+    columns, is_true = np.concatenate([lakh_columns, pop_columns]), np.concatenate([lakh_true, pop_true])
+    weight = np.concatenate([file_weights(lakh, 1.0), file_weights(pop909, CALIBRATION_WEIGHT)])
+    fold = lead_calibration.fold_of(np.concatenate([lakh.group, pop909.group]))
+    score = lead_calibration.cross_fitted(columns, is_true, weight, fold)
+    lakh_score, pop_score = score[: len(lakh_true)], score[len(lakh_true) :]
+    floor = lead_calibration.choose_floor(lakh_score, lakh_true)
+    fitted = lead_calibration.fit_logistic(columns, is_true, weight)
+    sung_columns, sung_true = lead_calibration.evidence(sung_utility, sung)
+    report = {
+        "what": "the lead is the track with the highest score of those with melody lines; names hidden, weights and "
+        "calibration fitted without the file's group, but in karaoke files, whose lyrics tell the tune and nothing "
+        "is fitted to, with names",
+        "floor": floor,
+        "lakh": lead_calibration.describe(lakh_score, lakh_true, floor),
+        "pop909": lead_calibration.describe(pop_score, pop_true, floor),
+        "karaoke": lead_calibration.describe(lead_calibration.probability(sung_columns, fitted), sung_true, floor),
+    }
+    names = ("utility", "rivals", "bias")
+    return {
+        "calibration": {name: round(float(value), 6) for name, value in zip(names, fitted, strict=True)},
+        "floor": floor,
+    }, report
 
 
 def fit_and_report(lakh: Tracks, pop909: Tracks) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fit the weights to the train files and measure them.
+    """Fit the weights and measure them.
+
+    The accuracies of the report are of weights that were fitted to the train files alone; the weights' file has those
+    fitted to all files, whose accuracy and calibration are cross-validated.
 
     Returns:
         The content of the weights' file, and of the report.
@@ -500,45 +416,50 @@ def fit_and_report(lakh: Tracks, pop909: Tracks) -> tuple[dict[str, Any], dict[s
     """
     sides = competitions(lakh, pop909)
     train = sides["train"]["lakh, with_lines"], sides["train"]["pop909, with_lines"]
-    weights = {"mean": train[0].features.mean(axis=0), "scale": train[0].features.std(axis=0) + 1e-9}
+    parts = lakh.labelled("with_lines"), pop909.labelled("with_lines")
+    weights = {"mean": parts[0].features.mean(axis=0), "scale": parts[0].features.std(axis=0) + 1e-9}
     everything = np.ones(2 * len(TRACK_FEATURES) + len(PROGRAM_FAMILIES), dtype=bool)
-    fitted = fit_both(*train, weights, everything)
-    utility = [part.columns(weights) @ fitted for part in train]
-    shares = [file_weights(part, of)[part.file] for part, of in zip(train, (1.0, POP909_WEIGHT), strict=True)]
+    fitted = fit_both(*parts, weights, everything)
+
+    # Utilities become log-odds of each track by itself, and names add theirs.
+    shares = [file_weights(part, of)[part.file] for part, of in zip(parts, (1.0, POP909_WEIGHT), strict=True)]
     slope, bias = calibrate(
-        np.concatenate(utility), np.concatenate([part.is_label for part in train]), np.concatenate(shares)
+        np.concatenate([part.columns(weights) @ fitted for part in parts]),
+        np.concatenate([part.is_label for part in parts]),
+        np.concatenate(shares),
     )
     named = lakh.select(lakh.count(lakh.has_lines) > 1, lakh.has_lines)
-    named = named.select((split_files(named) == "train") & (named.count(named.hint != 0) > 0))
+    named = named.select(named.count(named.hint != 0) > 0)
     tune_name, other_name = fit_names(named.columns(weights) @ fitted, named)
 
-    held_out = sides["test"]["lakh, with_lines"]
-    held_out_score = 1 / (1 + np.exp(-slope * (held_out.columns(weights) @ fitted) - bias))
+    # Of the likeliest track of a file, given its rivals, they become a probability.
+    sung = lakh.sung()
+    sung_utility = sung.columns(weights) @ fitted + np.where(sung.hint > 0, tune_name, -other_name) * sung.hint
+    utilities = [slope * utility + bias for utility in out_of_fold(*parts, weights)]
+    calibrated, calibration_report = calibrate_leads(*parts, sung, utilities, slope * sung_utility + bias)
     report = {
         "what": "share of files in which the highest score, names hidden, is that of a track named as the tune; of "
         "equal scores one is drawn. with_lines: the tracks with melody lines compete; pitched: all that are "
         "no drums. train: the split of this name; test: the splits validation and test",
         "files": {"lakh": len(lakh.group), "pop909": len(pop909.group)},
-        "results": measure(sides, weights, fitted),
-        "cross_validation": cross_validate(
-            lakh.labelled("with_lines"), pop909.labelled("with_lines"), weights, everything
-        ),
-        "reliability": reliability(held_out_score, held_out.is_label),
+        "results": measure(sides, weights, fit_both(*train, weights, everything)),
+        "cross_validation": cross_validate(*parts, weights, everything),
+        "calibration": calibration_report,
         "names": {
             "files": len(named.group),
             "tune_log_odds": round(tune_name, 3),
             "accompaniment_log_odds": round(other_name, 3),
         },
     }
-    linear, square, program = np.split(slope * fitted, [len(TRACK_FEATURES), 2 * len(TRACK_FEATURES)])
-    content = {
-        "how": "conditional logit within files on names that say melody, lead, vocal or voice; one slope and bias for "
-        "all tracks make it a probability; what a name adds, by expectation maximisation. Written by "
-        "dataset_script.fit_lead_score",
-        "files": {"lakh": len(train[0].group), "pop909": len(train[1].group)},
-        "bias": round(bias, 6),
-        "tune_name": round(slope * tune_name, 6),
-        "other_name": round(-slope * other_name, 6),
+    names = {"tune_name": round(slope * tune_name, 6), "other_name": round(-slope * other_name, 6)}
+    content = {"files": {"lakh": len(parts[0].group), "pop909": len(parts[1].group)}, "bias": round(bias, 6), **names}
+    return {"how": HOW, **content, **calibrated, **columns_of_content(weights, slope * fitted)}, report
+
+
+def columns_of_content(weights: dict[str, np.ndarray], fitted: np.ndarray) -> dict[str, Any]:
+    """Return what the weights' file says of programs and features."""
+    linear, square, program = np.split(fitted, [len(TRACK_FEATURES), 2 * len(TRACK_FEATURES)])
+    return {
         "program": {family: round(float(value), 6) for family, value in zip(PROGRAM_FAMILIES, program, strict=True)},
         "features": {
             name: {
@@ -548,13 +469,15 @@ def fit_and_report(lakh: Tracks, pop909: Tracks) -> tuple[dict[str, Any], dict[s
             for place, name in enumerate(TRACK_FEATURES)
         },
     }
-    return content, report
 
 
 def table(report: dict[str, Any]) -> str:
     """Draw the accuracies as a small table."""
     rows = [(rater, name, result) for rater, results in report["results"].items() for name, result in results.items()]
-    rows += [(f"{FOLDS}-fold cross-validation", name, result) for name, result in report["cross_validation"].items()]
+    rows += [
+        (f"{lead_calibration.FOLDS}-fold cross-validation", name, result)
+        for name, result in report["cross_validation"].items()
+    ]
     return "\n".join(
         f"{rater:<28} {name:<44} {100 * result['accuracy']:5.1f} % "
         f"({100 * result['interval_95'][0]:.1f} to {100 * result['interval_95'][1]:.1f}) of {result['files']:,} files"
@@ -573,8 +496,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
         groups = read_groups(options.dataset)
-        lakh_sources, pop909_sources = open_sources(options.lakh), open_sources(options.pop909)
-        lakh = read_tracks(lakh_sources, "Lakh", groups)
+        lakh_sources, pop909_sources = map(open_sources, options.lakh), open_sources(options.pop909)
+        lakh = read_tracks(chain.from_iterable(lakh_sources), "Lakh", groups)
         content, report = fit_and_report(lakh, read_tracks(pop909_sources, "POP909", {}))
         write_json(options.output, content)
         if options.report:

@@ -1,4 +1,4 @@
-"""Which track of a file is the tune that one would hum: features of every track, and a score from 0 to 1.
+"""Which track of a file is the tune that one would hum: features of every track, and a calibrated score from 0 to 1.
 
 The weights are fitted by `dataset_script.fit_lead_score` and lie beside this file in `lead_score.json`.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numba import njit
 
+from dataset_script.midi_notes import MAX_STEPS
 from dataset_script.track_names import name_hint as name_hint
 
 WEIGHTS_PATH = Path(__file__).with_name("lead_score.json")
@@ -59,6 +60,8 @@ PROGRAM_FAMILIES = (
 )  # fmt: skip
 """General MIDI's families, of eight programs each."""
 UTILITY_DECIMALS = 6  # coarser than what the order of summation changes, so that every machine finds the same ties
+LARGEST_LOG_ODDS = 50.0  # utilities further from 0 count as that far among rivals
+DOUBLED, MIN_DOUBLED_NOTES = 0.9, 16  # a share of the notes that two tracks have in common, and the fewest to tell it
 LARGEST_DEVIATION = 4.0  # features further from their mean, in standard deviations, count as that far
 
 
@@ -221,7 +224,12 @@ def track_features(
 
 @lru_cache(maxsize=1)
 def read_weights() -> dict[str, np.ndarray]:
-    """Read the fitted weights: for each column of `design` (shape (D,)), and those of a bias and two kinds of names."""
+    """Read the fitted weights.
+
+    Returns:
+        Those of each column of `design` (shape (D,)), of a bias and of two kinds of names; the three numbers of the
+        calibration, see `lead_scores`; and the floor, the score below which the best track of a file is no lead.
+    """
     stored = json.loads(WEIGHTS_PATH.read_text(encoding="utf-8"))
     assert tuple(stored["features"]) == TRACK_FEATURES, f"{WEIGHTS_PATH} is of other features; fit it again"
     of_features = stored["features"].values()
@@ -231,7 +239,8 @@ def read_weights() -> dict[str, np.ndarray]:
     return {
         **columns,
         "design": np.array([*linear, *square, *program]),
-        **{key: np.array(stored[key]) for key in ("bias", "tune_name", "other_name")},
+        **{key: np.array(stored[key]) for key in ("bias", "tune_name", "other_name", "floor")},
+        "calibration": np.array([stored["calibration"][key] for key in ("utility", "rivals", "bias")]),
     }
 
 
@@ -252,8 +261,8 @@ def design(features: np.ndarray, program: np.ndarray, mean: np.ndarray, scale: n
     return np.concatenate([standard, standard**2 / 2, families], axis=1)
 
 
-def lead_scores(features: np.ndarray, program: np.ndarray, hints: np.ndarray) -> np.ndarray:
-    """Rate each track: the probability, fitted for each track by itself, that it is the tune of its file.
+def utilities(features: np.ndarray, program: np.ndarray, hints: np.ndarray) -> np.ndarray:
+    """Rate each track by itself: the logarithm of its odds to be the tune of its file.
 
     Args:
         features: what `track_features` gave, shape (K, F).
@@ -261,9 +270,100 @@ def lead_scores(features: np.ndarray, program: np.ndarray, hints: np.ndarray) ->
         hints: `name_hint` of the track's name, shape (K,).
 
     Returns:
-        Scores from 0 to 1, shape (K,). The best track of a file is the first of those with the highest score.
+        Shape (K,). The best track of a file is the first of those with the highest utility.
     """
     weights = read_weights()
     utility = weights["bias"] + design(features, program, weights["mean"], weights["scale"]) @ weights["design"]
     utility = utility + np.where(hints > 0, weights["tune_name"], weights["other_name"]) * hints
-    return 1 / (1 + np.exp(-utility.round(UTILITY_DECIMALS)))
+    return utility.round(UTILITY_DECIMALS)
+
+
+def rival_odds(utility: np.ndarray, competes: np.ndarray, file_tracks: np.ndarray) -> np.ndarray:
+    """Return log(1 + sum of the odds of the file's other tracks that compete), shape (K,).
+
+    Args:
+        utility: of each track, shape (K,).
+        competes: whether it can be the lead, shape (K,).
+        file_tracks: where each file's tracks begin and the last ends, shape (F + 1,).
+    """
+    file = np.repeat(np.arange(len(file_tracks) - 1), np.diff(file_tracks))
+    odds = np.exp(utility.clip(-LARGEST_LOG_ODDS, LARGEST_LOG_ODDS)) * competes
+    return np.log1p((np.bincount(file, odds, len(file_tracks) - 1)[file] - odds).clip(0.0))
+
+
+def lead_scores(utility: np.ndarray, competes: np.ndarray, file_tracks: np.ndarray) -> np.ndarray:
+    """Return the probability of each track to be the tune of its file, given what competes with it.
+
+    Args:
+        utility: what `utilities` gave, shape (K,).
+        competes: whether the track has a melody line, shape (K,).
+        file_tracks: where each file's tracks begin and the last ends, shape (F + 1,).
+
+    Returns:
+        Scores from 0 to 1, shape (K,), calibrated by `fit_lead_score`. In a file they are in the order of the utility.
+    """
+    of_utility, of_rivals, bias = read_weights()["calibration"]
+    log_odds = of_utility * utility - of_rivals * rival_odds(utility, competes, file_tracks) + bias
+    return 1 / (1 + np.exp(-log_odds.round(UTILITY_DECIMALS)))
+
+
+def has_highest(utility: np.ndarray, file_tracks: np.ndarray) -> np.ndarray:
+    """Tell which tracks have the highest utility of their file, shape (K,); several where it is equal."""
+    if not len(utility):
+        return np.zeros(0, dtype=bool)
+    file = np.repeat(np.arange(len(file_tracks) - 1), np.diff(file_tracks))
+    highest = np.full(len(file_tracks) - 1, -np.inf)
+    np.maximum.at(highest, file, utility)
+    return utility == highest[file]
+
+
+@njit(cache=True)
+def find_doubles(
+    track_first: np.ndarray,
+    file_tracks: np.ndarray,
+    file_strands: np.ndarray,
+    strand: np.ndarray,
+    step: np.ndarray,
+    pitch: np.ndarray,
+    utility: np.ndarray,
+) -> np.ndarray:
+    """Find tracks that double another of their file: nearly all of their notes at its onsets, octaves apart or not.
+
+    Args:
+        track_first: index of each track's first skyline note, and the number of all, shape (K + 1,).
+        file_tracks: where each file's tracks begin and the last ends, shape (F + 1,).
+        file_strands: where each file's strands begin and the last ends, shape (F + 1,).
+        strand: of each note, shape (N,).
+        step: onset of each note in its strand, shape (N,).
+        pitch: of each note, shape (N,).
+        utility: of each track; of two that double each other the lower one is the double, else the later, shape (K,).
+
+    Returns:
+        For each track the one that it doubles, itself where it doubles none, shape (K,).
+    """
+    double_of = np.arange(len(utility))
+    for file in range(len(file_tracks) - 1):
+        first, last = file_tracks[file], file_tracks[file + 1]
+        if last - first < 2:
+            continue
+        strands = (file_strands[file + 1] - file_strands[file]) // (last - first)  # of each track
+        for one in range(first, last):
+            for other in range(one + 1, last):
+                notes = min(track_first[one + 1] - track_first[one], track_first[other + 1] - track_first[other])
+                most = max(track_first[one + 1] - track_first[one], track_first[other + 1] - track_first[other])
+                if notes < MIN_DOUBLED_NOTES or notes < DOUBLED * most:
+                    continue
+                left, right, shared = track_first[one], track_first[other], 0
+                apart = (other - one) * strands
+                while left < track_first[one + 1] and right < track_first[other + 1]:
+                    later = (strand[left] + apart - strand[right]) * MAX_STEPS + step[left] - step[right]
+                    if later == 0:
+                        shared += (np.int64(pitch[left]) - np.int64(pitch[right])) % OCTAVE == 0
+                    left += later <= 0
+                    right += later >= 0
+                if shared >= DOUBLED * most:
+                    if utility[other] > utility[one]:
+                        double_of[one] = other
+                    else:
+                        double_of[other] = one
+    return double_of

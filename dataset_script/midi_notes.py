@@ -9,9 +9,15 @@ from numba import njit
 from symusic.core import ScoreTick
 
 from dataset_script.midi_reader import Events, read_events
+from dataset_script.voices import join_voices
 
-STRAND_BITS, STEP_BITS, PITCH_BITS, DURATION_BITS = 20, 20, 7, 16  # 63 bits: a note is one sortable, non-negative int64
-STEP_SHIFT = PITCH_BITS + DURATION_BITS
+# 63 bits: a note is one sortable, non-negative int64
+STRAND_BITS, STEP_BITS, PITCH_BITS, DURATION_BITS, PHASE_BITS = 16, 20, 7, 16, 4
+DURATION_SHIFT = PHASE_BITS
+PITCH_SHIFT = DURATION_SHIFT + DURATION_BITS
+STEP_SHIFT = PITCH_SHIFT + PITCH_BITS
+STRAND_SHIFT = STEP_SHIFT + STEP_BITS
+PHASES = 1 << PHASE_BITS  # where in a step an onset was played, to the nearest of so many places; 0 is on the step
 MAX_STEPS = 1 << STEP_BITS
 MAX_STRANDS = 1 << STRAND_BITS
 MAX_DURATION = (1 << DURATION_BITS) - 1
@@ -38,10 +44,12 @@ class FileNotes:
     """The notes of one file that are no drums, quantised.
 
     Attributes:
-        notes: packed notes (int64, shape (N,)), sorted by strand, onset, falling pitch, falling duration. A *strand*
-            is a track inside one stretch of constant time signature: strand = position of the track * G + stretch.
+        notes: packed notes (int64, shape (N,)), sorted by strand, onset, falling pitch, falling duration, phase. A
+            *strand* is a track inside one stretch of constant time signature: strand = position of the track * G +
+            stretch.
         grid: the stretches, see `GRID_COLUMNS`.
-        track: index in the file of each pitched track that has notes.
+        has_time_signature: whether the file states one.
+        track: index in the file of each pitched voice that has notes, see `join_voices`.
         program: General MIDI program of each.
         names: name of each.
         tempo_ticks: where tempos change, shape (P,).
@@ -52,6 +60,7 @@ class FileNotes:
 
     notes: np.ndarray
     grid: np.ndarray
+    has_time_signature: bool
     track: list[int]
     program: list[int]
     names: list[str]
@@ -123,6 +132,37 @@ def bar_grid(
     return grid[: last + 1]
 
 
+@njit(cache=True)
+def drop_ornaments(notes: np.ndarray, begin: np.ndarray, end: np.ndarray, first: int, last: int) -> int:
+    """Leave out the ornaments of one voice on one grid step: only what overlaps in played time is a chord.
+
+    Of two notes of which one ends at or before the other begins the longer takes the step, the earlier where they are
+    equally long.
+
+    Args:
+        notes: packed notes; those from `first` on are moved together.
+        begin: onset of each of them in ticks.
+        end: end of each of them in ticks.
+        first: index of the first note on the step.
+        last: index after the last.
+
+    Returns:
+        Index after the last note that stays.
+    """
+    kept = first
+    is_ornament = np.zeros(last - first, dtype=np.bool_)
+    for one in range(first, last):
+        for other in range(first, last):
+            if end[one] <= begin[other] or end[other] <= begin[one]:
+                longer = (end[other] - begin[other]) - (end[one] - begin[one])
+                is_ornament[one - first] |= longer > 0 or (longer == 0 and begin[other] < begin[one])
+    for one in range(first, last):
+        if not is_ornament[one - first]:
+            notes[kept], begin[kept], end[kept] = notes[one], begin[one], end[one]
+            kept += 1
+    return kept
+
+
 @njit(cache=True, error_model="numpy")
 def pack_notes(
     time: np.ndarray,
@@ -134,10 +174,10 @@ def pack_notes(
     """Move onsets and ends to the nearest grid step, halves upwards, and pack each note into one integer.
 
     An onset that is nearest to the next stretch's first bar line belongs to that stretch. A note ends with its stretch
-    at the latest and is at least one step long.
+    at the latest and is at least one step long. Ornaments are left out, see `drop_ornaments`.
 
     Args:
-        time: onsets in ticks, tracks one after the other, shape (N,).
+        time: onsets in ticks, tracks one after the other, rising in each, shape (N,).
         duration: lengths in ticks, shape (N,).
         pitch: MIDI pitches, shape (N,).
         track_notes: number of notes of each track, shape (K,).
@@ -148,6 +188,7 @@ def pack_notes(
         at all if one has an impossible time.
     """
     notes = np.empty(len(time), dtype=np.int64)
+    begin_ticks, end_ticks = np.empty(len(time), dtype=np.int64), np.empty(len(time), dtype=np.int64)
     stretches = len(grid)
     # The first step after each stretch, and how many steps a tick is: no division that a note does not need.
     end_steps, ratio = np.empty(stretches, dtype=np.int64), np.empty(stretches)
@@ -156,10 +197,12 @@ def pack_notes(
         end_steps[stretch], ratio[stretch] = -(-grid[stretch, LENGTH_TICKS] * up // down), 1 / down
     displacement = 0.0
     end_of_track = 0
+    packed_count = on_step = 0  # notes packed so far, and the first of those on the same step as the last
     for track in range(len(track_notes)):
         begin_of_track, end_of_track = end_of_track, end_of_track + track_notes[track]
         stretch = 0
         for note in range(begin_of_track, end_of_track):
+            # The stretch that the onset lies in, and the nearest step of its grid.
             onset = np.int64(time[note])
             if onset < 0:
                 return notes[:0], 0.0
@@ -170,7 +213,8 @@ def pack_notes(
             place, up, down = stretch, grid[stretch, STEPS_UP], grid[stretch, TICKS_DOWN]
             exact = (onset - grid[stretch, START_TICKS]) * up  # in 1 / down of a step
             step = (2 * exact + down) // (2 * down)
-            displacement += abs(exact - step * down) * ratio[stretch]
+            moved = (exact - step * down) * ratio[stretch]
+            displacement += abs(moved)
             is_next = step * down >= grid[place, LENGTH_TICKS] * up
             while is_next:  # more than once where a stretch is shorter than half a step
                 place, step = place + 1, 0
@@ -178,11 +222,24 @@ def pack_notes(
                 is_next = grid[place, LENGTH_TICKS] * up * 2 <= down
             if step >= MAX_STEPS:
                 return notes[:0], 0.0
-            end = (2 * (onset + max(duration[note], 0) - grid[place, START_TICKS]) * up + down) // (2 * down)
+            # The length, and all of it in one number.
+            ticks = max(duration[note], 0)
+            end = (2 * (onset + ticks - grid[place, START_TICKS]) * up + down) // (2 * down)
             length = min(max(min(end, end_steps[place]) - step, 1), MAX_DURATION)
-            packed = ((track * stretches + place) << STEP_BITS | step) << PITCH_BITS | (127 - np.int64(pitch[note]))
-            notes[note] = packed << DURATION_BITS | (MAX_DURATION - length)
-    return notes, displacement
+            at = (track * stretches + place) << STEP_BITS | step
+            value = (at << PITCH_BITS | (127 - np.int64(pitch[note]))) << DURATION_BITS | (MAX_DURATION - length)
+            value = value << PHASE_BITS | np.int64(np.rint(moved * PHASES)) & (PHASES - 1)
+            # The voice's notes on the step before are complete: its ornaments go.
+            if on_step < packed_count and notes[packed_count - 1] >> STEP_SHIFT != at:
+                if packed_count - on_step > 1:
+                    packed_count = drop_ornaments(notes, begin_ticks, end_ticks, on_step, packed_count)
+                on_step = packed_count
+            notes[packed_count] = value
+            begin_ticks[packed_count], end_ticks[packed_count] = onset, onset + max(ticks, 1)
+            packed_count += 1
+    if packed_count - on_step > 1:
+        packed_count = drop_ornaments(notes, begin_ticks, end_ticks, on_step, packed_count)
+    return notes[:packed_count], displacement
 
 
 def parse(data: bytes) -> ScoreTick:
@@ -232,6 +289,8 @@ def events_of(score: ScoreTick) -> Events:
         pitch=notes("pitch", np.uint8),
         track_notes=np.array([len(column["time"]) for column in columns], dtype=np.int64),
         track=track,
+        file_track=track,
+        channel=[0] * len(track),
         program=program,
         names=names,
         dropped=dropped,
@@ -257,6 +316,7 @@ def read_notes(midi: bytes | ScoreTick, steps_per_beat: int) -> FileNotes:
         UnreadableMidiError: with the reason, if there is nothing to read.
     """
     events = (read_events(midi) or events_of(parse(midi))) if isinstance(midi, bytes) else events_of(midi)
+    events = join_voices(events)
     if events.ticks_per_quarter < 1:
         raise UnreadableMidiError("no ticks per quarter note")
     if not events.track:
@@ -273,6 +333,7 @@ def read_notes(midi: bytes | ScoreTick, steps_per_beat: int) -> FileNotes:
     return FileNotes(
         notes=notes,
         grid=grid,
+        has_time_signature=len(events.numerators) > 0,
         track=events.track,
         program=events.program,
         names=events.names,

@@ -28,7 +28,7 @@ NONE = -1
 # Columns of the kernel's tables. A "part" is a track in symusic's sense: what one channel plays with one program in one
 # track of the file; its key is channel << 7 | program. It is in use as soon as it has any event that symusic stores.
 ONSET, DURATION, PITCH, PART, NEXT = range(5)  # of the notes; NEXT is the note of the same pitch that ends after it
-KEY, IN_USE, NOTES, NAME_START, NAME_STOP = range(5)  # of the parts
+KEY, IN_USE, NOTES, NAME_START, NAME_STOP, FILE_TRACK = range(6)  # of the parts
 NOTE_COUNT, PART_COUNT, TEMPO_COUNT, SIGNATURE_COUNT = range(4)
 
 
@@ -43,6 +43,8 @@ class Events:
         pitch: of the notes, uint8, shape (N,).
         track_notes: number of notes of each of these tracks, int64, shape (K,).
         track: index of each in symusic's `score.tracks`.
+        file_track: index of the track of the file that each comes from.
+        channel: MIDI channel of each.
         program: General MIDI program of each.
         names: name of each.
         dropped: number of tracks left out, by reason.
@@ -59,6 +61,8 @@ class Events:
     pitch: np.ndarray
     track_notes: np.ndarray
     track: list[int]
+    file_track: list[int]
+    channel: list[int]
     program: list[int]
     names: list[str]
     dropped: dict[str, int]
@@ -81,12 +85,13 @@ def read_events(data: bytes) -> Events | None:
     )
     if not understood:
         return None
-    track, program, track_notes, name_start, name_stop = tracks
+    track, key, track_notes, name_start, name_stop, file_track = tracks
     spans = zip(name_start.tolist(), name_stop.tolist(), strict=True)
     names = [data[start:stop].decode(errors="replace_like_symusic") for start, stop in spans]
     dropped = {reason: count for reason, count in (("drums", drums), ("no notes", no_notes)) if count}
-    notes = (time, duration, pitch, track_notes, track.tolist(), program.tolist(), names)
-    return Events(ticks_per_quarter, *notes, dropped, *tempos, *signatures)
+    notes = (time, duration, pitch, track_notes)
+    about = (track.tolist(), file_track.tolist(), (key >> 7).tolist(), (key & 0x7F).tolist(), names)
+    return Events(ticks_per_quarter, *notes, *about, dropped, *tempos, *signatures)
 
 
 def _replace_like_symusic(error: UnicodeError) -> tuple[str, int]:
@@ -109,14 +114,14 @@ def _read(data, position, midi_tracks):
     notes = np.empty((len(data) // 3 + 1, 5), np.int32)
     tempos = np.empty((2, len(data) // 7 + 1), np.int32)
     signatures = np.empty((3, len(data) // 6 + 1), np.int32)
-    parts = np.empty((MAX_PARTS, 5), np.int64)
+    parts = np.empty((MAX_PARTS, 6), np.int64)
     counts = np.zeros(4, np.int64)
     order = np.empty(MAX_PARTS, np.int64)  # the parts as symusic orders them
     understood = _scan_file(data, position, midi_tracks, (notes, parts, tempos, signatures, counts), order)
     if not understood:
         counts[:] = 0
 
-    tracks = np.empty((5, counts[PART_COUNT]), np.int64)
+    tracks = np.empty((6, counts[PART_COUNT]), np.int64)
     first_note = np.empty(counts[PART_COUNT], np.int64)  # where the notes of each part go
     index = kept = total = drums = no_notes = 0
     for part in order[: counts[PART_COUNT]]:
@@ -127,7 +132,7 @@ def _read(data, position, midi_tracks):
         elif not parts[part, NOTES]:
             no_notes += 1
         else:
-            tracks[0, kept], tracks[1, kept] = index, parts[part, KEY] & 0x7F
+            tracks[0, kept], tracks[1, kept] = index, parts[part, KEY]
             tracks[2:, kept] = parts[part, NOTES:]
             first_note[part] = total
             total += parts[part, NOTES]
@@ -170,7 +175,8 @@ def _scan_file(data, position, midi_tracks, tables, order):
     parts, counts = tables[1], tables[4]
     part_of_key = np.full(16 * 128, NONE, np.int32)
     open_first, open_last = np.empty(16 * 128, np.int32), np.empty(16 * 128, np.int32)
-    while midi_tracks and position < len(data):
+    file_track = 0
+    while file_track < midi_tracks and position < len(data):
         start = position + CHUNK_HEADER_BYTES
         if start > len(data) or _big_endian(data, position, 4) != TRACK_TAG:
             return False
@@ -184,13 +190,14 @@ def _scan_file(data, position, midi_tracks, tables, order):
         if not _scan_track(data[:position], start, tables, state, open_first, open_last):
             return False
         for part in range(first_part, counts[PART_COUNT]):  # into the order of their keys
+            parts[part, FILE_TRACK] = file_track
             part_of_key[parts[part, KEY]] = NONE
             place = part
             while place > first_part and parts[order[place - 1], KEY] > parts[part, KEY]:
                 order[place] = order[place - 1]
                 place -= 1
             order[place] = part
-        midi_tracks -= 1
+        file_track += 1
     return True
 
 
@@ -271,7 +278,7 @@ def _scan_track(data, position, tables, state, open_first, open_last):
                 parts[part_of_channel[channel], IN_USE] = True
 
     for part in range(first_part, counts[PART_COUNT]):
-        parts[part, NAME_START:] = name
+        parts[part, NAME_START : NAME_STOP + 1] = name
     counts[NOTE_COUNT] = note_count
     return position == len(data) and tick <= MAX_TICK
 

@@ -1,8 +1,10 @@
 """Files that hold the same music: hashes of their melody lines, groups of the files that share them, and what leaks.
 
 A file is described by its runs of eight notes, each by its seven intervals alone: whatever the key, the tempo, the
-instruments and the order of the tracks. Runs that occur in few files count more, so that a bass pattern which every
-second boogie has links nobody. `benchmarks/near_duplicates.py` measures what that finds and what it confuses.
+instruments and the order of the tracks. Beside its melody lines these are runs of its top and its bottom line, which do
+not depend on how the notes are divided into tracks. Runs that occur in few files count more, so that a bass pattern
+which every second boogie has links nobody; and what is linked must have a stretch of sixteen notes in common.
+`benchmarks/near_duplicates.py` measures what that finds and what it confuses.
 """
 
 from __future__ import annotations
@@ -12,8 +14,14 @@ from collections.abc import Sequence
 import numpy as np
 from numba import njit
 
+from dataset_script.midi_notes import MAX_STEPS, PITCH_BITS, PITCH_SHIFT, STEP_BITS, STEP_SHIFT, STRAND_SHIFT
+
 NOTES = 8  # in a run
 MIN_DISTINCT = 4  # different intervals that a run needs: scales, trills and repeated notes are everybody's
+STRETCH_NOTES = 16  # that two files must share in one piece
+STRETCH_WINDOW = (
+    17  # of so many stretches in a row one is kept: of 32 notes in a row that two files share, the same one
+)
 MAX_HASHES = 512  # of a file: those with the smallest values, which is the same random sample of runs in every file
 
 WEIGHT_ONE = 256  # weight of a hash that one file has; the weight falls with the square root of the number of files
@@ -165,6 +173,190 @@ def signatures(
     return hashes[:kept].copy(), files[:kept].copy()
 
 
+@njit(cache=True)
+def outlines(
+    packed: np.ndarray, file_notes: np.ndarray, file_stretches: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the top and the bottom line of each file: the highest and the lowest note at each onset, of all tracks.
+
+    Args:
+        packed: notes of all files, see `midi_notes.FileNotes`, shape (N,).
+        file_notes: where each file's notes begin and the last ends, shape (F + 1,).
+        file_stretches: number of stretches of constant time signature of each file, shape (F,).
+
+    Returns:
+        Pitch and start of the lines' notes, shape (M,), and where each line's begin and the last ends, shape
+        (2 F + 1,): top and bottom of the first file, of the second, ...
+    """
+    files = len(file_stretches)
+    pitch, start = np.empty(2 * len(packed), dtype=np.uint8), np.empty(2 * len(packed), dtype=np.int32)
+    offsets = np.zeros(2 * files + 1, dtype=np.int64)
+    count = 0
+    for file in range(files):
+        # Notes in order of stretch, step and pitch, whatever their track.
+        notes = packed[file_notes[file] : file_notes[file + 1]].copy()
+        for note in range(len(notes)):
+            value = notes[note]
+            stretch = (value >> STRAND_SHIFT) % file_stretches[file]
+            low = 127 - (value >> PITCH_SHIFT & ((1 << PITCH_BITS) - 1))
+            notes[note] = (stretch << STEP_BITS | value >> STEP_SHIFT & (MAX_STEPS - 1)) << PITCH_BITS | low
+        notes.sort()
+        for is_bottom in range(2):
+            for note in range(len(notes)):
+                edge = note - 1 if is_bottom else note + 1
+                if 0 <= edge < len(notes) and notes[edge] >> PITCH_BITS == notes[note] >> PITCH_BITS:
+                    continue
+                pitch[count] = notes[note] & ((1 << PITCH_BITS) - 1)
+                start[count] = notes[note] >> PITCH_BITS & (MAX_STEPS - 1)
+                count += 1
+            offsets[2 * file + is_bottom + 1] = count
+    return pitch[:count], start[:count], offsets
+
+
+@njit(cache=True)
+def add_outlines(
+    pitch: np.ndarray,
+    start: np.ndarray,
+    offsets: np.ndarray,
+    line_file: np.ndarray,
+    outline_pitch: np.ndarray,
+    outline_start: np.ndarray,
+    outline_offsets: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Put each file's melody lines and its two outlines side by side.
+
+    Args:
+        pitch: of the melody lines, as in `signatures`.
+        start: likewise.
+        offsets: likewise.
+        line_file: likewise.
+        outline_pitch: what `outlines` gave, with the two that follow.
+        outline_start: likewise.
+        outline_offsets: likewise.
+
+    Returns:
+        The arguments of `signatures`.
+    """
+    lines, edges = len(line_file), len(outline_offsets) - 1
+    all_pitch = np.empty(len(pitch) + len(outline_pitch), dtype=np.uint8)
+    all_start = np.empty(len(all_pitch), dtype=np.int32)
+    all_offsets, all_file = np.zeros(lines + edges + 1, dtype=np.int64), np.empty(lines + edges, dtype=np.int64)
+    line = count = at = 0
+    for edge in range(edges):
+        while True:
+            is_line = edge % 2 == 0 and line < lines and line_file[line] == edge // 2
+            if is_line:
+                first, end = offsets[line], offsets[line + 1]
+                all_pitch[at : at + end - first], all_start[at : at + end - first] = pitch[first:end], start[first:end]
+                line += 1
+            else:
+                first, end = outline_offsets[edge], outline_offsets[edge + 1]
+                all_pitch[at : at + end - first] = outline_pitch[first:end]
+                all_start[at : at + end - first] = outline_start[first:end]
+            at += end - first
+            all_file[count] = edge // 2
+            count += 1
+            all_offsets[count] = at
+            if not is_line:
+                break
+    return all_pitch, all_start, all_offsets, all_file
+
+
+@njit(cache=True)
+def winnow_stretches(
+    pitch: np.ndarray, codes: np.ndarray, seen: np.ndarray, values: np.ndarray, hashes: np.ndarray, at: int
+) -> int:
+    """Hash the stretches of a line in any key, and keep the smallest hash of each `STRETCH_WINDOW` in a row.
+
+    That is winnowing (Schleimer, Wilkerson and Aiken, 2003): two lines that share so many stretches in a row keep the
+    same one of these. Stretches with fewer than `MIN_DISTINCT` different intervals are passed over.
+
+    Args:
+        pitch: MIDI pitches, shape (N,).
+        codes: scratch of at least N.
+        seen: scratch of 256, all zeros; zeros again afterwards.
+        values: scratch of at least N.
+        hashes: where to write.
+        at: where in it to begin.
+
+    Returns:
+        Where the hashes end.
+    """
+    steps, length, plain = intervals(pitch, codes), STRETCH_NOTES - 1, np.uint64(0xFFFFFFFFFFFFFFFF)
+    leading = np.uint64(1)
+    for _ in range(length - 1):
+        leading *= MULTIPLIER
+    value, distinct, count = np.uint64(0), 0, 0
+    for index in range(len(steps)):
+        code = steps[index]
+        value = value * MULTIPLIER + mix(np.uint64(code + 1))
+        distinct += seen[code] == 0
+        seen[code] += 1
+        if index >= length - 1:
+            values[count] = mix(value) if distinct >= MIN_DISTINCT else plain
+            count += 1
+            code = steps[index - length + 1]
+            value -= mix(np.uint64(code + 1)) * leading
+            seen[code] -= 1
+            distinct -= seen[code] == 0
+    for code in steps[-length:]:
+        seen[code] = 0
+
+    smallest = -1
+    for last in range(min(STRETCH_WINDOW, count) - 1, count):
+        first = max(last - STRETCH_WINDOW + 1, 0)
+        if smallest < first:
+            new = first
+            for place in range(first + 1, last + 1):
+                if values[place] <= values[new]:
+                    new = place
+        else:
+            new = last if values[last] <= values[smallest] else smallest
+        if new != smallest and values[new] != plain:
+            hashes[at] = values[new]
+            at += 1
+        smallest = new
+    return at
+
+
+@njit(cache=True)
+def stretches(
+    pitch: np.ndarray, start: np.ndarray, offsets: np.ndarray, line_file: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hash stretches of `STRETCH_NOTES` notes of a batch of files, enough of them to find any 32 notes in common.
+
+    Like `signatures`, each line is read on its grid and on one of half the resolution.
+
+    Args:
+        pitch: as in `signatures`.
+        start: likewise.
+        offsets: likewise.
+        line_file: likewise.
+
+    Returns:
+        Hashes (uint64), those of each file together, rising and each once, and the file of each, shape (M,).
+    """
+    codes, coarse = np.empty(len(pitch), dtype=np.uint8), np.empty(len(pitch), dtype=np.uint8)
+    seen, values = np.zeros(256, dtype=np.int32), np.empty(len(pitch) + 1, dtype=np.uint64)
+    hashes, files = np.empty(2 * len(pitch), dtype=np.uint64), np.empty(2 * len(pitch), dtype=np.int64)
+    kept = count = 0
+    for line in range(len(line_file)):
+        melody, steps = pitch[offsets[line] : offsets[line + 1]], start[offsets[line] : offsets[line + 1]]
+        count = winnow_stretches(melody, codes, seen, values, hashes, count)
+        if (steps & 1).any():
+            count = winnow_stretches(coarsen(melody, steps, coarse), codes, seen, values, hashes, count)
+        if line + 1 == len(line_file) or line_file[line + 1] != line_file[line]:
+            hashes[kept:count].sort()
+            begin = kept
+            for place in range(begin, count):
+                if kept == begin or hashes[place] != hashes[kept - 1]:
+                    hashes[kept] = hashes[place]
+                    kept += 1
+            count = kept
+            files[begin:kept] = line_file[line]
+    return hashes[:kept].copy(), files[:kept].copy()
+
+
 def index_hashes(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Bring equal hashes together.
 
@@ -295,16 +487,55 @@ def components(size: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
     return [root(item) for item in range(size)]
 
 
-def groups(material: Sequence[np.ndarray]) -> list[int]:
-    """Cluster files that hold the same music: the connected components of `find_pairs`.
+@njit(cache=True, nogil=True)
+def share_stretch(pairs: np.ndarray, hashes: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """Tell which pairs of files have a stretch in common.
 
     Args:
-        material: hashes of each file, each once, files in order of their md5.
+        pairs: two files each, shape (P, 2).
+        hashes: of the files' stretches, rising in each, shape (M,).
+        bounds: where those of each file begin and the last ends, shape (F + 1,).
+
+    Returns:
+        Shape (P,).
+    """
+    found = np.zeros(len(pairs), dtype=np.bool_)
+    for pair in range(len(pairs)):
+        one, other = bounds[pairs[pair, 0]], bounds[pairs[pair, 1]]
+        one_end, other_end = bounds[pairs[pair, 0] + 1], bounds[pairs[pair, 1] + 1]
+        while one < one_end and other < other_end and not found[pair]:
+            found[pair] = hashes[one] == hashes[other]
+            if hashes[one] < hashes[other]:
+                one += 1
+            else:
+                other += 1
+    return found
+
+
+def verified_pairs(material: Sequence[np.ndarray], stretch: Sequence[np.ndarray]) -> list[tuple[int, int]]:
+    """Find the pairs of files to link: those of `find_pairs` that have a stretch of `STRETCH_NOTES` in common.
+
+    Args:
+        material: what `signatures` gave for each file, files in order of their md5.
+        stretch: what `stretches` gave for each.
+    """
+    pairs = np.array(find_pairs(material), dtype=np.int64).reshape(-1, 2)
+    hashes = np.concatenate([np.empty(0, dtype=np.uint64), *stretch])
+    bounds = np.append(0, np.cumsum([len(item) for item in stretch])).astype(np.int64)
+    return [(one, other) for one, other in pairs[share_stretch(pairs, hashes, bounds)].tolist()]
+
+
+def groups(material: Sequence[np.ndarray], stretch: Sequence[np.ndarray]) -> list[int]:
+    """Cluster files that hold the same music: the connected components of `verified_pairs`.
+
+    Args:
+        material: what `signatures` gave for each file, files in order of their md5.
+        stretch: what `stretches` gave for each.
 
     Returns:
         For each file the number of the first file of its group.
     """
-    return components(len(material), find_pairs(material))
+    return components(len(material), verified_pairs(material, stretch))
 
 
 @njit(cache=True)

@@ -29,14 +29,17 @@ def split_of(group: str) -> str:
     return SPLITS[int(place >= VALIDATION_FROM) + int(place >= TEST_FROM)]
 
 
-def assign_groups(md5: Sequence[str], material: Sequence[np.ndarray]) -> dict[str, str]:
+def assign_groups(
+    md5: Sequence[str], signatures: Sequence[np.ndarray], stretches: Sequence[np.ndarray]
+) -> dict[str, str]:
     """Return the near-duplicate group of each file: the smallest md5 of its cluster.
 
     Args:
         md5: of each file, in order.
-        material: hashes of each.
+        signatures: hashes of each.
+        stretches: likewise.
     """
-    return {one: md5[first] for one, first in zip(md5, groups(material), strict=True)}
+    return {one: md5[first] for one, first in zip(md5, groups(signatures, stretches), strict=True)}
 
 
 def choose_lines(table: pa.Table, excluded: Collection[str] = ()) -> tuple[np.ndarray, Counter[str]]:
@@ -119,6 +122,8 @@ def write_lines(
     md5 = lines["md5"].to_pylist()
     lines = lines.append_column("group", pa.array([group[one] for one in md5], pa.string()))
     lines = lines.append_column("genre", pa.array([genre.get(one) for one in md5], pa.string()))
+    for name in ("title", "artist", "msd_id"):
+        lines = lines.append_column(name, pa.array([None] * len(md5), pa.string()))
     pq.write_table(
         lines.select(schema.names).cast(schema),
         path,

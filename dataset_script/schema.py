@@ -22,6 +22,17 @@ FEATURES = Features(
         "steps_per_beat": Value("uint8"),
         "complexity": Value("float32"),
         "group": Value("string"),
+        "grid_fit": Value("float32"),
+        "file_grid_fit": Value("float32"),
+        "has_time_signature": Value("bool"),
+        "silence": Value("float32"),
+        "distinct_bars": Value("float32"),
+        "repeated_pitches": Value("float32"),
+        "arpeggio": Value("float32"),
+        "quality": Value("float32"),
+        "title": Value("string"),
+        "artist": Value("string"),
+        "msd_id": Value("string"),
     }
 )
 """Column names and types of every Parquet file, in this order."""
@@ -29,10 +40,10 @@ FEATURES = Features(
 COLUMN_DESCRIPTIONS = {
     "melody_id": "`<md5>:<track>:<first bar>`, unique; bars are counted from the beginning of the file",
     "md5": "of the MIDI file's content",
-    "track": "index in the file as symusic reads it (a track with several channels or programs is split)",
+    "track": "index in the file as symusic reads it, by channel and program; of a divided voice that of its first part",
     "program": "General MIDI program, from 0",
-    "lead_score": "0 to 1: how much this track is the tune that one would hum",
-    "is_lead": "the track has the highest `lead_score` of those in its file that have melody lines",
+    "lead_score": "0 to 1: the probability that this track is the tune that one would hum",
+    "is_lead": "the track has the highest `lead_score` of those in its file with melody lines, and reaches the floor",
     "time_signature": "constant in the line",
     "tempo": "quarter notes per minute at the line's first note",
     "key": "`C major` to `B minor`, with sharps",
@@ -45,6 +56,17 @@ COLUMN_DESCRIPTIONS = {
     "steps_per_beat": "of the grid",
     "complexity": "0 to 1",
     "group": "near-duplicate cluster: all lines of a group are in one split",
+    "grid_fit": "0 to 1: how concentrated the onsets, as they were played, are at the grid's steps",
+    "file_grid_fit": "the same of all pitched notes of the file",
+    "has_time_signature": "whether the file states one; else its bars are a guess",
+    "silence": "share of the line's time in which nothing sounds",
+    "distinct_bars": "share of the line's bars that are new in their section of 16 bars",
+    "repeated_pitches": "share of the notes with the pitch of the note before",
+    "arpeggio": "share of the notes that go on an arpeggio",
+    "quality": "0 to 1: the probability that a line like this is a tune and no accompaniment",
+    "title": "from the metadata; null where it has none for the file, like the next two",
+    "artist": "from the metadata",
+    "msd_id": "the track of the Million Song Dataset that the file matches best",
 }
 """What each column means, in Markdown; the data set's card shows it beside the type."""
 
