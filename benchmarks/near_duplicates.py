@@ -19,30 +19,36 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasketch import MinHash, MinHashLSH
+from numba import njit
 from symusic import Note
 from symusic.core import ScoreTick
 from tqdm import tqdm
 
 from benchmarks.reports import report_to, versions
 from command import machine
-from dataset_script.extraction import extract_lines
+from dataset_script.extraction import Batch, extract_lines
 from dataset_script.midi_notes import UnreadableMidiError, read_notes
-from dataset_script.midi_sources import InputError, MidiSource, open_sources
+from dataset_script.midi_sources import InputError, MidiSource, UnreadableFileError, open_all, read_content
 from dataset_script.near_duplicates import (
+    add_outlines,
     components,
-    find_pairs,
     line_runs,
+    mix,
     near_duplicate_lines,
+    outlines,
     signatures,
+    stretches,
+    verified_pairs,
 )
 from dataset_script.schema import SPLITS
 
@@ -55,7 +61,13 @@ LARGEST_GROUPS = 10  # so many sizes are listed
 CHANGED = 0.1  # share of the notes that are changed or deleted
 LIBRARIES = ("datasketch", "numba", "numpy", "symusic")
 
+LINKS = 200  # so many are looked at
+STRETCHES = (16, 24)  # notes in common that they are asked for
+VERBATIM = (32, 24)  # notes in a row, in any key, whose occurrence in train is a leak
+
 Columns = dict[str, np.ndarray]
+Hashes = tuple[list[np.ndarray], list[np.ndarray]]
+"""Signatures and stretches of files."""
 
 
 # --- the copies ---
@@ -205,14 +217,14 @@ class Corpus:
 
     Attributes:
         md5: of the file, or of a copy's original.
-        material: what `signatures` gave for it.
-        mirrored: the same for its retrograde and its inversion.
-        seconds: spent in `signatures` for `material`.
+        hashes: what `signatures` and `stretches` gave for it.
+        mirrored: the same for its retrograde, and for its inversion.
+        seconds: spent in both for melody lines.
     """
 
     md5: list[str] = field(default_factory=list)
-    material: list[np.ndarray] = field(default_factory=list)
-    mirrored: tuple[list[np.ndarray], list[np.ndarray]] = field(default_factory=lambda: ([], []))
+    hashes: Hashes = field(default_factory=lambda: ([], []))
+    mirrored: tuple[Hashes, Hashes] = field(default_factory=lambda: (([], []), ([], [])))
     seconds: float = 0.0
 
     def add(self, md5: Sequence[str], contents: Sequence[bytes], with_mirrors: bool = False) -> None:
@@ -229,24 +241,31 @@ class Corpus:
         lines = extract_lines(notes, STEPS_PER_BEAT)
         melodic = np.unique(lines.file)
         began = time.perf_counter()
-        found = signatures(lines.pitch, lines.start, lines.offsets, lines.file)
+        for make in (signatures, stretches):
+            make(lines.pitch, lines.start, lines.offsets, lines.file)
         self.seconds += time.perf_counter() - began
         self.md5 += [names[file] for file in melodic]
-        self.material += by_file(found, melodic)
+        for hashes, found in zip(self.hashes, (lines.signatures, lines.stretches), strict=True):
+            hashes.extend(by_file(found, melodic))
         if with_mirrors:
             last = lines.offsets[-1] - lines.offsets[::-1]
-            backwards = signatures(lines.pitch[::-1].copy(), -lines.start[::-1], last, lines.file[::-1].copy())
-            upside_down = signatures(127 - lines.pitch, lines.start, lines.offsets, lines.file)
-            self.mirrored[0].extend(by_file(backwards, melodic))
-            self.mirrored[1].extend(by_file(upside_down, melodic))
+            backwards = (lines.pitch[::-1].copy(), -lines.start[::-1], last, lines.file[::-1].copy())
+            upside_down = (127 - lines.pitch, lines.start, lines.offsets, lines.file)
+            for of_mirror, music in zip(self.mirrored, (backwards, upside_down), strict=True):
+                for hashes, make in zip(of_mirror, (signatures, stretches), strict=True):
+                    hashes.extend(by_file(make(*music), melodic))
 
     def sort(self) -> None:
         """Bring the files into the order of their md5, each once."""
         order = [index for _, index in sorted({name: index for index, name in enumerate(self.md5)}.items())]
         self.md5 = [self.md5[index] for index in order]
-        self.material = [self.material[index] for index in order]
-        for mirrored in self.mirrored:
-            mirrored[:] = [mirrored[index] for index in order]
+        for hashes in chain(self.hashes, *self.mirrored):
+            hashes[:] = [hashes[index] for index in order]
+
+
+def joined(one: Hashes, other: Hashes) -> Hashes:
+    """Put the hashes of some files after those of others."""
+    return one[0] + other[0], one[1] + other[1]
 
 
 def by_file(found: tuple[np.ndarray, np.ndarray], files: np.ndarray) -> list[np.ndarray]:
@@ -257,36 +276,39 @@ def by_file(found: tuple[np.ndarray, np.ndarray], files: np.ndarray) -> list[np.
     return [hashes[order[begin:end]] for begin, end in zip(*bounds, strict=True)]
 
 
-def contents_of(sources: Iterator[MidiSource]) -> Iterator[tuple[str, bytes]]:
+def contents_of(sources: Iterable[MidiSource]) -> Iterator[tuple[str, bytes]]:
     """Read the files and return md5 and content of each."""
     for _, content in sources:
-        data = content if isinstance(content, bytes) else content.read_bytes()
+        try:
+            data = read_content(content)
+        except UnreadableFileError:
+            continue
         yield hashlib.md5(data, usedforsecurity=False).hexdigest(), data
 
 
-def read_corpus(given: str) -> Corpus:
+def read_corpus(given: Sequence[str]) -> Corpus:
     """Read all files that `--input` names.
 
     Raises:
         InputError: if there are fewer than two with a melody line.
     """
     corpus = Corpus()
-    stream = contents_of(open_sources(given))
+    stream = contents_of(open_all(given))
     with tqdm(desc="reading", unit=" files") as progress:
         while chunk := list(islice(stream, CHUNK_FILES)):
             corpus.add(*zip(*chunk, strict=True), with_mirrors=True)  # pyright: ignore[reportCallIssue]
             progress.update(len(chunk))
     corpus.sort()
     if len(corpus.md5) < 2:
-        raise InputError(f"{given} has fewer than two files with a melody line; give more files")
+        raise InputError(f"{' and '.join(given)} has fewer than two files with a melody line; give more files")
     return corpus
 
 
-def plant(given: str, chosen: Sequence[str], seed: int) -> dict[str, Corpus]:
+def plant(given: Sequence[str], chosen: Sequence[str], seed: int) -> dict[str, Corpus]:
     """Make a copy of each kind of the chosen files; `md5` is that of the original."""
     copies = {kind: Corpus() for kind in CHANGES}
     left = set(chosen)
-    for md5, content in tqdm(contents_of(open_sources(given)), desc="planting", unit=" files"):
+    for md5, content in tqdm(contents_of(open_all(given)), desc="planting", unit=" files"):
         if md5 not in left:
             continue
         left.remove(md5)
@@ -335,23 +357,23 @@ def measure_ours(corpus: Corpus, copies: dict[str, Corpus]) -> dict[str, Any]:
     files = len(corpus.md5)
     index_of = {md5: index for index, md5 in enumerate(corpus.md5)}
     began = time.perf_counter()
-    group = components(files, find_pairs(corpus.material))
+    group = components(files, verified_pairs(*corpus.hashes))
     seconds = time.perf_counter() - began
     recall = {}
     for kind, planted in tqdm(copies.items(), desc="grouping"):
-        found = components(files + len(planted.md5), find_pairs(corpus.material + planted.material))
+        found = components(files + len(planted.md5), verified_pairs(*joined(corpus.hashes, planted.hashes)))
         hits = sum(found[files + number] == found[index_of[md5]] for number, md5 in enumerate(planted.md5))
         recall[kind] = {"copies": len(planted.md5), "found": hits, "recall": share(hits, len(planted.md5))}
     wrong = 0
     for mirrored in corpus.mirrored:
-        for one, other in find_pairs(corpus.material + mirrored):
+        for one, other in verified_pairs(*joined(corpus.hashes, mirrored)):
             wrong += one < files <= other != one + files
     return {
         "recall": recall,
         "lowest_recall": min(kind["recall"] for kind in recall.values()),
         "mirror_images": false_links(wrong, files),
         **describe_groups(group),
-        "hashes_per_file": share(sum(len(item) for item in corpus.material), files),
+        "hashes_per_file": share(sum(len(item) for hashes in corpus.hashes for item in hashes), files),
         "signature_microseconds_per_file": round(corpus.seconds / files * 1e6, 1),
         "grouping_seconds": round(seconds, 3),
     }
@@ -371,10 +393,10 @@ def measure_datasketch(corpus: Corpus, copies: dict[str, Corpus]) -> dict[str, A
     """Measure datasketch's MinHashLSH for several thresholds; its candidates are checked by their estimated index."""
     files = len(corpus.md5)
     began = time.perf_counter()
-    real = minhash(corpus.material, "files")
+    real = minhash(corpus.hashes[0], "files")
     sketching = time.perf_counter() - began
-    planted = {kind: minhash(item.material, kind) for kind, item in copies.items()}
-    mirrored = [minhash(item, "mirror images") for item in corpus.mirrored]
+    planted = {kind: minhash(item.hashes[0], kind) for kind, item in copies.items()}
+    mirrored = [minhash(item[0], "mirror images") for item in corpus.mirrored]
     index_of = {md5: index for index, md5 in enumerate(corpus.md5)}
     report = {}
     for threshold in THRESHOLDS:
@@ -444,7 +466,7 @@ def measure_leak(dataset: Path) -> dict[str, Any]:
         return line_runs(pitch.flatten().to_numpy(), start.flatten().to_numpy(), np.asarray(pitch.offsets))
 
     train = runs_of("train")
-    report = {}
+    report: dict[str, Any] = {"verbatim": verbatim_leak(splits)}
     for name in tqdm([name for name in splits if name != "train"], desc="leak"):
         match, is_plain = near_duplicate_lines(runs_of(name), train)
         is_lead = splits[name]["is_lead"].to_numpy()
@@ -460,6 +482,71 @@ def measure_leak(dataset: Path) -> dict[str, Any]:
     return report
 
 
+def stretches_of(content: bytes, notes: int) -> set[bytes]:
+    """Return every stretch of so many notes in the melody lines, the top and the bottom line of a file, in any key."""
+    files = [read_notes(content, STEPS_PER_BEAT)]
+    lines, batch = extract_lines(files, STEPS_PER_BEAT), Batch(files)
+    edges = outlines(batch.packed, batch.file_notes, batch.stretches)
+    pitch, _, offsets, _ = add_outlines(lines.pitch, lines.start, lines.offsets, lines.file, *edges)
+    found = set()
+    for line in np.split(pitch.astype(np.int16), offsets[1:-1]):
+        steps = np.diff(line).tobytes()  # two bytes a step
+        found |= {steps[at : at + 2 * (notes - 1)] for at in range(0, len(steps) - 2 * (notes - 2), 2)}
+    return found
+
+
+def check_links(given: Sequence[str], corpus: Corpus, seed: int) -> dict[str, Any]:
+    """Look at random links: which pairs have a stretch of notes in one piece in common, by a search of all of them."""
+    pairs = verified_pairs(*corpus.hashes)
+    chosen = np.random.default_rng(seed).permutation(len(pairs))[:LINKS]
+    looked_at = [tuple(corpus.md5[file] for file in pairs[index]) for index in chosen]
+    wanted, contents = set(chain.from_iterable(looked_at)), {}
+    for md5, content in tqdm(contents_of(open_all(given)), desc="looking at links", unit=" files"):
+        if md5 in wanted:
+            contents[md5] = content
+    report: dict[str, Any] = {"links": len(pairs), "looked_at": len(looked_at)}
+    for notes in STRETCHES:
+        found = {md5: stretches_of(content, notes) for md5, content in contents.items()}
+        without = sum(found[one].isdisjoint(found[other]) for one, other in looked_at)
+        report[f"without_{notes}_notes_in_common"] = share(without, len(looked_at))
+    return report
+
+
+@njit(cache=True)
+def verbatim_hashes(pitch: np.ndarray, offsets: np.ndarray, notes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hash every run of so many notes of each line in any key; returns hash and line of each, shape (M,)."""
+    hashes, line_of = np.empty(len(pitch), dtype=np.uint64), np.empty(len(pitch), dtype=np.int64)
+    count = 0
+    for line in range(len(offsets) - 1):
+        for first in range(offsets[line], offsets[line + 1] - notes + 1):
+            value = np.uint64(0)
+            for note in range(first + 1, first + notes):
+                value = mix(value ^ np.uint64(np.int64(pitch[note]) - np.int64(pitch[note - 1]) + 128))
+            hashes[count], line_of[count] = value, line
+            count += 1
+    return hashes[:count], line_of[:count]
+
+
+def verbatim_leak(splits: dict[str, pa.Table]) -> dict[str, Any]:
+    """Measure the share of leads outside train with so many notes in a row that occur in train, in any key."""
+
+    def music(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+        pitch = table["pitch"].combine_chunks()
+        return pitch.flatten().to_numpy(), np.append(0, np.cumsum(pitch.value_lengths().to_numpy()))
+
+    report: dict[str, Any] = {}
+    leads = {name: table.filter(table["is_lead"]) for name, table in splits.items()}
+    for notes in VERBATIM:
+        for which, train in (("lines", splits["train"]), ("leads", leads["train"])):
+            known = np.unique(verbatim_hashes(*music(train), notes)[0])
+            for name, table in leads.items():
+                if name != "train":
+                    hashes, line = verbatim_hashes(*music(table), notes)
+                    leaking = np.unique(line[np.isin(hashes, known)])
+                    report[f"{name}_leads_with_{notes}_notes_of_{which}_in_train"] = share(len(leaking), table.num_rows)
+    return report
+
+
 # --- the command ---
 
 
@@ -470,7 +557,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--input", required=True, help="an archive, a folder or a pattern of MIDI files")
+    parser.add_argument("--input", required=True, nargs="+", help="archives, folders or patterns of MIDI files")
     parser.add_argument("--output", required=True, type=Path, help="the JSON file to write")
     parser.add_argument("--planted", type=int, default=500, help="how many files are copied (default: 500)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of files and of the changes (default: 0)")
@@ -485,7 +572,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def measure(given: str, planted: int, seed: int, dataset: Path | None) -> dict[str, Any]:
+def measure(given: Sequence[str], planted: int, seed: int, dataset: Path | None) -> dict[str, Any]:
     """Run the whole benchmark and return its report.
 
     Raises:
@@ -497,11 +584,12 @@ def measure(given: str, planted: int, seed: int, dataset: Path | None) -> dict[s
     chosen = np.random.default_rng(seed).permutation(len(corpus.md5))[:planted]
     copies = plant(given, [corpus.md5[index] for index in chosen], seed)
     report: dict[str, Any] = {
-        "input": Path(given).name,
+        "input": " + ".join(Path(one).name for one in given),
         "files_with_melody": len(corpus.md5),
         "planted": len(chosen),
         "seed": seed,
         "ours": measure_ours(corpus, copies),
+        "links": check_links(given, corpus, seed),
         "datasketch": measure_datasketch(corpus, copies),
     }
     if leak is not None:
@@ -523,7 +611,11 @@ def summary(report: dict[str, Any]) -> str:
     lines.append(
         f"mirror images linked: {ours['mirror_images']['links']}; largest group: {ours['largest_groups'][0]} files"
     )
+    lines.append(f"links: {report['links']}")
     for split, counts in report.get("leak", {}).items():
+        if split == "verbatim":
+            lines += [f"{name}: {value:.2%}" for name, value in counts.items()]
+            continue
         lines.append(f"{split}: {counts['all_lines']['leak']:.2%} of the lines have a near-duplicate in train")
     return "\n".join(lines)
 

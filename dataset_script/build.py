@@ -28,9 +28,10 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from command import machine
+from command import first_line, machine, run_command
 from dataset_script.chunks import (
     NO_LINE,
+    SAME_CONTENT,
     Harvest,
     InterruptedBuildError,
     Limits,
@@ -40,8 +41,8 @@ from dataset_script.chunks import (
     process_all,
     read_arrow,
 )
-from dataset_script.genres import add_genre_options, genres_from
-from dataset_script.midi_sources import InputError, Sources, open_sources
+from dataset_script.genres import add_genre_options, metadata_from
+from dataset_script.midi_sources import InputError, Sources, open_all
 
 MAX_STEPS_PER_BEAT = 48
 LISTED_FILES = 100  # so many names of unreadable files are listed in the report
@@ -82,8 +83,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--input",
+        nargs="+",
         help="where the music is: a tar archive such as lmd_full.tar.gz (it is read as it is, no need to unpack it), "
-        "a folder, a pattern in quotes, or one .mid file; left out: the small set of tunes that comes with the program",
+        "a folder, a pattern in quotes, one .mid file, or several of them; left out: the small set of tunes that comes "
+        "with the program",
     )
     parser.add_argument("--output", required=True, type=Path, help="the new folder for the data set")
     parser.add_argument("--num_proc", type=int, default=1, help="how many processor cores to use (default: 1)")
@@ -209,7 +212,7 @@ def build_dataset(
     sources: Sources,
     output: Path,
     settings: Settings,
-    genres: Mapping[str, str],
+    metadata: Mapping[str, Mapping[str, str]],
     is_overwriting: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -219,7 +222,7 @@ def build_dataset(
         sources: the MIDI files.
         output: the folder to make.
         settings: how to build.
-        genres: genre by md5.
+        metadata: what is known of the songs, by md5: genre, title, artist, msd_id.
         is_overwriting: whether a data set that was built in `output` before is replaced, when the new one is finished.
         options: what the card's command for building it again is to say, if not input, grid and processes.
 
@@ -230,7 +233,7 @@ def build_dataset(
         InputError: if there is no melody line in any file, the input is damaged, or `output` holds something else.
     """
     check_output(output, is_overwriting)
-    with unfinished_build(output, sources, settings.steps_per_beat) as folder:
+    with faults_of(output), unfinished_build(output, sources, settings.steps_per_beat) as folder:
         # Here and not at the top: importing datasets takes a second, and neither --help nor a wrong input needs it.
         importlib.import_module("dataset_script.parquet_files")
         load_kernels(settings.steps_per_beat)
@@ -241,7 +244,7 @@ def build_dataset(
         finished = folder / "dataset"
         shutil.rmtree(finished, ignore_errors=True)
         finished.mkdir()
-        found, again = write_data(folder / "work", sources.name, finished, settings, genres)
+        found, again = write_data(folder / "work", sources.name, finished, settings, metadata)
         written = time.perf_counter()
         report = describe(found, again, sources.name, finished, settings.steps_per_beat) | {
             "num_proc": settings.num_proc,
@@ -254,6 +257,23 @@ def build_dataset(
             shutil.rmtree(output)
         finished.rename(output)
     return report
+
+
+@contextmanager
+def faults_of(output: Path) -> Iterator[None]:
+    """Say in one line what is wrong with the place to write to; what is done is kept.
+
+    Raises:
+        InputError: where it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or first_line(error)
+        raise InterruptedBuildError(
+            f"{output} cannot be written ({why}); make room there, or give another --output: the same command goes on "
+            "with what is done"
+        ) from error
 
 
 def write_report(report: dict[str, Any], folder: Path) -> None:
@@ -280,7 +300,7 @@ def extract(sources: Sources, settings: Settings, work: Path) -> None:
 
 
 def write_data(
-    work: Path, source_name: str, folder: Path, settings: Settings, genres: Mapping[str, str]
+    work: Path, source_name: str, folder: Path, settings: Settings, metadata: Mapping[str, Mapping[str, str]]
 ) -> tuple[Harvest, Counter[str]]:
     """Choose the lines, group the files, and write Parquet files into an empty folder.
 
@@ -292,7 +312,7 @@ def write_data(
     """
     found = harvest(work)
     check_melodic(found, source_name)
-    from dataset_script import parquet_files
+    from dataset_script import configs, parquet_files
 
     with ThreadPoolExecutor(settings.num_proc) as threads:
         grouping = threads.submit(parquet_files.assign_groups, found.md5, found.signatures, found.stretches)
@@ -302,7 +322,10 @@ def write_data(
         )
         rows, again = parquet_files.choose_lines(lines, settings.excluded)
         group = grouping.result()
-    parquet_files.write_splits(lines, rows, group, genres, folder / "data", settings.num_proc)
+    parquet_files.write_splits(lines, rows, group, metadata, folder / "data", settings.num_proc)
+    kept = set(lines["md5"].take(pa.array(rows)).to_pylist())
+    configs.write_files(configs.files_table(work, group, kept, settings.excluded, metadata), folder)
+    configs.write_configs(folder, settings.num_proc)
     return found, again
 
 
@@ -310,7 +333,7 @@ def lost_files(found: Harvest) -> Counter[str]:
     """Count the files without a melody by reason."""
     lost = Counter(reason for _, reason in found.unreadable)
     lost[NO_LINE] = len(found.md5) - int(found.is_melodic.sum())
-    lost["same content as another file"] = found.files - len(found.unreadable) - len(found.md5)
+    lost[SAME_CONTENT] = found.files - len(found.unreadable) - len(found.md5)
     return lost
 
 
@@ -337,7 +360,7 @@ def describe(
         folder: of the data set.
         steps_per_beat: grid steps in a beat.
     """
-    from dataset_script import card
+    from dataset_script import card, configs
     from dataset_script.statistics import by_count, statistics
 
     counts = statistics(folder / "data")
@@ -367,6 +390,7 @@ def describe(
             "mean_displacement_steps": round(found.displacement_steps / found.notes, 4),
         },
         "unreadable_files": [f"{name}: {reason}" for name, reason in found.unreadable[:LISTED_FILES]],
+        "configs": configs.describe_configs(folder),
         "statistics": counts,
     }
 
@@ -388,35 +412,36 @@ def funnel(report: dict[str, Any]) -> str:
     return "\n".join(f"{name:<{width}} {count:>12,}" for name, count in rows)
 
 
+def build_from(options: argparse.Namespace) -> None:
+    """Build what the command line asks for, and show the funnel.
+
+    Raises:
+        InputError: for bad input.
+    """
+    output: Path = options.output
+    check_output(output, options.overwrite)
+    metadata = metadata_from(options)
+    if options.input is None:
+        from dataset_script.tunes import embedded_scores  # only this branch needs it
+
+        sources = Sources("embedded tunes", "embedded", None, embedded_scores())
+    else:
+        sources = open_all(options.input)
+    limits = Limits(options.max_seconds_per_file, options.max_memory)
+    settings = Settings(options.steps_per_beat, options.num_proc, limits, read_excluded(options.exclude))
+    named = ("metadata", "match_scores", "genres", "exclude")  # without the folders, which are the user's own
+    files = {name: getattr(options, name) and Path(getattr(options, name)).name for name in named}
+    source = None if options.input is None else [Path(given).name for given in options.input]
+    again = {"input": source, **files, "steps_per_beat": options.steps_per_beat, "num_proc": options.num_proc}
+    report = build_dataset(sources, output, settings, metadata, options.overwrite, again)
+    print(funnel(report))
+    print(f"\n{output}: load it with datasets.load_dataset({str(output)!r})")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0, or 2 after one line about bad input."""
     options = parse_arguments(arguments)
-    output: Path = options.output
-    try:
-        check_output(output, options.overwrite)
-        genres = genres_from(options)
-        if options.input is None:
-            from dataset_script.tunes import embedded_scores  # only this branch needs it
-
-            sources = Sources("embedded tunes", "embedded", None, embedded_scores())
-        else:
-            sources = open_sources(options.input)
-        limits = Limits(options.max_seconds_per_file, options.max_memory)
-        settings = Settings(options.steps_per_beat, options.num_proc, limits, read_excluded(options.exclude))
-        named = ("metadata", "match_scores", "genres", "exclude")  # without the folders, which are the user's own
-        files = {name: getattr(options, name) and Path(getattr(options, name)).name for name in named}
-        source = None if options.input is None else Path(options.input).name
-        again = {"input": source, **files, "steps_per_beat": options.steps_per_beat, "num_proc": options.num_proc}
-        report = build_dataset(sources, output, settings, genres, options.overwrite, again)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    print(funnel(report))
-    print(f"\n{output}: load it with datasets.load_dataset({str(output)!r})")
-    return 0
+    return run_command(build_from, options, stopped="stopped; the same command goes on from here")
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ import yaml
 from datasets import List
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 
-from dataset_script import extraction, features, near_duplicates, parquet_files
-from dataset_script.schema import COLUMN_DESCRIPTIONS, FEATURES
+from dataset_script import configs, extraction, features, line_quality, near_duplicates, parquet_files
+from dataset_script.lead_score import read_weights
+from dataset_script.schema import COLUMN_DESCRIPTIONS, FEATURES, FILE_COLUMN_DESCRIPTIONS, FILES_FEATURES
 from rendering.histograms import Histogram, percent, write_histograms
 from rendering.palette import PALETTES
 
@@ -184,8 +185,60 @@ def rebuild_command(report: Mapping[str, Any]) -> str:
         if value is True:
             words.append(f"--{name}")
         elif value is not None and value is not False:
-            words += [f"--{name}", str(value)]
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return shlex.join(words)
+
+
+def title_of(report: Mapping[str, Any]) -> str:
+    """Return what the card calls the data set."""
+    of = {"lakh": " of the Lakh MIDI Dataset", "tunes": " of public-domain tunes", "files": ""}
+    return "Melody lines" + of[source_of(report["input"])]
+
+
+def yaml_head(report: Mapping[str, Any]) -> str:
+    """Write the card's head, which the Hub and `load_dataset` read: licence, tasks, configurations and their splits.
+
+    `license` and `description` stand beside the features of each configuration too, so that its `info` has them.
+    """
+    source = source_of(report["input"])
+    licence = {"lakh": "cc-by-4.0", "tunes": "apache-2.0", "files": "other"}[source]
+    about = {"license": licence} | ({"license_name": "that-of-the-input-files"} if source == "files" else {})
+    head: dict[str, Any] = {
+        "pretty_name": title_of(report),
+        **about,
+        "language": ["zxx"],  # no linguistic content
+        "task_categories": ["other"],  # the Hub has no task for notes
+        "task_ids": [],
+        "annotations_creators": ["machine-generated"],
+        "language_creators": ["found"],
+        "multilinguality": ["other-music"],
+        "source_datasets": ["extended|other-lakh-midi-dataset" if source == "lakh" else "original"],
+        "size_categories": [size_category(report["statistics"]["all"]["lines"])],
+        "tags": ["music", "midi", "symbolic-music", "melody"],
+        "configs": [],
+        "dataset_info": [],
+    }
+    for name, splits in report["configs"].items():
+        folder = configs.LINES_FOLDER if name == "lines" else name
+        paths = [{"split": split, "path": f"{folder}/{split}-*.parquet"} for split in splits]
+        config = {"config_name": name, "version": report["version"], "data_files": paths}
+        head["configs"].append(config | ({"default": True} if name == "lines" else {}))
+        columns = FILES_FEATURES if name == "files" else FEATURES
+        head["dataset_info"].append(
+            {
+                "config_name": name,
+                "description": f"{title_of(report)}: {configs.DESCRIPTIONS[name]}.",
+                "license": licence,
+                "features": columns._to_yaml_list(),  # as `push_to_hub` writes them
+                "splits": [
+                    {"name": split, "num_bytes": counts["bytes"], "num_examples": counts["rows"]}
+                    for split, counts in splits.items()
+                ],
+                "download_size": sum(counts["file_bytes"] for counts in splits.values()),
+                "dataset_size": sum(counts["bytes"] for counts in splits.values()),
+            }
+        )
+    return yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=120).rstrip()
 
 
 def bibtex() -> str:
@@ -270,7 +323,13 @@ def render_card(report: Mapping[str, Any]) -> str:
         report=report,
         statistics=report["statistics"],
         source=source_of(report["input"]),
-        size_category=size_category(report["statistics"]["all"]["lines"]),
+        head=yaml_head(report),
+        title=title_of(report),
+        configs=report["configs"],
+        config_descriptions=configs.DESCRIPTIONS,
+        floor=read_weights()["floor"],
+        line_quality=line_quality,
+        file_columns=[(name, type_name(kind), FILE_COLUMN_DESCRIPTIONS[name]) for name, kind in FILES_FEATURES.items()],
         columns=[(name, type_name(kind), COLUMN_DESCRIPTIONS[name]) for name, kind in FEATURES.items()],
         lengths=lengths(report["statistics"]["histograms"]["bars"]),
         listed=LISTED,

@@ -31,7 +31,7 @@ from dataset_script.extraction import Lines, extract_lines
 from dataset_script.features import KEY_NAMES
 from dataset_script.line_quality import FIGURES
 from dataset_script.midi_notes import FileNotes, UnreadableMidiError, read_notes
-from dataset_script.midi_sources import InputError, MidiSource
+from dataset_script.midi_sources import InputError, MidiSource, UnreadableFileError, read_content
 from dataset_script.near_duplicates import groups
 
 CHUNK_FILES = 64
@@ -39,7 +39,9 @@ BATCH_NOTES = 1 << 17  # files are extracted together until they have more notes
 PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process gets when its parent ends
 OUT_OF_MEMORY = 3  # exit code
 NO_LINE = "no melody line"
+SAME_CONTENT = "same content as another file"
 FINGERPRINTS = ("signatures", "stretches")  # hashes of a file for the search for near-duplicates
+FILE_FIGURES = {"lead_score": pa.float32, "has_lead": pa.bool_, "grid_fit": pa.float32, "has_time_signature": pa.bool_}
 LINE_FIGURES = (*FIGURES, "quality")
 MEBIBYTE = 1 << 20
 # A forked process has the compiled loops (`load_kernels`); where forking is unsafe or unknown, each loads them anew.
@@ -113,8 +115,9 @@ def process_chunk(
     """Extract the melody lines of a chunk of files and write its two Arrow files.
 
     The first holds the lines (see `lines_table`); it is not written if there are none. The second has name, md5, reason
-    (why there are no notes, null where there are some), is_melodic, signatures and stretches (hashes for the search for
-    near-duplicates) of each file, and the counts of tracks, lines and notes as JSON in its metadata.
+    (why there are no notes, null where there are some), is_melodic, those of `FILE_FIGURES`, signatures and stretches
+    (hashes for the search for near-duplicates) of each file, and the counts of tracks, lines and notes as JSON in its
+    metadata.
 
     Args:
         sources: the files.
@@ -132,13 +135,11 @@ def process_chunk(
         reason, digest = given_up.get(name), None
         if reason is None:
             try:
-                data = content if isinstance(content, bytes) else content.read_bytes()
+                data = read_content(content)
                 digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
                 found = read_notes(data, steps_per_beat)
-            except UnreadableMidiError as error:
+            except (UnreadableMidiError, UnreadableFileError) as error:
                 reason = str(error)
-            except OSError:
-                reason = "cannot be opened"
             else:
                 if batch_notes > BATCH_NOTES:
                     batches.append([])
@@ -153,6 +154,7 @@ def process_chunk(
     fingerprints = {
         name: ([np.empty(0, dtype=np.uint64)], np.zeros(len(sources), dtype=np.int32)) for name in FINGERPRINTS
     }
+    about = {name: np.full(len(sources), np.nan) for name in FILE_FIGURES}
     tables = []
     tracks, dropped, displacement_steps = Counter(), Counter(), 0.0
     for batch in batches if readable else []:
@@ -160,6 +162,10 @@ def process_chunk(
         files, readable = np.array(readable[: len(batch)]), readable[len(batch) :]
         lines = extract_lines(batch, steps_per_beat)
         is_melodic[files[lines.file]] = True
+        about["grid_fit"][files] = lines.file_grid_fit
+        about["has_time_signature"][files] = [item.has_time_signature for item in batch]
+        about["has_lead"][files] = np.bincount(lines.file, lines.is_lead, len(files)) > 0
+        np.fmax.at(about["lead_score"], files[lines.file], lines.lead_score)
         for name, (hashes, lengths) in fingerprints.items():
             values, of_file = getattr(lines, name)
             hashes.append(values)
@@ -176,6 +182,10 @@ def process_chunk(
             "md5": pa.array(md5, pa.string()),
             "reason": pa.array(reasons, pa.string()),
             "is_melodic": pa.array(is_melodic),
+            **{
+                name: pa.array(about[name], kind(), from_pandas=True)  # not a number where the file could not be read
+                for name, kind in FILE_FIGURES.items()
+            },
             **{
                 name: pa.ListArray.from_arrays(
                     pa.array(np.append(0, np.cumsum(lengths)), pa.int32()), pa.array(np.concatenate(hashes))
@@ -362,6 +372,11 @@ def read_arrow(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     return pa.ipc.open_file(content, options=pa.ipc.IpcReadOptions(included_fields=fields)).read_all()
 
 
+def file_files(work: Path) -> list[Path]:
+    """Return the Arrow files about the files of all chunks that `process_all` left in a folder and those below it."""
+    return sorted(work.rglob(f"*{FILES_SUFFIX}"))
+
+
 def line_files(work: Path) -> list[Path]:
     """Return the Arrow files with the lines of all chunks that `process_all` left in a folder and those below it."""
     return sorted(work.rglob(f"*{LINES_SUFFIX}"))
@@ -373,7 +388,7 @@ def harvest(work: Path) -> Harvest:
     unreadable: list[tuple[str, str]] = []
     tracks, dropped = Counter(), Counter()
     files = notes = displacement_steps = 0
-    for path in sorted(work.rglob(f"*{FILES_SUFFIX}")):
+    for path in file_files(work):
         chunk = read_arrow(path).combine_chunks()
         count = json.loads((chunk.schema.metadata or {})[b"counts"])
         tracks.update(count["tracks"])

@@ -22,7 +22,7 @@ from dataset_script.lead_calibration import calibration_error, cross_fitted, fit
 from dataset_script.lead_score import name_hint
 from dataset_script.line_quality import FIGURES, WEIGHTS_PATH, quality_columns
 from dataset_script.midi_notes import UnreadableMidiError, read_notes
-from dataset_script.midi_sources import InputError, MidiSource, open_sources
+from dataset_script.midi_sources import InputError, MidiSource, UnreadableFileError, open_sources, read_content
 
 
 def columns_of(lines: Lines) -> np.ndarray:
@@ -46,10 +46,10 @@ def read_lines(sources: chain[MidiSource], groups: dict[str, str]) -> tuple[np.n
         for chunk in iter(lambda: list(islice(sources, CHUNK_FILES)), []):
             files, md5 = [], []
             for _, content in chunk:
-                data = content if isinstance(content, bytes) else content.read_bytes()
                 try:
+                    data = read_content(content)
                     files.append(read_notes(data, STEPS_PER_BEAT))
-                except UnreadableMidiError:
+                except (UnreadableMidiError, UnreadableFileError):
                     continue
                 md5.append(hashlib.md5(data, usedforsecurity=False).hexdigest())
             progress.update(len(chunk))
@@ -87,8 +87,8 @@ def fit_quality(columns: np.ndarray, is_tune: np.ndarray, group: np.ndarray) -> 
     linear, square = np.split(fitted[:-1], 2)
     names = list(quality_columns(dict.fromkeys(FIGURES, np.ones(0)), np.ones(0), np.ones(0)))
     content = {
-        "how": "logistic regression of lines of tracks named as the tune against those of tracks named as accompaniment, "
-        "names hidden. Written by dataset_script.fit_line_quality",
+        "how": "logistic regression of lines of tracks named as the tune against those of tracks named as "
+        "accompaniment, names hidden. Written by dataset_script.fit_line_quality",
         "lines": {"tune": int(is_tune.sum()), "accompaniment": int((~is_tune).sum())},
         "bias": round(float(fitted[-1]), 6),
         "figures": {

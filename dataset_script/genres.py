@@ -1,4 +1,4 @@
-"""The genre of each MIDI file: from a table of metadata, or from the Million Song Dataset tracks that match it."""
+"""The genre and the song of each MIDI file: from a table, or from the Million Song Dataset tracks that match it."""
 
 from __future__ import annotations
 
@@ -60,6 +60,37 @@ def genres_from(options: GenreOptions) -> dict[str, str]:
     if options.metadata:
         found |= read_metadata(Path(options.metadata))
     return found
+
+
+def metadata_from(options: GenreOptions) -> dict[str, dict[str, str]]:
+    """Return what is known of each file, by md5: `genre`, `title`, `artist` and `msd_id`, those that there are.
+
+    Raises:
+        InputError: as `genres_from`.
+    """
+    found: dict[str, dict[str, str]] = {md5: {"genre": genre} for md5, genre in genres_from(options).items()}
+    if options.match_scores:
+        for md5, track in best_matches(Path(options.match_scores)).items():
+            found.setdefault(md5, {})["msd_id"] = track
+    if options.metadata:
+        for md5, song in read_songs(Path(options.metadata)).items():
+            found.setdefault(md5, {}).update(song)
+    return found
+
+
+def read_songs(metadata: Path) -> dict[str, dict[str, str]]:
+    """Read title, artist and track of the Million Song Dataset of each file from a CSV file, where it has them.
+
+    Raises:
+        InputError: if the file cannot be read.
+    """
+    with reading(metadata, "a CSV file", "--metadata"), metadata.open(newline="", encoding="utf-8-sig") as lines:
+        songs = {}
+        for row in csv.DictReader(lines):
+            tracks = MSD_TRACK_ID.findall(row.get("msd_ids") or row.get("msd_id") or "")
+            song = {"title": row.get("title"), "artist": row.get("artist"), "msd_id": tracks[0] if tracks else None}
+            songs[row["md5"]] = {name: value for name, value in song.items() if value}
+    return songs
 
 
 @contextmanager
@@ -128,6 +159,11 @@ def read_match_scores(match_scores: Path, genre_list: Path) -> dict[str, str]:
         InputError: if a file cannot be read or is built differently.
     """
     genres = read_genre_list(genre_list)
+    return {md5: genres[track] for md5, track in best_matches(match_scores).items() if track in genres}
+
+
+def best_matches(match_scores: Path) -> dict[str, str]:
+    """Return the track of the Million Song Dataset that matches each file best, by md5, see `read_match_scores`."""
     with reading(match_scores, "JSON", "--match_scores"):
         tracks = json.loads(match_scores.read_bytes())
     if not isinstance(tracks, dict) or not tracks:
@@ -148,4 +184,4 @@ def read_match_scores(match_scores: Path, genre_list: Path) -> dict[str, str]:
                 )
             if md5 not in best or score > best[md5][0]:  # tracks come in order, so equal ones leave the smallest id
                 best[md5] = score, track
-    return {md5: genres[track] for md5, (_, track) in best.items() if track in genres}
+    return {md5: track for md5, (_, track) in best.items()}

@@ -16,7 +16,7 @@ from dataset_script.extraction import extract_lines
 from dataset_script.lead_score import design, name_hint
 from dataset_script.midi_notes import UnreadableMidiError, read_notes
 from dataset_script.midi_reader import read_events
-from dataset_script.midi_sources import InputError, MidiSource
+from dataset_script.midi_sources import InputError, MidiSource, UnreadableFileError, read_content
 from dataset_script.voices import join_voices
 
 STEPS_PER_BEAT = 4
@@ -176,12 +176,12 @@ def read_chunk(chunk: list[MidiSource], name: str, groups: dict[str, str], seen:
         if name == "POP909" and not song:
             continue
         try:
-            data = content if isinstance(content, bytes) else content.read_bytes()
+            data = read_content(content)
             md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
             if md5 in seen:
                 continue
             file = read_notes(data, STEPS_PER_BEAT)
-        except (UnreadableMidiError, OSError):
+        except (UnreadableMidiError, UnreadableFileError):
             continue  # the report of dataset_script.build lists them
         seen.add(md5)
         files.append(file)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from dataset_script.build import Settings, build_dataset, program_fingerprint
 from dataset_script.download import LAKH_FILES, fetch
-from dataset_script.genres import genres_from
+from dataset_script.genres import metadata_from
 from dataset_script.midi_sources import InputError, open_sources
 from dataset_script.schema import FEATURES, SPLITS
 from dataset_script.windows import windows
@@ -179,7 +179,7 @@ class LakhMelodies(datasets.GeneratorBasedBuilder):
                 steps_per_beat=config.steps_per_beat or Settings.steps_per_beat,
                 num_proc=config.num_proc or options.num_proc or Settings.num_proc,
             )
-            build_dataset(open_sources(str(source)), built, settings, genres_from(config))
+            build_dataset(open_sources(str(source)), built, settings, metadata_from(config))
         return built
 
     def _generate_examples(self, files: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:

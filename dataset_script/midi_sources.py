@@ -7,7 +7,7 @@ import hashlib
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +21,61 @@ GZIP_MAGIC = b"\x1f\x8b"
 INFLATE_ERRORS: tuple[type[Exception], ...] = (zlib.error, isal_zlib.error)  # pyright: ignore[reportAssignmentType]
 MIDI_SUFFIXES = (".mid", ".midi", ".kar")
 
-MidiSource = tuple[str, "bytes | Path"]
-"""Name of a MIDI file, and its content or the path to read it from."""
+MAX_FILE_BYTES = 32 << 20  # of a MIDI file; the largest of Lakh has 5 MiB
+MAX_HEADER_BYTES = 1 << 20  # of a long name in an archive
+
+MidiSource = tuple[str, "bytes | Path | Fault"]
+"""Name of a MIDI file, and its content, the path to read it from, or why it is not read."""
 
 
 class InputError(UserError, ValueError):
     """Bad input from the user; the message says in one line what and how to mend it."""
+
+
+class Fault(str):
+    """The reason for leaving a file out that is not even read."""
+
+    __slots__ = ()
+
+
+class UnreadableFileError(ValueError):
+    """A file that is not read; the message is the reason under which the funnel counts it."""
+
+
+TOO_LARGE = Fault(f"larger than {MAX_FILE_BYTES >> 20} MiB")
+
+
+def read_content(content: bytes | Path | Fault) -> bytes:
+    """Return the bytes of a MIDI file.
+
+    Raises:
+        UnreadableFileError: if it is too large or cannot be opened.
+    """
+    if isinstance(content, Fault):
+        raise UnreadableFileError(content)
+    if isinstance(content, bytes):
+        return content
+    try:
+        if content.stat().st_size > MAX_FILE_BYTES:
+            raise UnreadableFileError(TOO_LARGE)
+        return content.read_bytes()
+    except OSError as error:
+        raise UnreadableFileError("cannot be opened") from error
+
+
+def printable(name: str) -> str:
+    """Return a file's name as UTF-8 can write it: bytes that are none, as in names of old archives, are spelled out."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+class CappedTarInfo(tarfile.TarInfo):
+    """A member of an archive whose long name, which tarfile reads into memory at once, cannot fill it."""
+
+    def _proc_member(self, tarfile_: tarfile.TarFile) -> Any:
+        is_header = self.type in (*tarfile.GNU_TYPES, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+        if is_header and self.type != tarfile.GNUTYPE_SPARSE and self.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        return super()._proc_member(tarfile_)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def is_midi_name(name: str) -> bool:
@@ -66,12 +115,12 @@ def open_sources(given: str) -> Sources:
     if path.is_dir():
         return listed(path.name, in_folder(path))
     if path.is_file():
-        return listed(path.name, [(path.name, path)]) if is_midi_name(path.name) else open_archive(path)
+        return listed(path.name, [(printable(path.name), path)]) if is_midi_name(path.name) else open_archive(path)
     if path.exists():
         raise InputError(f"{given} is neither a file nor a folder; give an archive, a folder, a glob or a .mid file")
     if glob.has_magic(given):
         matches = [Path(match) for match in sorted(glob.glob(given, recursive=True))]  # noqa: PTH207 (may be absolute)
-        found = [(str(match), match) for match in matches if match.is_file() and is_midi_name(match.name)]
+        found = [(printable(str(match)), match) for match in matches if match.is_file() and is_midi_name(match.name)]
         if not found:
             raise InputError(f"no MIDI file matches {given}; put the glob in quotes and let it end in .mid")
         return listed(given, found)
@@ -80,11 +129,35 @@ def open_sources(given: str) -> Sources:
     )
 
 
+def open_all(given: Sequence[str]) -> Sources:
+    """Make sources of one or several inputs, one after the other.
+
+    Raises:
+        InputError: as `open_sources`.
+    """
+    parts = [open_sources(one) for one in given]
+    if len(parts) == 1:
+        return parts[0]
+    files = [part.files for part in parts]
+    known = sum(count for count in files if count is not None) if None not in files else None
+    name, fingerprint = (" + ".join(getattr(part, key) for part in parts) for key in ("name", "fingerprint"))
+    sources = Sources(name, fingerprint, known, iter(()))
+
+    def stream() -> Iterator[MidiSource]:
+        for part in parts:
+            for source in part:
+                sources.share_read = sum(one.share_read for one in parts) / len(parts)
+                yield source
+
+    sources.stream = stream()
+    return sources
+
+
 def listed(name: str, files: list[tuple[str, Path]]) -> Sources:
     """Make sources of files on disk."""
     hashed = hashlib.blake2b(digest_size=16)
     for file, path in files:
-        hashed.update(f"{file}\0{stamp(path)}\n".encode(errors="surrogateescape"))
+        hashed.update(f"{file}\0{stamp(path)}\n".encode())
     return Sources(name, hashed.hexdigest(), len(files), iter(files))
 
 
@@ -106,7 +179,7 @@ def in_folder(folder: Path) -> list[tuple[str, Path]]:
     found = sorted(path for path in folder.rglob("*") if is_midi_name(path.name) and path.is_file())
     if not found:
         raise InputError(f"no .mid, .midi or .kar file in {folder} or below; give the folder that holds the MIDI files")
-    return [(path.relative_to(folder).as_posix(), path) for path in found]
+    return [(printable(path.relative_to(folder).as_posix()), path) for path in found]
 
 
 def open_archive(archive: Path) -> Sources:
@@ -137,16 +210,21 @@ def in_archive(archive: Path, sources: Sources) -> Iterator[MidiSource]:
             if is_gzip:  # ISA-L inflates three times as fast as zlib, and in a thread of its own
                 inflated: Any = igzip_threaded.open(cast("Any", raw), "rb", threads=1)  # its stubs know only paths
                 content = opened.enter_context(inflated)
-            stream = opened.enter_context(tarfile.open(fileobj=content, mode="r|" if is_gzip else "r|*"))
+            stream = opened.enter_context(
+                tarfile.open(fileobj=content, mode="r|" if is_gzip else "r|*", tarinfo=CappedTarInfo)
+            )
             is_open = True
             for member in stream:
                 if member.isfile() and is_midi_name(member.name):
+                    found = True
+                    if member.size > MAX_FILE_BYTES:  # passed over without being read into memory
+                        yield printable(member.name), TOO_LARGE
+                        continue
                     extracted = stream.extractfile(member)
                     assert extracted is not None  # a regular file has content
                     data = extracted.read()
-                    found = True
                     sources.share_read = raw.tell() / size
-                    yield member.name, data
+                    yield printable(member.name), data
     except (tarfile.TarError, EOFError, OSError, *INFLATE_ERRORS) as error:
         if not is_open and isinstance(error, tarfile.TarError):
             raise InputError(f"{archive} is no tar archive; give a .tar.gz, a folder or a .mid file") from error

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,14 @@ from dataset_script.schema import FEATURES, SPLITS
 VALIDATION_FROM, TEST_FROM = 0.8, 0.9
 LINES_PER_FILE = 25_000
 LINES_PER_ROW_GROUP = 5_000
-DICTIONARY_COLUMNS = ["md5", "time_signature", "key", "group", "genre"]
+DICTIONARY_COLUMNS = ["md5", "time_signature", "key", "group", "genre", "title", "artist", "msd_id"]
+PARQUET: dict[str, Any] = {
+    "use_dictionary": DICTIONARY_COLUMNS,
+    "column_encoding": {"start.list.element": "DELTA_BINARY_PACKED"},
+    "compression": "zstd",
+    "write_page_index": True,  # the Hub's viewer reads single pages by it
+}
+METADATA_COLUMNS = ("genre", "title", "artist", "msd_id")
 
 
 def split_of(group: str) -> str:
@@ -79,7 +87,7 @@ def write_splits(
     table: pa.Table,
     rows: np.ndarray,
     group: Mapping[str, str],
-    genre: Mapping[str, str],
+    metadata: Mapping[str, Mapping[str, str]],
     folder: Path,
     threads: int = 1,
 ) -> None:
@@ -89,7 +97,7 @@ def write_splits(
         table: all lines.
         rows: those that stay, in order.
         group: near-duplicate group by md5.
-        genre: genre by md5, where known.
+        metadata: genre, title, artist and track of the Million Song Dataset by md5, where known.
         folder: where to write.
         threads: number of files to write at a time.
     """
@@ -101,7 +109,7 @@ def write_splits(
             pieces = [chosen[at : at + LINES_PER_FILE] for at in range(0, len(chosen), LINES_PER_FILE)]
             for number, piece in enumerate(pieces):
                 path = folder / f"{name}-{number:05d}-of-{len(pieces):05d}.parquet"
-                written.append(pool.submit(write_lines, table, piece, group, genre, path))
+                written.append(pool.submit(write_lines, table, piece, group, metadata, path))
         for future in written:
             future.result()
 
@@ -114,24 +122,45 @@ def rows_of_splits(table: pa.Table, rows: np.ndarray, group: Mapping[str, str]) 
 
 
 def write_lines(
-    table: pa.Table, rows: np.ndarray, group: Mapping[str, str], genre: Mapping[str, str], path: Path
+    table: pa.Table, rows: np.ndarray, group: Mapping[str, str], metadata: Mapping[str, Mapping[str, str]], path: Path
 ) -> None:
     """Write rows of a table (in one piece) to a Parquet file."""
     schema = FEATURES.arrow_schema
     lines = take_lines(table, rows)
     md5 = lines["md5"].to_pylist()
     lines = lines.append_column("group", pa.array([group[one] for one in md5], pa.string()))
-    lines = lines.append_column("genre", pa.array([genre.get(one) for one in md5], pa.string()))
-    for name in ("title", "artist", "msd_id"):
-        lines = lines.append_column(name, pa.array([None] * len(md5), pa.string()))
-    pq.write_table(
-        lines.select(schema.names).cast(schema),
-        path,
-        row_group_size=LINES_PER_ROW_GROUP,
-        use_dictionary=DICTIONARY_COLUMNS,
-        column_encoding={"start.list.element": "DELTA_BINARY_PACKED"},
-        compression="zstd",
-    )
+    for name in METADATA_COLUMNS:
+        lines = lines.append_column(name, pa.array([metadata.get(one, {}).get(name) for one in md5], pa.string()))
+    pq.write_table(lines.select(schema.names).cast(schema), path, row_group_size=LINES_PER_ROW_GROUP, **PARQUET)
+
+
+def write_parquet(batches: Iterable[pa.RecordBatch], folder: Path, split: str) -> None:
+    """Write batches as the Parquet files of a split, one after the other; a split without rows gets no file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    writer, paths, rows = None, [], LINES_PER_FILE
+    for batch in batches:
+        if not batch.num_rows:
+            continue
+        if rows >= LINES_PER_FILE:
+            if writer:
+                writer.close()
+            paths.append(folder / f"{split}-{len(paths):05d}.unnumbered")
+            names = set(batch.schema.names)
+            encodings = {"column_encoding": PARQUET["column_encoding"]} if "start" in names else {}
+            dictionary = [name for name in DICTIONARY_COLUMNS if name in names]
+            writer = pq.ParquetWriter(
+                paths[-1],
+                batch.schema,
+                **{**PARQUET, "use_dictionary": dictionary, "column_encoding": None, **encodings},
+            )
+            rows = 0
+        assert writer is not None
+        writer.write_batch(batch, row_group_size=LINES_PER_ROW_GROUP)
+        rows += batch.num_rows
+    if writer:
+        writer.close()
+    for number, path in enumerate(paths):
+        path.rename(folder / f"{split}-{number:05d}-of-{len(paths):05d}.parquet")
 
 
 def take_lines(table: pa.Table, rows: np.ndarray) -> pa.Table:

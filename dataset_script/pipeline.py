@@ -27,9 +27,9 @@ from datatrove.executor.ray import RayPipelineExecutor
 from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 
-from dataset_script import build, parquet_files
+from dataset_script import build, configs, parquet_files
 from dataset_script.chunks import Limits, harvest, line_files, process_all, read_arrow, write_arrow
-from dataset_script.genres import genres_from
+from dataset_script.genres import metadata_from
 from dataset_script.midi_sources import InputError, MidiSource, is_midi_name, open_sources
 
 EXAMPLES = """\
@@ -94,15 +94,25 @@ class GroupFiles(PipelineStep):
         work: the folder that `ExtractMelodies` wrote to. Beside each file of lines one with the decisions is written:
             the rows that stay and their groups, and how many go in the metadata.
         source_name: what errors call the input.
+        output: folder of the data set, for its configuration `files`.
         excluded: md5 of the files that are left out.
+        metadata: what is known of the songs, by md5.
     """
 
     name = "Group files"
     type = "Melodies"
 
-    def __init__(self, work: str, source_name: str, excluded: Collection[str]):
+    def __init__(
+        self,
+        work: str,
+        output: str,
+        source_name: str,
+        excluded: Collection[str],
+        metadata: Mapping[str, Mapping[str, str]],
+    ):
         super().__init__()
-        self.work, self.source_name, self.excluded = work, source_name, excluded
+        self.work, self.output, self.source_name = work, output, source_name
+        self.excluded, self.metadata = excluded, dict(metadata)
 
     def run(self, data: object = None, rank: int = 0, world_size: int = 1) -> None:
         """Group all files; a second task has nothing to do."""
@@ -114,6 +124,9 @@ class GroupFiles(PipelineStep):
         paths = line_files(Path(self.work))
         tables = [read_arrow(path, ["melody_id", "md5", "digest", "is_lead"]) for path in paths]
         rows, again = parquet_files.choose_lines(pa.concat_tables(tables), self.excluded)
+        kept = set(pa.concat_tables(tables)["md5"].take(pa.array(rows)).to_pylist())
+        about_files = configs.files_table(Path(self.work), group, kept, self.excluded, self.metadata)
+        configs.write_files(about_files, Path(self.output))
         rows = np.sort(rows)
         bounds = np.append(0, np.cumsum([table.num_rows for table in tables]))
         for number, (path, table) in enumerate(zip(paths, tables, strict=True)):
@@ -130,15 +143,15 @@ class WriteSplits(PipelineStep):
     Args:
         work: the folder that the steps before wrote to.
         output: folder of the data set.
-        genres: genre by md5.
+        metadata: what is known of the songs, by md5.
     """
 
     name = "Write splits"
     type = "Melodies"
 
-    def __init__(self, work: str, output: str, genres: Mapping[str, str]):
+    def __init__(self, work: str, output: str, metadata: Mapping[str, Mapping[str, str]]):
         super().__init__()
-        self.work, self.output, self.genres = work, output, dict(genres)
+        self.work, self.output, self.metadata = work, output, dict(metadata)
 
     def run(self, data: object = None, rank: int = 0, world_size: int = 1) -> None:
         """Write the share of task `rank` of `world_size`."""
@@ -158,7 +171,7 @@ class WriteSplits(PipelineStep):
             if len(chosen):
                 path = folder / f"{split}-{rank:05d}-of-{world_size:05d}.parquet"
                 unfinished = path.with_suffix(".unfinished")
-                parquet_files.write_lines(table, chosen, group, self.genres, unfinished)
+                parquet_files.write_lines(table, chosen, group, self.metadata, unfinished)
                 unfinished.replace(path)
                 self.stat_update(split, value=len(chosen))
 
@@ -190,11 +203,14 @@ class WriteReport(PipelineStep):
         for path in line_files(Path(self.work)):
             again.update(json.loads((read_arrow(path.with_suffix(DECISION_SUFFIX)).schema.metadata or {})[b"again"]))
         output = Path(self.output)
+        configs.write_configs(output)
         report = build.describe(harvest(Path(self.work)), again, self.source_name, output, self.steps_per_beat)
         build.write_report(report | {"datatrove_tasks": self.tasks}, output)
 
 
-def stages(options: argparse.Namespace, genres: Mapping[str, str]) -> list[tuple[str, PipelineStep, int]]:
+def stages(
+    options: argparse.Namespace, metadata: Mapping[str, Mapping[str, str]]
+) -> list[tuple[str, PipelineStep, int]]:
     """Return name, step and number of tasks of each stage."""
     output = Path(options.output)
     work, source_name = str(output.parent / f".{output.name}.work"), Path(options.input).name
@@ -203,17 +219,17 @@ def stages(options: argparse.Namespace, genres: Mapping[str, str]) -> list[tuple
     report = WriteReport(work, str(output), source_name, options.steps_per_beat, options.tasks)
     return [
         ("extract", extraction, options.tasks),
-        ("group", GroupFiles(work, source_name, build.read_excluded(options.exclude)), 1),
-        ("write", WriteSplits(work, str(output), genres), options.tasks),
+        ("group", GroupFiles(work, str(output), source_name, build.read_excluded(options.exclude), metadata), 1),
+        ("write", WriteSplits(work, str(output), metadata), options.tasks),
         ("report", report, 1),
     ]
 
 
-def executors(options: argparse.Namespace, genres: Mapping[str, str]) -> list[PipelineExecutor]:
+def executors(options: argparse.Namespace, metadata: Mapping[str, Mapping[str, str]]) -> list[PipelineExecutor]:
     """Make an executor for each stage, each depending on the one before."""
     logs = Path(options.output).parent / f".{Path(options.output).name}.logs"
     made: list[Any] = []
-    for name, step, tasks in stages(options, genres):
+    for name, step, tasks in stages(options, metadata):
         common: dict[str, Any] = {"pipeline": [step], "tasks": tasks, "logging_dir": str(logs / name)}
         common["depends"] = made[-1] if made else None
         workers = min(tasks, options.workers)
@@ -268,7 +284,7 @@ def main(arguments: list[str] | None = None) -> int:
         if (output / "build.json").exists():
             raise InputError(f"{output} is built already; give --output a new folder")
         next(share_of(options.input, 0, options.tasks), None)  # a wrong input is told before any task starts
-        genres = genres_from(options)
+        metadata = metadata_from(options)
         plan = {
             "input": options.input,
             "tasks": options.tasks,
@@ -283,7 +299,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
         output.parent.mkdir(parents=True, exist_ok=True)
         begun.write_text(json.dumps(plan), encoding="utf-8")
-        executors(options, genres)[-1].run()
+        executors(options, metadata)[-1].run()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -70,4 +70,40 @@ COLUMN_DESCRIPTIONS = {
 }
 """What each column means, in Markdown; the data set's card shows it beside the type."""
 
+FILES_FEATURES = Features(
+    {
+        "name": Value("string"),
+        "md5": Value("string"),
+        "reason": Value("string"),
+        "lead_score": Value("float32"),
+        "has_lead": Value("bool"),
+        "grid_fit": Value("float32"),
+        "has_time_signature": Value("bool"),
+        "group": Value("string"),
+        "split": Value("string"),
+        "genre": Value("string"),
+        "title": Value("string"),
+        "artist": Value("string"),
+        "msd_id": Value("string"),
+    }
+)
+"""Column names and types of the configuration `files`, in this order: a row for every file that was read."""
+
+FILE_COLUMN_DESCRIPTIONS = {
+    "name": "in the input; bytes that are not UTF-8 are spelled out",
+    "md5": "of the content; null where it was not read",
+    "reason": "why no line is of this file; null where one is",
+    "lead_score": "the highest of its tracks with melody lines",
+    "has_lead": "whether that reaches the floor",
+    "grid_fit": "of all its pitched notes",
+    "has_time_signature": "whether it states one",
+    "group": "near-duplicate cluster",
+    "split": "of its lines",
+    "genre": "from the metadata, like the next three",
+    "title": "of the song",
+    "artist": "of the song",
+    "msd_id": "the track of the Million Song Dataset that it matches best",
+}
+"""What each column of the configuration `files` means."""
+
 SPLITS = ("train", "validation", "test")

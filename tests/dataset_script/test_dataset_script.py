@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset_script import features
+from dataset_script import features, line_quality
 from dataset_script.build import main, unfinished_build
 from dataset_script.chunks import lines_table, process_all
 from dataset_script.extraction import extract_lines
@@ -334,6 +334,17 @@ def test_columns_and_types(built):
         "steps_per_beat": "uint8",
         "complexity": "float",
         "group": "string",
+        "grid_fit": "float",
+        "file_grid_fit": "float",
+        "has_time_signature": "bool",
+        "silence": "float",
+        "distinct_bars": "float",
+        "repeated_pitches": "float",
+        "arpeggio": "float",
+        "quality": "float",
+        "title": "string",
+        "artist": "string",
+        "msd_id": "string",
     }
     for path in sorted((built / "out" / "data").iterdir()):
         schema = pq.read_schema(path)
@@ -351,9 +362,8 @@ def test_rows_are_sound(built):
         assert len(set().union(*sets)) == sum(map(len, sets)), f"{column} stands in two splits"
     for row in all_lines(built / "out"):
         assert row["melody_id"].startswith(row["md5"])
-        assert 0 <= row["lead_score"] <= 1
-        assert 0 <= row["complexity"] <= 1
-        assert 0 <= row["key_confidence"] <= 1
+        for name in ("lead_score", "complexity", "key_confidence", "quality", *line_quality.FIGURES):
+            assert 0 <= row[name] <= 1, name
         assert row["key"] in features.KEY_NAMES
         assert row["group"] <= row["md5"]
         assert len(row["pitch"]) == len(row["start"]) == len(row["duration"])

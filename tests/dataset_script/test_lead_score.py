@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from dataset_script import fit_lead_score, lead_score
-from dataset_script.fit_lead_score import Tracks
-from dataset_script.lead_score import TRACK_FEATURES, lead_scores, name_hint, track_features
+from dataset_script.labelled_tracks import Tracks, is_named_tune
+from dataset_script.lead_score import TRACK_FEATURES, lead_scores, name_hint, track_features, utilities
 
 COLUMN = {name: place for place, name in enumerate(TRACK_FEATURES)}
 RELATIONS = [COLUMN[name] for name in lead_score.RELATIONS]
@@ -186,42 +186,52 @@ class TestLeadScores:
     @pytest.mark.parametrize("turn", range(4))
     def test_finds_a_tune_among_bass_arpeggio_and_pad_wherever_it_is(self, turn):
         tracks = [self.TUNE, self.BASS, self.ARPEGGIO, self.HIGH_PAD]
-        scores = lead_scores(describe([tracks[-turn:] + tracks[:-turn]]), np.zeros(4, dtype=np.int64), np.zeros(4))
+        scores = utilities(describe([tracks[-turn:] + tracks[:-turn]]), np.zeros(4, dtype=np.int64), np.zeros(4))
         assert scores.argmax() == turn
 
     def test_names_raise_and_lower(self, files):
         features = describe(files)
         program = np.zeros(len(features), dtype=np.int64)
-        lower, plain, higher = (
-            lead_scores(features, program, np.full(len(features), hint)) for hint in (-1.0, 0.0, 1.0)
-        )
+        lower, plain, higher = (utilities(features, program, np.full(len(features), hint)) for hint in (-1.0, 0.0, 1.0))
         assert (lower < plain).all()
         assert (plain < higher).all()
 
     def test_programs_count(self):
         features = np.repeat(describe([[self.TUNE]]), 2, axis=0)
-        reed, guitar = lead_scores(features, np.array([65, 27]), np.zeros(2))
+        reed, guitar = utilities(features, np.array([65, 27]), np.zeros(2))
         assert reed > guitar
 
     def test_lie_between_0_and_1_whatever_the_features(self):
         rng = np.random.default_rng(5)
         features = rng.standard_cauchy((10_007, len(TRACK_FEATURES))) * 1_000
-        scores = lead_scores(features, rng.integers(0, 128, 10_007), rng.integers(-1, 2, 10_007).astype(float))
-        assert ((scores > 0) & (scores < 1)).all()
+        utility = utilities(features, rng.integers(0, 128, 10_007), rng.integers(-1, 2, 10_007).astype(float))
+        files = np.append(np.arange(0, 10_007, 3), 10_007)
+        scores = lead_scores(utility, rng.random(10_007) < 0.7, files)
+        assert ((scores >= 0) & (scores <= 1)).all()
+        for first, last in pairwise(files):  # the order in a file is that of the utility
+            order = np.argsort(utility[first:last])
+            assert (np.diff(scores[first:last][order]) >= 0).all()
+
+    def test_rivals_lower_a_score_and_those_without_lines_do_not(self):
+        utility, files = np.array([0.7, -0.2, 0.4]), np.array([0, 3])
+        alone, with_rivals, with_one = (
+            lead_scores(utility, np.array(competes), files)[0]
+            for competes in ([True, False, False], [True, True, True], [True, True, False])
+        )
+        assert alone > with_one > with_rivals
 
     def test_equal_tracks_have_equal_scores_in_any_batch(self, files):
         features = describe(files)
         program = np.arange(len(features)) % 128
         hints = np.zeros(len(features))
-        together = lead_scores(np.repeat(features, 3, axis=0), np.repeat(program, 3), np.repeat(hints, 3))
-        singly = [
-            lead_scores(features[k : k + 1], program[k : k + 1], hints[k : k + 1])[0] for k in range(len(features))
-        ]
+        together = utilities(np.repeat(features, 3, axis=0), np.repeat(program, 3), np.repeat(hints, 3))
+        singly = [utilities(features[k : k + 1], program[k : k + 1], hints[k : k + 1])[0] for k in range(len(features))]
         assert together.tolist() == np.repeat(singly, 3).tolist()
 
     def test_no_tracks(self):
         empty = np.zeros(0)
-        assert lead_scores(np.zeros((0, len(TRACK_FEATURES))), empty.astype(np.int64), empty).shape == (0,)
+        assert utilities(np.zeros((0, len(TRACK_FEATURES))), empty.astype(np.int64), empty).shape == (0,)
+        assert lead_scores(empty, empty.astype(bool), np.zeros(1, dtype=np.int64)).shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +248,7 @@ def test_name_hint(name, hint):
      ("Backing Vocals", False), ("misleading", False), ("Voice", True), ("Voice Oohs", False)],
 )  # fmt: skip
 def test_names_that_label(name, is_tune):
-    assert fit_lead_score.is_named_tune(name) == is_tune
+    assert is_named_tune(name) == is_tune
 
 
 class TestFit:
@@ -283,7 +293,7 @@ class TestFit:
         file = given.pop("file")
         zeros = np.zeros(len(file))
         values = {"features": np.zeros((len(file), 1)), "program": zeros, "hint": zeros, "is_label": zeros > 0,
-                  "has_lines": zeros == 0, "group": np.arange(file[-1] + 1).astype(str)}  # fmt: skip
+                  "is_sung": zeros > 0, "has_lines": zeros == 0, "group": np.arange(file[-1] + 1).astype(str)}  # fmt: skip
         return Tracks(**{**values, "file": file, **given})
 
     def test_names_weigh_what_their_frequencies_say(self):

@@ -8,6 +8,8 @@ import pytest
 from symusic import Note, Score, Tempo, TimeSignature, Track
 
 from benchmarks import near_duplicates as benchmark
+from dataset_script.extraction import Batch
+from dataset_script.midi_notes import read_notes
 from dataset_script.near_duplicates import (
     MAX_HASHES,
     MAX_NEIGHBOURS,
@@ -22,7 +24,10 @@ from dataset_script.near_duplicates import (
     groups,
     line_runs,
     near_duplicate_lines,
+    outlines,
     signatures,
+    stretches,
+    verified_pairs,
 )
 
 MASK = 2**64 - 1
@@ -112,6 +117,11 @@ def material_of(files):
     return [hashes[file == index] for index in range(len(files))]
 
 
+def stretches_of(files):
+    hashes, file = stretches(*flat(files))
+    return [hashes[file == index] for index in range(len(files))]
+
+
 def sets(material):
     return [set(item.tolist()) for item in material]
 
@@ -161,7 +171,8 @@ def test_line_runs_equal_plain_python():
 def test_no_file_and_no_line_have_no_hashes():
     assert [len(item) for item in signatures(*flat([]))] == [0, 0]
     assert [item.tolist() for item in line_runs(*flat([])[:3])] == [[], [0]]
-    assert groups([]) == []
+    assert [len(item) for item in stretches(*flat([]))] == [0, 0]
+    assert groups([], []) == []
 
 
 def test_signatures_do_not_depend_on_key_tempo_and_order():
@@ -202,17 +213,61 @@ def test_copies_are_grouped_and_strangers_are_not():
     random = np.random.default_rng(6)
     tunes = [[random_line(random) for _ in range(3)] for _ in range(31)]
     copy = [[(pitch + 3, start) for pitch, start in line[:70]] for line in tunes[7][:2]]
-    assert groups(material_of([*tunes, copy])) == [*range(31), 7]
+    files = [*tunes, copy]
+    assert groups(material_of(files), stretches_of(files)) == [*range(31), 7]
+
+
+def test_no_common_stretch_no_link():
+    random = np.random.default_rng(13)
+    line = random_line(random, 240)
+    pieces = [line[at : at + 11] for at in range(0, 220, 11)]  # runs of 8 notes in common, and no 16 in one piece
+    patchwork = [
+        (pitch, 4 * number) for number, (pitch, _) in enumerate(note for piece in pieces[::-1] for note in piece)
+    ]
+    files = [[line], [patchwork]]
+    assert find_pairs(material_of(files)) == [(0, 1)]
+    assert verified_pairs(material_of(files), stretches_of(files)) == []
+    assert verified_pairs(material_of([[line], [line[:100]]]), stretches_of([[line], [line[:100]]])) == [(0, 1)]
+
+
+@pytest.mark.parametrize("place", [0, 3, 17, 40])
+def test_any_32_notes_in_common_are_a_common_stretch(place):
+    random = np.random.default_rng(14)
+    one, other = random_line(random, 90), random_line(random, 90)
+    shared = [(pitch + 5, start) for pitch, start in one[place : place + 32]]
+    mixed = [(pitch, number) for number, (pitch, _) in enumerate(other[:31] + shared + other[31:])]
+    fine = [[(pitch, 2 * step) for step, (pitch, _) in enumerate(line)] for line in (one, mixed)]  # no coarser reading
+    first, second = stretches_of([[fine[0]], [fine[1]]])
+    assert np.isin(first, second).any()
+
+
+def test_top_and_bottom_line_do_not_depend_on_tracks():
+    random = np.random.default_rng(15)
+    right = [(480 * beat, 480, int(pitch)) for beat, pitch in enumerate(random.integers(64, 88, 64))]
+    left = [(480 * beat, 480, int(pitch)) for beat, pitch in enumerate(random.integers(36, 60, 64))]
+    found = []
+    for tracks in ([right, left], [sorted(right + left)]):
+        score = Score(480)
+        for notes in tracks:
+            track = Track(program=0)
+            track.notes.extend([Note(start, length, pitch, 90) for start, length, pitch in notes])
+            score.tracks.append(track)
+        batch = Batch([read_notes(score.dumps_midi(), 4)])
+        pitch, start, offsets = outlines(batch.packed, batch.file_notes, batch.stretches)
+        found.append([values.tolist() for values in (pitch, start, offsets)])
+    assert found[0] == found[1]
+    assert found[0][0] == [pitch for *_, pitch in right] + [pitch for *_, pitch in left]
 
 
 def test_groups_do_not_depend_on_the_order_of_files():
     random = np.random.default_rng(7)
     tunes = [[random_line(random) for _ in range(2)] for _ in range(11)]
-    material = material_of([*tunes, *([line[:60] for line in tune] for tune in tunes[:5])])
-    group = groups(material)
+    files = [*tunes, *([line[:60] for line in tune] for tune in tunes[:5])]
+    material, stretch = material_of(files), stretches_of(files)
+    group = groups(material, stretch)
     assert len(set(group)) == 11
     order = random.permutation(len(material))
-    shuffled = groups([material[index] for index in order])
+    shuffled = groups([material[index] for index in order], [stretch[index] for index in order])
     together = {(one, other) for one, other in combinations(range(16), 2) if group[one] == group[other]}
     place = np.argsort(order)
     assert together == {
@@ -230,14 +285,16 @@ def test_what_many_files_share_links_none_of_them():
 
 
 def test_more_copies_than_are_compared_with_each_other_are_one_group():
-    [whole] = material_of([[random_line(np.random.default_rng(9))]])
-    assert groups([whole] * (3 * MAX_NEIGHBOURS)) == [0] * (3 * MAX_NEIGHBOURS)
+    file = [random_line(np.random.default_rng(9))]
+    [whole], [stretch] = material_of([file]), stretches_of([file])
+    assert groups([whole] * (3 * MAX_NEIGHBOURS), [stretch] * (3 * MAX_NEIGHBOURS)) == [0] * (3 * MAX_NEIGHBOURS)
 
 
 def test_two_hashes_are_no_evidence():
     two, three = spread(np.arange(2)), spread(np.arange(3))
-    assert groups([two, two]) == [0, 1]
-    assert groups([three, three]) == [0, 0]
+    assert groups([two, two], [two, two]) == [0, 1]
+    assert groups([three, three], [two, two]) == [0, 0]
+    assert groups([three, three], [two, three[2:]]) == [0, 1]
 
 
 def test_components_are_named_by_their_smallest_member():
@@ -258,7 +315,7 @@ def tunes():
 
 def test_tunes_of_their_own_are_not_grouped(tunes):
     _, corpus = tunes
-    assert groups(corpus.material) == list(range(13))
+    assert groups(*corpus.hashes) == list(range(13))
 
 
 @pytest.mark.parametrize("kind", benchmark.CHANGES)
@@ -272,7 +329,7 @@ def test_planted_copies_are_grouped(tunes, kind):
         changed += copy != content
         planted.add([md5], [copy])
     assert changed > 6  # a shuffle may leave the tracks as they are
-    assert groups(corpus.material + planted.material) == [*range(13), *range(13)]
+    assert groups(*benchmark.joined(corpus.hashes, planted.hashes)) == [*range(13), *range(13)]
 
 
 # --- what leaks ---
