@@ -17,7 +17,7 @@ from .track_names_melody_vae import name_hint
 MAX_STEPS, MAX_DURATION = 1 << 20, (1 << 16) - 1  # what the sort key of a note has room for
 ENDLESS_TICKS = 1 << 40
 LOWEST_PITCH, HIGHEST_PITCH, MIN_PITCHES, MIN_BARS, MAX_BARS = 21, 108, 3, 4, (1 << 16) - 1  # of the data set's lines
-MAX_DISCARDED = 0.5  # a track of which the skyline discards a larger share of the notes is chords, not a melody
+MAX_DISCARDED = 0.5  # a track of which the skyline discards a larger share of the notes is chords
 VOCAL_LOW, VOCAL_HIGH = 55, 79
 LEAP, OCTAVE = 8, 12
 LONGEST_QUARTERS = 8.0  # longer notes count as this long
@@ -31,31 +31,31 @@ UTILITY_DECIMALS = 6  # coarser than what the order of summation changes, so tha
 
 # The weights that dataset_script/lead_score.json has.
 FEATURES = {  # mean, standard deviation, weight, weight of half the square
-    "log_notes": (5.20458, 1.037296, 0.52896, -0.438078),
-    "skyline": (0.873457, 0.171779, 0.427491, 0.321573),
-    "monophony": (0.84472, 0.208492, 0.652559, 0.210839),
-    "mean_pitch": (60.696023, 13.986249, 0.47222, -0.479395),
-    "vocal_range": (0.636305, 0.404493, 0.746544, 0.03401),
-    "log_pitches": (2.427734, 0.50978, -0.777831, -0.920683),
-    "steps": (0.342181, 0.21628, 0.441923, -0.588976),
-    "leaps": (0.093008, 0.148655, -0.067768, 0.395296),
-    "mean_interval": (3.008913, 1.793383, -0.521277, 0.025693),
-    "log_density": (0.034259, 0.522925, -0.260478, -0.022682),
-    "log_duration": (-0.252315, 0.638083, -0.030112, -0.34283),
-    "rests": (0.154183, 0.175564, -0.222921, -0.09841),
-    "phrase_end": (0.584447, 0.634956, 0.411713, -0.127796),
-    "same_rhythm": (0.270043, 0.304749, -0.689374, 0.376366),
-    "new_bars": (0.490585, 0.271937, 0.219218, -0.399713),
-    "coverage": (0.626553, 0.319758, 0.836192, -0.956643),
-    "highest": (0.296237, 0.35059, 0.310823, -0.078203),
-    "lowest": (0.232287, 0.392862, -0.43941, -0.438088),
-    "shared_onsets": (0.860704, 0.183197, -0.33843, -0.212458),
+    "log_notes": (5.232509, 1.001919, 0.395561, -0.20772),
+    "skyline": (0.872196, 0.176306, 0.375486, 0.487423),
+    "monophony": (0.842949, 0.212118, 0.892358, 0.357437),
+    "mean_pitch": (60.584107, 13.745574, 0.392001, -0.49162),
+    "vocal_range": (0.637879, 0.40243, 0.852395, -0.038374),
+    "log_pitches": (2.46126, 0.511268, -1.004402, -0.845425),
+    "steps": (0.340635, 0.211295, 0.620558, -0.771717),
+    "leaps": (0.092635, 0.145859, -0.08375, 0.450619),
+    "mean_interval": (3.000856, 1.76382, -0.500445, -0.009152),
+    "log_density": (0.016812, 0.516997, -0.026203, -0.07849),
+    "log_duration": (-0.231544, 0.627866, -0.064187, -0.367507),
+    "rests": (0.15796, 0.177757, -0.13084, -0.071098),
+    "phrase_end": (0.57922, 0.623276, 0.545336, -0.152043),
+    "same_rhythm": (0.273246, 0.299699, -0.790547, 0.325917),
+    "new_bars": (0.484455, 0.270578, 0.192461, -0.285517),
+    "coverage": (0.637227, 0.314151, 0.989099, -1.211707),
+    "highest": (0.290398, 0.344431, 0.357862, -0.137335),
+    "lowest": (0.232064, 0.391956, -0.332115, -0.558084),
+    "shared_onsets": (0.854961, 0.1806, -0.248067, -0.1301),
 }
 PROGRAMS = (  # what each of General MIDI's families of eight programs adds
-    -0.165211, 0.075684, 0.034653, -0.426024, -0.17943, 0.052861, -0.323212, -0.001242,
-    0.30833, 0.177058, 0.634205, -0.021003, -0.088535, -0.098058, 0.014581, 0.005341,
+    -0.030086, -0.008964, -0.065, -0.539187, -0.278884, -0.107259, -0.038722, -0.127587,
+    0.243515, 0.198142, 0.828509, 0.198736, 0.075066, -0.293443, -0.053884, -0.000951,
 )  # fmt: skip
-BIAS, TUNE_NAME_WEIGHT, OTHER_NAME_WEIGHT = -1.070819, 2.12644, 1.450543
+BIAS, TUNE_NAME_WEIGHT, OTHER_NAME_WEIGHT = -1.228511, 2.270745, 1.943326
 
 
 class Stretch(NamedTuple):
@@ -369,8 +369,9 @@ def score_tracks(
         steps_per_beat: Grid steps in a beat.
 
     Returns:
-        The data set's lead score of each track, from 0 to 1, and whether the data set finds a melody line in it. The
-        lead of a file is the first of the highest score of those that have a line.
+        The probability of each track by itself to be the tune, which ranks the tracks as the data set's lead score
+        does, and whether the data set finds a melody line in it. The lead of a file is the first of the highest score
+        of those that have a line.
     """
     found, sky = notes.track.bincount(), skyline(notes, len(grid))
     features = describe_tracks(sky, found, grid, steps_per_beat)
@@ -378,7 +379,8 @@ def score_tracks(
     standard = ((features - mean) / scale).clamp(-LARGEST_DEVIATION, LARGEST_DEVIATION)
     labels = [PROGRAMS[program // 8] + weigh_name(name) for program, name in zip(programs, names, strict=True)]
     utility = BIAS + standard @ linear + standard**2 / 2 @ square + torch.tensor(labels, dtype=torch.float64)
-    is_melody = (found - sky.track.bincount() <= MAX_DISCARDED * found) & has_lines(
-        sky, len(found), grid, steps_per_beat
-    )
-    return utility.round(decimals=UTILITY_DECIMALS).sigmoid().tolist(), is_melody.tolist()
+    utility = utility.round(decimals=UTILITY_DECIMALS)
+    # The top voice of chords is a melody where no other track is likelier to be the tune.
+    is_voice = (found - sky.track.bincount() <= MAX_DISCARDED * found) | (utility == utility.max())
+    is_melody = is_voice & has_lines(sky, len(found), grid, steps_per_beat)
+    return utility.sigmoid().tolist(), is_melody.tolist()

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import DatasetCard
 
-from dataset_script import card
+from dataset_script import card, configs
 from dataset_script.build import parse_arguments
 from dataset_script.features import KEY_NAMES
 from dataset_script.schema import COLUMN_DESCRIPTIONS, FEATURES, SPLITS
@@ -62,6 +62,12 @@ def synthetic_lines(seed=0, lines=LINES, genres=("Pop_Rock", "Folk|Jazz", None))
                 "steps_per_beat": steps_per_beat,
                 "complexity": float(random.random()),
                 "group": f"{file // 2:032x}",
+                **{name: float(random.random()) for name in ("grid_fit", "file_grid_fit", "silence", "distinct_bars")},
+                **{name: float(random.random()) for name in ("repeated_pitches", "arpeggio", "quality")},
+                "has_time_signature": number % 2 == 0,
+                "title": None,
+                "artist": None,
+                "msd_id": None,
             }
         )
     return rows
@@ -114,6 +120,7 @@ def report_of(data, **more):
         "machine": {"cores": 43, "processor": "Some CPU"},
         "versions": {"python": "3.97.1", "symusic": "0.89.2"},
         "version": card.content_version(data),
+        "configs": configs.describe_configs(data.parent),
         "statistics": statistics(data),
         **more,
     }
@@ -277,6 +284,8 @@ def test_every_figure_comes_from_the_report(report):
     one, other = card.render_card(report), card.render_card(other_figures(report, np.random.default_rng(0)))
     checked = 0
     for (heading, name, cells), (_, _, others) in zip(tables(one), tables(other), strict=True):
+        if heading == "Configurations":  # what a row or a column is, in words
+            cells, others = ([cell for cell in row if re.fullmatch(r"[\d,]+", cell)] for row in (cells, others))
         if heading != "One row is one melody line":  # the schema
             pairs = [pair for pair in zip(cells, others, strict=True) if re.search("[1-9]", pair[0])]
             assert all(cell != changed for cell, changed in pairs), (heading, name, pairs)
@@ -425,7 +434,7 @@ def test_names_from_outside_are_escaped(tmp_path):
 
 def test_rebuild_command_is_understood_by_the_builder(report):
     options = parse_arguments(shlex.split(card.rebuild_command(report))[3:])
-    assert (options.input, options.steps_per_beat, options.num_proc) == ("lmd_full_subset.tar.gz", 5, 13)
+    assert (options.input, options.steps_per_beat, options.num_proc) == (["lmd_full_subset.tar.gz"], 5, 13)
     given = {"input": "a b.tar", "metadata": "genres.csv", "steps_per_beat": 12, "overwrite": False, "num_proc": None}
     command = card.rebuild_command(report | {"options": given})
     assert command == (

@@ -15,10 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset_script import features, line_quality
+from dataset_script import configs, features, line_quality
 from dataset_script.build import main, unfinished_build
 from dataset_script.chunks import lines_table, process_all
 from dataset_script.extraction import extract_lines
+from dataset_script.lead_score import read_weights
 from dataset_script.midi_notes import UnreadableMidiError, canonical_time_signature, read_notes
 from dataset_script.midi_sources import open_sources
 from dataset_script.parquet_files import split_of
@@ -209,8 +210,65 @@ def test_chords_are_dropped_beyond_half():
     third = [(0, TPQ, 30)]
     assert len(rows(write_score([melody + second]))) == 1
     lines = extract_lines([read_notes(write_score([melody + second + third, tune(4, seed=2)]), 4)], 4)
-    assert lines.tracks == {"melody": 1, "chords": 1, "no line left": 0}
+    assert lines.tracks == {"melody": 1, "chords": 1, "doubles another": 0, "no line left": 0}
     assert lines.track.tolist() == [1]
+
+
+def test_the_top_voice_of_chords_is_a_line_where_nothing_else_is_likelier_to_be_the_tune():
+    melody = tune(8)
+    chords = melody + [(start, length, pitch - by) for start, length, pitch in melody for by in (5, 9)]
+    low = [(16 * bar * TPQ // 4, 4 * TPQ, 36 + 5 * (bar % 2)) for bar in range(8)]
+    (row,) = rows(write_score([sorted(chords), low]))
+    assert row["pitch"] == [pitch for *_, pitch in melody]
+
+
+def test_a_voice_doubled_in_another_track_counts_once():
+    melody = tune(8)
+    octave = [(start, length // 2, pitch - 12) for start, length, pitch in melody]
+    found = rows(write_score([melody, octave, tune(8, seed=3)]))
+    assert len({row["track"] for row in found}) == 2
+    different = [
+        (start, length, pitch - 12 + (number % 4 == 0)) for number, (start, length, pitch) in enumerate(melody)
+    ]
+    assert len({row["track"] for row in rows(write_score([melody, different, tune(8, seed=3)]))}) == 3
+
+
+def test_an_ornament_does_not_take_the_step_of_its_note():
+    plain = tune(8)
+
+    def played(grace_ticks):
+        pairs = [((at, grace_ticks, pitch + 1), (at + 7, length - 7, pitch)) for at, length, pitch in plain]
+        return rows(write_score([[note for pair in pairs for note in pair]]))[0]["pitch"]
+
+    assert played(7) == [pitch for *_, pitch in plain]
+    assert played(30) == [pitch + 1 for *_, pitch in plain]  # they overlap: a strummed chord
+
+
+def test_grid_fit_is_the_mean_cosine_of_the_phases():
+    def fit(*late_ticks):
+        late = np.resize(late_ticks, len(tune(8))).tolist()
+        notes = [(at + by, length, pitch) for by, (at, length, pitch) in zip(late, tune(8), strict=True)]
+        return rows(write_score([notes]))[0]["grid_fit"]
+
+    assert fit(0) == 1
+    assert fit(0, 0, 0, 15) == 0.5  # half a step of 30 ticks: the other side of the circle
+    assert fit(0, 15) == 0
+    assert fit(0, 10, 20) < 0.1  # anywhere
+
+
+@pytest.mark.parametrize("channels", [8, 1], ids=["MPE", "a change of program"])
+def test_parts_that_complement_each_other_are_one_voice(channels):
+    pitches = [60, 62, 64, 65, 67, 65, 64, 62] * 8
+    notes = []
+    for place, pitch in enumerate(pitches):
+        if channels == 1 and place % 32 == 0:
+            notes.append(bytes([0, 0xC0, 73 if place else 71]))
+        channel = place % channels
+        notes += [bytes([0, 0x90 | channel, pitch, 90]), bytes([120, 0x80 | channel, pitch, 0])]
+    body = b"".join(notes) + b"\0\xff\x2f\0"
+    header = b"MThd\0\0\0\6\0\0\0\1" + TPQ.to_bytes(2, "big")
+    (row,) = rows(header + b"MTrk" + len(body).to_bytes(4, "big") + body)
+    assert row["pitch"] == pitches
 
 
 def test_drums_never():
@@ -237,9 +295,16 @@ def test_lines_dropped_by_reason(notes, reason):
 
 
 def test_lead_is_one_track_of_each_file_and_named_tunes_win():
+    floor = read_weights()["floor"]
+    assert 0.5 < floor < 1
+
     def leads(*names):
         tracks = [{"notes": tune(8, seed=number), "name": name} for number, name in enumerate(names)]
-        return [row["is_lead"] for row in rows(write_score(tracks))]
+        found = rows(write_score(tracks))
+        best = max(row["lead_score"] for row in found)
+        for row in found:
+            assert row["is_lead"] == (row["lead_score"] == best >= floor)
+        return [row["lead_score"] == best for row in found]
 
     assert leads("", "Melody", "") == [False, True, False]
     assert leads("bass", "strings", "") == [False, False, True]
@@ -432,7 +497,9 @@ def test_bytes_do_not_depend_on_form_and_processes(built, tmp_path, form, monkey
     arguments = ["--input", str(source), "--output", str(tmp_path / "out"), "--metadata", str(built / "metadata.csv")]
     assert main([*arguments, "--num_proc", "2"]) == 0
     assert data_files(tmp_path / "out") == data_files(built / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "build.json", "card", "data"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        {"README.md", "build.json", "card", "data", *configs.DESCRIPTIONS} - {"lines"}
+    )
 
 
 def hang():

@@ -293,7 +293,8 @@ class TestFit:
         file = given.pop("file")
         zeros = np.zeros(len(file))
         values = {"features": np.zeros((len(file), 1)), "program": zeros, "hint": zeros, "is_label": zeros > 0,
-                  "is_sung": zeros > 0, "has_lines": zeros == 0, "group": np.arange(file[-1] + 1).astype(str)}  # fmt: skip
+                  "is_sung": zeros > 0, "has_lines": zeros == 0,
+                  "group": np.arange(file[-1] + 1).astype(str)}  # fmt: skip
         return Tracks(**{**values, "file": file, **given})
 
     def test_names_weigh_what_their_frequencies_say(self):

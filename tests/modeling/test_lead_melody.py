@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from symusic import Note, Score, TimeSignature, Track
 
 from dataset_script import lead_score
-from dataset_script.extraction import Batch, extract_lines
+from dataset_script.extraction import extract_lines
 from dataset_script.lead_score import WEIGHTS_PATH
 from dataset_script.midi_notes import UnreadableMidiError, bar_grid, read_notes
 from modeling import melody_track_melody_vae as melody_track
@@ -96,7 +96,7 @@ def agrees(midi: bytes | Score, steps_per_beat: int) -> bool:
             find_tunes(midi, steps_per_beat)
         return False
     lines = extract_lines([notes], steps_per_beat)
-    expected = lead_score.lead_scores(lines.track_features, np.array(notes.program), Batch([notes]).hints)
+    expected = 1 / (1 + np.exp(-lines.track_utility))
     signatures = [tuple(row) for row in notes.grid[:, 2:4].tolist()]
     if not all(is_supported("{}/{}".format(*readable_time_signature(*each))) for each in signatures):
         return False
@@ -105,7 +105,8 @@ def agrees(midi: bytes | Score, steps_per_beat: int) -> bool:
     assert all(abs(of_track[line["track"]] - line["lead_score"]) < 1e-6 for line in tunes)
     if not len(lines.track) or not all(is_supported(f"{a}/{b}") for a, b in signatures):
         return False
-    (lead,) = set(lines.track[lines.is_lead].tolist())
+    best = max(lines.lead_score)
+    lead = min(lines.track[lines.lead_score == best].tolist())
     assert tunes[0]["track"] == lead
     own = [line for line in tunes if line["track"] == lead]
     for index in np.flatnonzero(lines.is_lead):  # each line of the data set is a part of one of the processor's
