@@ -298,10 +298,22 @@ def test_every_figure_comes_from_the_report(report):
         text = re.sub(elsewhere, "", text, flags=re.DOTALL | re.MULTILINE)
         return set(re.findall(r"(?<!\w)(?:\d[\d,.]*\d|\d)", text))
 
-    # Constants of the program (lines of 4 bars, splits 80/10/10, windows of 16 bars, runs of 8 notes), 4/4, CC BY 4.0.
+    # Constants of the program (lines of 4 bars, splits 80/10/10, windows of 16 bars, runs of 8 notes, what
+    # leads must have), 4/4, CC BY 4.0.
     # Three reports: between two of them some percentages agree by chance.
     third = card.render_card(other_figures(report, np.random.default_rng(1)))
-    assert figures(one) & figures(other) & figures(third) <= {"4", "80", "10", "16", "8", "4.0"}
+    assert figures(one) & figures(other) & figures(third) <= {
+        "4",
+        "80",
+        "10",
+        "16",
+        "8",
+        "4.0",
+        "50",
+        "3",
+        "0.5",
+        "0.6",
+    }
 
 
 def test_yaml_and_load_dataset(built, report, tmp_path):
