@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, distribution, requires, version
+from importlib.metadata import version
 from pathlib import Path
 
 import huggingface_hub
@@ -18,6 +18,7 @@ import torch
 import yaml
 from datasets import Dataset, load_dataset
 from huggingface_hub import RepoCard
+from installed import installed_by, link_packages
 from packaging.requirements import Requirement
 from safetensors.torch import load_file
 from symusic import Score
@@ -593,35 +594,6 @@ sys.path.insert(0, sys.argv[1])
 sys.argv = sys.argv[2:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-
-
-def installed_by(requirements: list[str]) -> set[str]:
-    """Name the distributions that these requirements bring, extras aside."""
-    found, wanted = set(), [Requirement(line).name.lower().replace("_", "-") for line in requirements]
-    while wanted:
-        name = wanted.pop()
-        if name in found:
-            continue
-        try:
-            needs = requires(name) or []
-        except PackageNotFoundError:
-            continue
-        found.add(name)
-        for need in map(Requirement, needs):
-            if need.marker is None or need.marker.evaluate({"extra": ""}):
-                wanted.append(need.name.lower().replace("_", "-"))
-    return found
-
-
-def link_packages(names: set[str], folder: Path) -> Path:
-    """Make a folder of installed packages that has these only."""
-    folder.mkdir()
-    for name in names:
-        package = distribution(name)
-        for entry in {Path(file).parts[0] for file in package.files or ()} - {"..", "__pycache__"}:
-            if not (folder / entry).exists():
-                (folder / entry).symlink_to(str(package.locate_file(entry)))
-    return folder
 
 
 @pytest.mark.slow
