@@ -4,27 +4,55 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 RUN := $(VENV)/bin/
 
-.PHONY: help install demo demo-training space test test-slow test-real quality report docs figures dataset-results \
-  evaluate clean
+.PHONY: help install lock demo demo-training space test test-slow test-real test-oldest test-newest resolve always \
+  quality report docs figures dataset-results evaluate clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 26
 
 install: $(VENV)/.installed  ## install everything into .venv
 
+# $(call environment,FOLDER): makes an empty one, in which a torch that $(PYTHON) has is seen.
 # Debian's bare python3 comes without ensurepip: virtualenv, a plain pip package, does the same work.
-$(VENV)/bin/python:
+define environment
 	@if $(PYTHON) -c 'import torch' 2>/dev/null; then site=--system-site-packages; fi; \
-	$(PYTHON) -m venv $$site $(VENV) 2>/dev/null || { \
-	  rm -rf $(VENV); \
+	$(PYTHON) -m venv --clear $$site $(1) 2>/dev/null || { \
+	  rm -rf $(1); \
 	  $(PYTHON) -m pip install --quiet --user --break-system-packages virtualenv && \
-	  $(PYTHON) -m virtualenv --quiet $$site $(VENV); }
+	  $(PYTHON) -m virtualenv --quiet $$site $(1); }
+	@$(1)/bin/python -c 'import torch' 2>/dev/null || $(1)/bin/python -m pip install --quiet '$(TORCH)'
+endef
 
-$(VENV)/.installed: $(VENV)/bin/python pyproject.toml
-	$(RUN)python -c 'import torch' 2>/dev/null || $(RUN)python -m pip install --quiet '$(TORCH)'
-	$(RUN)python -m pip install --quiet --editable '.[dev,space]'
+$(VENV)/bin/python:
+	$(call environment,$(VENV))
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(RUN)python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+lock:  ## write constraints.txt anew: the newest versions that pyproject.toml allows
+	$(call environment,.venv-lock)
+	.venv-lock/bin/python -m pip install --quiet --editable '.[dev]'
+	{ .venv-lock/bin/python -c 'import sys; print("# Written by make lock with Python %d.%d; torch is TORCH of the Makefile." % sys.version_info[:2])'; \
+	  .venv-lock/bin/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+==[A-Za-z0-9.]+$$' | grep -vE '^(torch|triton|nvidia-.*|cuda-.*)=='; } > constraints.txt
+	$(PYTHON) -m publishing.versions write
+
+# An environment of its own for each end of the ranges, the newest one made anew each time. Both have the same torch:
+# others are CUDA builds of gigabytes.
+.venv-newest/.installed: always
+.venv-oldest/.installed .venv-newest/.installed: .venv-%/.installed: pyproject.toml
+	$(call environment,.venv-$*)
+	$(if $(filter oldest,$*),$(PYTHON) -m publishing.versions lowest,true) > .venv-$*/constraints.txt
+	.venv-$*/bin/python -m pip install --quiet --constraint .venv-$*/constraints.txt --editable '.[test]'
+	@touch $@
+
+test-oldest test-newest: test-%: .venv-%/.installed  ## what users do, with the lowest and with the newest versions
+	.venv-$*/bin/python -m pip list 2>/dev/null | grep -E '^(torch|transformers|datasets|accelerate|gradio) '
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n logical -m compatibility
+
+resolve: install  ## show that all dependencies resolve for Python 3.11 to 3.14
+	$(RUN)python -m publishing.versions resolve
 
 RELEASE := release/melody-vae-16bar
 PAGES := README.md CHANGELOG.md CONTRIBUTING.md CITATION.cff LICENSE docs results '*/README.md' 'dataset_script/card' \
@@ -72,12 +100,8 @@ report: install  ## write the numbers and pictures of results/ into the document
 	$(RUN)python -m dataset_script.card --report results/dataset.json --output dataset_script/README.md
 	$(RUN)python -m publishing.release --card --output $(RELEASE)
 
-$(VENV)/.docs: $(VENV)/.installed
-	$(RUN)python -m pip install --quiet --editable '.[docs]'
-	@touch $@
-
 # Pages keep their places, so that their links hold here and in the site; warnings of any part end the build.
-docs: $(VENV)/.docs  ## the site: outputs/site/index.html
+docs: install  ## the site: outputs/site/index.html
 	rm -rf outputs/pages && mkdir -p outputs/pages
 	git ls-files $(PAGES) | tar -chf - -T - | tar -xf - -C outputs/pages
 	$(RUN)zensical build --strict --clean >outputs/docs.log 2>&1 || { cat outputs/docs.log; exit 1; }
@@ -125,4 +149,4 @@ evaluate: install $(addsuffix /build.json,$(BUILT) outputs/pop909 outputs/folk o
 	$(MAKE) report figures
 
 clean:  ## remove what the targets above made
-	rm -rf outputs .pytest_cache .ruff_cache
+	rm -rf outputs .pytest_cache .ruff_cache .venv-*

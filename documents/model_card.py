@@ -17,6 +17,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_res
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 
 from command import UserError
+from publishing import versions
 from publishing.dataset import TASKS
 
 ROOT = Path(__file__).parents[1]
@@ -394,6 +395,7 @@ def render(published: Published, results: Mapping[str, Any]) -> tuple[str, Evalu
         "abilities": results.get("model"),
         "attention": results.get("attention"),
         "bibtex": bibtex(),
+        "requirements": versions.ranges(),
     }
     environment = Environment(
         loader=FileSystemLoader(ROOT),

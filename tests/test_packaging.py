@@ -1,16 +1,19 @@
 """Only what one needs: which packages a model, a command and a room of the repository need, and what git ignores."""
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 from installed import ROOT, asked_for, installed_by, link_packages
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from publishing import versions
 
 DISTRIBUTIONS = packages_distributions()
 RELEASE = ROOT / "release" / "melody-vae-16bar"
@@ -110,7 +113,9 @@ USE = """
 import sys
 sys.path[:0] = sys.argv[1:3]
 from modeling import MelodyProcessor, MelodyVAEModel
-model, processor = (each.from_pretrained(sys.argv[3]) for each in (MelodyVAEModel, MelodyProcessor))
+model, processor = (
+    each.from_pretrained(sys.argv[3], trust_remote_code=True) for each in (MelodyVAEModel, MelodyProcessor)
+)
 print(len(processor.to_midi_bytes(model.sample(2, seed=0, bars=2))))
 """
 
@@ -126,10 +131,37 @@ def test_a_model_needs_torch_transformers_miditok_and_symusic(tmp_path):
     assert result.stdout.strip() == "2"
 
 
-def test_what_is_installed_is_within_the_ranges():
+def test_constraints_name_an_exact_version_within_the_range_for_all_that_is_installed():
+    locked = versions.locked()
+    names = {canonicalize_name(name): version for name, version in locked.items()}
+    assert len(names) == len(locked)
+    assert all(re.fullmatch(r"[\w.]+", version) for version in names.values()), "no address, no local version"
     for line in asked_for("dev"):
         requirement = Requirement(line)
-        assert requirement.specifier.contains(version(requirement.name)), line
+        if requirement.name != "torch":
+            assert requirement.specifier.contains(names[canonicalize_name(requirement.name)]), line
+    assert installed_by(asked_for("dev")) - {"torch", "setuptools", "pip"} <= set(names)
+
+
+def test_the_files_that_repeat_versions_say_the_same():
+    for file, text in versions.written().items():
+        assert file.read_text(encoding="utf-8") == text, f"{file}: run make lock"
+    (torch,) = re.findall(r"^TORCH \?= (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    pinned = (ROOT / "space/requirements.txt").read_text(encoding="utf-8").split()
+    assert torch in pinned
+    assert {f"{name}=={versions.locked()[name]}" for name in ("transformers", "miditok", "symusic", "numpy")} <= set(
+        pinned
+    )
+
+
+def test_the_lowest_versions_are_those_of_the_ranges():
+    lowest = versions.lowest()
+    for line in asked_for("test"):
+        requirement = Requirement(line)
+        if requirement.name != "torch":
+            assert requirement.specifier.contains(lowest[requirement.name])
+            assert lowest[requirement.name] in line
+    assert "torch" not in lowest
 
 
 def test_ranges_end_below_the_next_major_version():
