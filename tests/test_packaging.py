@@ -9,11 +9,11 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
-from installed import ROOT, asked_for, installed_by, link_packages
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from publishing import versions
+from tests.builders.installed import ROOT, asked_for, installed_by, link_packages
 
 DISTRIBUTIONS = packages_distributions()
 RELEASE = ROOT / "release" / "melody-vae-16bar"
@@ -28,9 +28,11 @@ ROOMS = [
     ("training/*.py", ["training"], ["tracking", "lora"]),
     ("baselines/*.py", ["evaluation"], []),
     ("evaluate_model.py", ["evaluation"], ["tracking", "lora"]),
-    ("evaluation/**/*.py", ["evaluation"], ["tracking", "lora", "space"]),
+    ("evaluation/*.py", ["evaluation"], ["tracking", "lora", "space"]),
+    ("metrics/**/*.py", ["evaluation"], []),
+    ("documents/*.py", ["evaluation"], []),
     ("export_onnx.py", ["onnx"], ["rendering", "data"]),
-    ("onnx_melody_vae.py", ["onnx"], []),
+    ("publishing/onnx/onnx_*.py", ["onnx"], []),
     ("publish.py", ["data"], ["rendering", "onnx"]),
     ("publishing/*.py", ["data"], ["rendering", "onnx"]),
     ("space/*.py", ["space"], []),
@@ -101,7 +103,7 @@ def test_each_room_imports_only_what_its_extras_bring(pattern, extras, extras_wh
 
 def test_every_extra_is_needed():
     """Each requirement of a room's extra is imported by what needs it, `evaluate_model.py` for instance."""
-    brought_by_name = {"data": "dataset_script/*.py", "training": "train*.py", "evaluation": "evaluation/**/*.py"}
+    brought_by_name = {"data": "dataset_script/*.py", "training": "train*.py", "evaluation": "[em]*/**/*.py"}
     for extra, pattern in brought_by_name.items():
         imported = needed_by(sorted(ROOT.glob(pattern)), also_in_functions=True)
         names = {canonicalize_name(name) for package in imported for name in DISTRIBUTIONS[package]}

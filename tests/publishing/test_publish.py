@@ -18,7 +18,6 @@ import torch
 import yaml
 from datasets import Dataset, load_dataset
 from huggingface_hub import RepoCard
-from installed import installed_by, link_packages
 from packaging.requirements import Requirement
 from safetensors.torch import load_file
 from symusic import Score
@@ -36,6 +35,7 @@ from publishing import model as publishing_model
 from publishing import release
 from publishing.hub import describe_size
 from tests.builders.fake_hub import Fault, Hub, running_hub
+from tests.builders.installed import installed_by, link_packages
 from tests.builders.models import make_model
 
 ROOT = Path(__file__).parents[2]
