@@ -50,7 +50,8 @@ TOP_LEVEL = {  # what each top-level entry is for
     "docs": "pages for each task, a notebook, the API reference",
     "tests": "relations first, then golden numbers",
     "Makefile": "one target each: `make help` lists them",
-    "pyproject.toml": "dependencies and tools",
+    "pyproject.toml": "dependencies, each with the range that is tested, and tools",
+    "constraints.txt": "the exact versions that `make install` installs; `make lock` writes them",
     "zensical.toml": "the site that `make docs` builds",
 }
 
