@@ -82,7 +82,7 @@ test: install  ## the fast tests
 	OMP_NUM_THREADS=1 $(RUN)python -m pytest -n logical --dist loadfile
 
 test-slow: install  ## the slow tests: browsers, several processes, long training
-	OMP_NUM_THREADS=1 $(RUN)python -m pytest -n logical --dist loadfile -m slow
+	OMP_NUM_THREADS=1 $(RUN)python -m pytest -n logical --dist loadfile --no-loadscope-reorder -m slow
 
 test-real: install  ## before a release: what needs an archive of real files (LAKH=)
 	LAKH_ARCHIVE=$(LAKH) $(RUN)python -m pytest -m real

@@ -22,6 +22,11 @@ settings.register_profile("melody_vae", deadline=None, suppress_health_check=[He
 settings.load_profile("melody_vae")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest tests: else one core computes the last of them while the others rest."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(autouse=True)
 def threads():
     """Give torch its threads back: commands under test set their number, and sums depend on it."""

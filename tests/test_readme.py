@@ -196,6 +196,7 @@ def test_notebook_runs(workspace, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_block_runs(workspace):
     parsed_only = {
         command for page in WALK for block in blocks(page) if block.is_parsed_only for command in block.commands

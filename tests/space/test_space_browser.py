@@ -12,6 +12,7 @@ from symusic import Note, Score, Tempo, TimeSignature, Track
 from tests.builders.space_server import BARS, ROOT, running_space, save_model
 
 CHROMIUM = shutil.which("chromium")
+expect.set_options(timeout=30_000)  # ms; a machine may be busy
 SCREENSHOTS = ROOT / "outputs/screenshots"
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 PAGE_MELODY = """element => {

@@ -184,6 +184,7 @@ def newest(folder: Path) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("processes", "kills"), [(1, 10), (2, 3)])
 def test_killed_at_random_moments(dataset, tmp_path, processes, kills):
     """kill -9 to all processes, in the middle of a step or a checkpoint, then the same command again."""
