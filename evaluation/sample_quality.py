@@ -48,8 +48,12 @@ class MelodySet:
 
     def form_means(self) -> dict[str, list[float]]:
         """Return the mean of each feature of form over the melodies that have one."""
-        defined = [of for of in self.form if of["period"] is not None]
-        return {name: np.mean([of[name] for of in defined], axis=0).tolist() for name in FEATURES} if defined else {}
+        means = {}
+        for name in FEATURES:
+            defined = [vector for of in self.form if (vector := of[name]) is not None]
+            if defined:
+                means[name] = np.mean(defined, axis=0).tolist()
+        return means
 
     def rows(self, sizes: Mapping[str, int]) -> list[list[float | None]]:
         """Write features of each melody as one row; a feature that is not defined is missing in all its places."""

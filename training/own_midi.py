@@ -57,7 +57,7 @@ def build_own(dataset: str, steps_per_beat: int, num_proc: int) -> OwnMidi:
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "melodies_of_midi" / key
     try:
         if not (folder / "build.json").is_file():
-            build_dataset(sources, folder, Settings(steps_per_beat, num_proc), genres={}, is_overwriting=True)
+            build_dataset(sources, folder, Settings(steps_per_beat, num_proc), metadata={}, is_overwriting=True)
     except InputError as error:
         raise UserError(str(error)) from error
     return with_validation(folder, dataset)
