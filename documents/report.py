@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from documents import blocks
+from documents.compare import markdown
 from rendering.curves import write_curves
 
 ROOT = Path(__file__).parents[1]
@@ -43,23 +44,12 @@ TOP_LEVEL = {  # what each top-level entry is for
     "results": "all published numbers, and the log of experiments",
     "publish.py": "publish model, data set and Space to the Hub",
     "publishing": "the repositories' contents, the cards, the upload",
-    "model_card.md": "the model's card, a template filled from results/",
     "export_onnx.py": "export a model to ONNX",
     "release": "the trained model, exactly the folder that goes to the Hub",
     "space": "the Gradio app: make, change, blend, continue, fill, listen",
     "docs": "pages for each task, a notebook, the API reference",
     "tests": "relations first, then golden numbers",
-    "Makefile": "one target each: `make help` lists them",
-    "pyproject.toml": "dependencies, each with the range that is tested, and tools",
-    "constraints.txt": "the exact versions that `make install` installs; `make lock` writes them",
-    "zensical.toml": "the site that `make docs` builds",
 }
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Write a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 
 
 def dataset() -> str:
@@ -88,7 +78,7 @@ def dataset() -> str:
     source = f"`{results['input']}`, {results['machine']['processor']}"
     return (
         f"What {results['files']['read']:,} files of Lakh give ({source}):\n\n"
-        + table(["", "value"], rows)
+        + markdown(["", "value"], rows)
         + "\nWritten by `make report` from `results/dataset.json`.\n"
     )
 
@@ -169,10 +159,10 @@ def operations() -> str:
     return (
         f"What a model of {results['model']['parameters'] / 1e6:.1f} M parameters does when asked "
         f"(`{results['model']['name']}`, {results['machine']['processor']}):\n\n"
-        + table(["", "measured"], rows)
+        + markdown(["", "measured"], rows)
         + f"\nA request to `shift` {attributes['melodies']['shifted']} test melodies by +1 standard deviation moved "
         "them, in the mean:\n\n"
-        + table(["attribute", "itself", "the other that moved most", *R_SQUARED], moves)
+        + markdown(["attribute", "itself", "the other that moved most", *R_SQUARED], moves)
         + "\nWritten by `make report` from `results/model.json`.\n"
     )
 

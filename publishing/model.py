@@ -68,14 +68,14 @@ def write_onnx(model: Any, folder: Path) -> None:
 
 
 def write_samples(folder: Path, name: str, output: Path) -> None:
-    """Write melodies from nothing, as MIDI, sound and picture, and a page of them."""
+    """Write samples as MIDI, sound and picture, and a page of them."""
     wish = ["sample", "--model", str(folder), "--output", str(output), "--num", str(NUM_SAMPLES)]
     wish += ["--seed", str(SEED), "--audio", "mp3"]
     args: Namespace = generate.make_parser().parse_args(wish)
     studio = generate.Studio(args)
     section = generate.sample(studio)
     seeds = f"{SEED} to {SEED + NUM_SAMPLES - 1}"
-    introduction = f"Melodies of {name}, drawn by the seeds {seeds}. Nothing was picked out or mended."
+    introduction = f"Samples of {name}, seeds {seeds}. Not cherry-picked, not edited."
     studio.album.publish(
         f"Melodies of {name}", introduction, [section], f"{name}, seeds {SEED} to {SEED + NUM_SAMPLES - 1}"
     )

@@ -80,7 +80,7 @@ def test_the_card_without_results_says_so_and_has_no_numbers_of_any():
     }.items():
         assert said in " ".join(sections[section].split()), section
     assert "Training of the prior: not known" in sections["Environmental cost"]
-    assert "What can be asked of it" not in sections
+    assert "Operations and conditions" not in sections
     assert "how often conditions are obeyed" in sections["Evaluation"]
     assert numbers(card.split("## Quickstart")[1].split("## Limits")[0]) <= {"5.23", "3.1", "0.6", "0.8"}
     assert not {"model-index", "metrics", "co2_eq_emissions"} & set(ModelCard(card).data.to_dict())
