@@ -1,8 +1,10 @@
 """The commands run where there is no `fcntl`, no `resource` and no UTF-8 by default, as on Windows."""
 
 import ast
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,60 @@ def test_links_that_git_wrote_as_text_are_named(tmp_path):
             UserError, match=r"^[^\n]*a link that git wrote as text; run `git config core.symlinks true`.*$"
         ):
             load(str(folder))
+
+
+COMMANDS = sorted(
+    path for path in CODE if path.parent != ROOT / "tests" and "__main__" in path.read_text(encoding="utf-8")
+)
+
+
+def as_on_windows(*command: str, stdin: str | None = None) -> str:
+    """Run Python without what Windows lacks (tests/windows_like), and return what it prints, in cp1252."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT / "tests" / "windows_like"),
+        "PYTHONIOENCODING": "cp1252",
+        "PYTHONWARNINGS": "ignore",
+    }
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, encoding="cp1252")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_there_is_less_than_on_unix(tmp_path):
+    (tmp_path / "text").write_text("é", encoding="utf-8")
+    said = as_on_windows(
+        "-c",
+        "import importlib, multiprocessing, os\n"
+        "for name in ('fcntl', 'resource'):\n"
+        "    try: importlib.import_module(name)\n"
+        "    except ImportError: print('no', name)\n"
+        "print(hasattr(os, 'fork'), multiprocessing.get_start_method())",
+    )
+    assert said.split("\n") == ["no fcntl", "no resource", "False spawn", ""]
+
+
+def test_help_of_every_command():
+    """In one process: each loads the same libraries."""
+    program = (
+        "import contextlib, io, runpy, sys\n"
+        "for path in sys.argv[1:]:\n"
+        "    sys.argv = [path, '--help']\n"
+        "    sys.path.insert(0, '.')\n"
+        "    try: runpy.run_path(path, run_name='__main__')\n"
+        "    except SystemExit as end: assert not end.code, (path, end.code)\n"
+        "    else: raise AssertionError(path)\n"
+    )
+    paths = [str(path.relative_to(ROOT)) for path in COMMANDS]
+    assert {"train.py", "generate.py", "publish.py", "evaluate_model.py"} <= {*paths}
+    print(paths)
+    assert as_on_windows("-c", program, *paths).count("usage:") == len(paths)
+
+
+def test_a_small_build_and_five_training_steps(tmp_path):
+    as_on_windows("-m", "dataset_script.build", "--output", str(tmp_path / "data"), "--num_proc", "2")
+    size = "hidden_size=20,intermediate_size=13,num_attention_heads=2,num_encoder_layers=1,num_hidden_layers=1"
+    options = ["--max_train_steps", "5", "--per_device_train_batch_size", "3", "--vocab_size", "300"]
+    options += ["--config_overrides", size, "--evaluation_steps", "5", "--checkpointing_steps", "5"]
+    as_on_windows("train.py", "--dataset", str(tmp_path / "data"), "--output_dir", str(tmp_path / "model"), *options)
+    assert (tmp_path / "model" / "model.safetensors").is_file()
