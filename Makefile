@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 RUN := $(VENV)/bin/
 
-.PHONY: help install lock demo demo-training space test test-slow test-real test-oldest test-newest resolve always \
+.PHONY: help install lock demo demo-training space test test-slow test-real test-gpu test-oldest test-newest resolve always \
   quality report docs figures dataset-results evaluate clean
 .DELETE_ON_ERROR:
 
@@ -86,6 +86,9 @@ test-slow: install  ## the slow tests: browsers, several processes, long trainin
 
 test-real: install  ## before a release: what needs an archive of real files (LAKH=)
 	LAKH_ARCHIVE=$(LAKH) $(RUN)python -m pytest -m real
+
+test-gpu: install  ## what needs a CUDA GPU; without one it says that it is skipped
+	$(RUN)python -m pytest -m gpu -rs tests/test_gpu.py
 
 quality: install  ## lint, format, types, and whether documents say what results/ says
 	$(RUN)ruff check .

@@ -48,6 +48,7 @@ class WindowLoader:
             batch_sampler=EndlessBatches(self.batches, self.rank, self.position),
             collate_fn=self.collate,
             num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),  # from there batches are copied while the GPU works
             generator=torch.Generator(),  # else the loader draws from the global random state
         )
         for batch in loader:
