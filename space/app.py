@@ -19,8 +19,21 @@ def find_model() -> str:
     return os.environ.get("MODEL_ID") or (str(RELEASE) if RELEASE.is_dir() else HUB_ID)
 
 
+def find_text_link(*folders: Path) -> Path | None:
+    """Find a Python file that holds nothing but a path: so git writes links on Windows by default."""
+    files = (file for folder in folders for file in sorted(folder.glob("*.py")))
+    return next((file for file in files if file.read_text(encoding="utf-8").startswith("../")), None)
+
+
 def main() -> int:
     """Serve the page; workers import this file again, so everything else is imported here."""
+    if link := find_text_link(HERE, Path(find_model())):
+        print(
+            f"{link}: a link that git wrote as text; run `git config core.symlinks true` and "
+            f"`git checkout -- {link.parent}` (Windows: as administrator or in developer mode)",
+            file=sys.stderr,
+        )
+        return 2
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     # Gradio keeps statistics of its own, anew after each event over all of so many.
     os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "500")

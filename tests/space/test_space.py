@@ -8,6 +8,8 @@ import io
 import json
 import math
 import os
+import re
+import shutil
 import subprocess
 import sys
 import wave
@@ -493,6 +495,22 @@ def test_votes_of_many_are_whole_lines(tmp_path):
 
 
 # The Space as a process
+
+
+@pytest.mark.parametrize("is_of_model", [False, True])
+def test_links_that_git_wrote_as_text_are_named_in_a_line(tmp_path, is_of_model):
+    shutil.copytree(ROOT / "space", tmp_path / "space")
+    (tmp_path / "model").mkdir()
+    link = tmp_path / ("model/modeling.py" if is_of_model else "space/originality_index.py")
+    link.write_text("../../metrics/originality/originality_index.py", encoding="utf-8")
+    result = subprocess.run(
+        [sys.executable, str(tmp_path / "space" / "app.py")],
+        env={**os.environ, "MODEL_ID": str(tmp_path / "model")},
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert result.returncode == 2
+    assert re.fullmatch(rf"{re.escape(str(link))}: a link that git wrote as text; run .*\n", result.stderr)
 
 
 @pytest.mark.slow
