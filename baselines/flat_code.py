@@ -22,7 +22,7 @@ def flatten_code(folder: str | Path) -> None:
             source = str(sys.modules[f"modeling.{name}"].__file__)
             for needed in (source, *get_relative_import_files(source)):
                 shutil.copy(needed, folder)
-        file.write_text(IMPORT.sub(r"from .\1 import", code), encoding="utf-8")
+        file.write_text(IMPORT.sub(r"from .\1 import", code), encoding="utf-8", newline="\n")
 
 
 class FlatCode:

@@ -284,7 +284,8 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
         "machine": machine(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
     }
-    (folder / "build.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    (folder / "build.json").write_text(text, encoding="utf-8", newline="\n")
     card.write_card(folder)
 
 

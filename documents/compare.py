@@ -6,7 +6,7 @@ A table in Markdown with the floors and ceilings beside the models; what a model
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -280,11 +280,13 @@ def write_table(args: argparse.Namespace) -> None:
     Raises:
         UserError: If the results cannot be read, or the table not be written.
     """
-    write: Callable[[str], object] = print if args.output is None else args.output.write_text
     try:
         models = read_results(args.results, args.names)
         text = groups(next(iter(models.values()))) if args.groups else comparison(models)
-        write(text)
+        if args.output is None:
+            print(text)
+        else:
+            args.output.write_text(text, encoding="utf-8")
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
 

@@ -175,10 +175,10 @@ def stage(
     except (pyarrow.ArrowInvalid, OSError, KeyError) as error:
         raise UserError(f"{folder}/data: cannot be read as melody lines ({error}); build the data set again") from error
     card = render_card(folder, repo_id, cut, model_id, endpoint)
-    (staging / "README.md").write_text(card, encoding="utf-8")
+    (staging / "README.md").write_text(card, encoding="utf-8", newline="\n")
     files = {"README.md": staging / "README.md", "build.json": folder / "build.json"}
     if any(file.name.startswith("test-") for file in sources):
         files["eval.yaml"] = staging / "eval.yaml"
-        files["eval.yaml"].write_text(describe_benchmark(card), encoding="utf-8")
+        files["eval.yaml"].write_text(describe_benchmark(card), encoding="utf-8", newline="\n")
     files |= {f"data/{file.name}": file for file in sources}
     return files | files_below(cut, f"{CONFIG}/") | files_below(folder / "card", "card/")

@@ -184,12 +184,12 @@ def stage(
     metrics = metric_files()
     published = describe(folder, repo_id, model, samples, revision, endpoint, dataset_id, space_id)
     card, evaluation, used = model_card.render(published, model_card.read_results(results))
-    (staging / "README.md").write_text(card, encoding="utf-8")
+    (staging / "README.md").write_text(card, encoding="utf-8", newline="\n")
     files = own | {"README.md": staging / "README.md", "LICENSE": ROOT / "LICENSE"}
     files |= files_below(onnx, "onnx/") | files_below(samples, "samples/") | metrics
     files |= {f"results/{file}": results / file for file in used}
     if evaluation and dataset_id:
         entries = staging / "eval_results.yaml"
-        entries.write_text(model_card.eval_results_yaml(evaluation, published), encoding="utf-8")
+        entries.write_text(model_card.eval_results_yaml(evaluation, published), encoding="utf-8", newline="\n")
         files[".eval_results/melody_lines.yaml"] = entries
     return files
