@@ -18,6 +18,7 @@ import symusic
 import symusic.types
 from tqdm import tqdm
 
+from command import run_command
 from dataset_script.midi_sources import InputError
 
 TICKS = 480  # of a beat
@@ -186,12 +187,7 @@ def run(source: Path, output: Path, beats: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0, or 2 after one line about bad input."""
     options = parse_args(arguments)
-    try:
-        run(options.input, options.output, options.beats)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(run, options.input, options.output, options.beats)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
+from command import run_command
 from dataset_script.midi_sources import InputError
 
 BLOCK_BYTES = 1 << 18
@@ -247,15 +248,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--output", required=True, type=Path, help="the folder to put the file in")
     options = parser.parse_args(arguments)
-    try:
-        print(fetch(options.name, options.output))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; run this again to go on from here", file=sys.stderr)
-        return 130
-    return 0
+    stopped = "stopped; run this again to go on from here"
+    return run_command(lambda: print(fetch(options.name, options.output)), stopped=stopped)
 
 
 if __name__ == "__main__":
