@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import resource
 import sys
 import time
 from collections import Counter
@@ -594,11 +593,20 @@ def measure(given: Sequence[str], planted: int, seed: int, dataset: Path | None)
     }
     if leak is not None:
         report["leak"] = leak
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    report["peak_memory_mebibytes"] = peak // (1024 * 1024 if sys.platform == "darwin" else 1024)
+    report["peak_memory_mebibytes"] = peak_memory()
     report["machine"] = machine()
     report["versions"] = versions(LIBRARIES)
     return report
+
+
+def peak_memory() -> int | None:
+    """Return the most MiB that this process has held; None on Windows, where Python does not know it."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
 def summary(report: dict[str, Any]) -> str:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import signal
 import time
 import warnings
@@ -88,6 +87,8 @@ def file_melodies(path: str) -> list[note_seq.Melody]:
 
 def main() -> None:
     """Read the list, extract from each file, print one line of JSON."""
+    import resource  # not on Windows, which can still show the help
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("list", type=Path, help="text file with one path in each line")
     paths = parser.parse_args().list.read_text(encoding="utf-8").splitlines()

@@ -216,7 +216,7 @@ def end_with_parent() -> None:
 def begin_worker(limits: Limits) -> None:
     """Prepare a process: it leaves Ctrl-C to its parent, ends with it, dies of alarms, and has a limit of memory."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
+    if PROCESSES.get_start_method() == "fork":
         import resource  # not on Windows
 
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a thread would take some of the memory

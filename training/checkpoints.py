@@ -97,7 +97,7 @@ def save_checkpoint(accelerator: Accelerator, state: TrainingState, position, ou
             link(output_dir / WEIGHTS, partial / KEPT_WEIGHTS)
         files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
         for path in files:
-            with path.open("rb") as file:
+            with path.open("r+b") as file:  # Windows flushes only what may be written
                 os.fsync(file.fileno())
         sizes = {path.relative_to(partial).as_posix(): path.stat().st_size for path in files}
         (partial / MANIFEST).write_text(json.dumps(sizes, indent=1) + "\n", encoding="utf-8")

@@ -1,55 +1,57 @@
 """Take away, in processes that have this folder on PYTHONPATH, what Windows lacks.
 
-There is no `fcntl`, `resource` or `os.fork`, processes are spawned, and text without an encoding is cp1252: as on
-Windows, but for our own files alone, since libraries' are their own.
+Processes are spawned, there is no `os.fork`, and a file that is only read cannot be flushed. For code that is of no
+library there is no `fcntl` and no `resource` either, and text without an encoding is cp1252: libraries have ways of
+their own on Windows, which they do not take here.
 """
 
 import builtins
+import errno
+import fcntl
 import io
 import multiprocessing
 import os
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-LIBRARIES = ("site-packages", "dist-packages", f"python{sys.version_info.major}.{sys.version_info.minor}")
-MISSING = ("fcntl", "resource")
+LIBRARIES = {"site-packages", "dist-packages", f"python{sys.version_info.major}.{sys.version_info.minor}"}
+MISSING = {"fcntl", "resource"}
 
-
-class WithoutUnix:
-    """Finder that knows no module of Unix."""
-
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        """Refuse the modules that Windows lacks."""
-        if name in MISSING:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-for name in MISSING:
-    sys.modules.pop(name, None)
-sys.meta_path.insert(0, WithoutUnix)
 multiprocessing.context._concrete_contexts["fork"] = multiprocessing.get_context("spawn")
 multiprocessing.set_start_method("spawn")
 del os.fork
-text_encoding = io.text_encoding
-open_file = io.open
+import_module, open_file, flush = builtins.__import__, io.open, os.fsync
 
 
-def is_ours(depth):
-    """Whether the code that reads or writes is of this repository; `pathlib` in between is not counted."""
-    frame = sys._getframe(depth + 1)
-    while frame and "pathlib" in frame.f_code.co_filename:
-        frame = frame.f_back
-    path = Path(frame.f_code.co_filename) if frame else Path()
-    return ROOT in path.parents and not set(LIBRARIES) & set(path.parts)
+def is_of_library(file):
+    """Whether code is of a library, Python's own included; `python -c` has the file <string>."""
+    return file.startswith("<frozen") or not LIBRARIES.isdisjoint(Path(file).parts)
+
+
+def import_as_on_windows(name, globals=None, *args, **kwargs):
+    """Refuse the modules that Windows lacks."""
+    if name in MISSING and not is_of_library((globals or {}).get("__file__", "<string>")):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    return import_module(name, globals, *args, **kwargs)
 
 
 def open_as_on_windows(file, mode="r", buffering=-1, encoding=None, *args, **kwargs):
-    """Open text without an encoding as cp1252 where the code is ours."""
-    if "b" not in mode and encoding in (None, "locale") and is_ours(1):
+    """Open text without an encoding as cp1252; `pathlib` opens it for its caller."""
+    frame = sys._getframe(1)
+    while frame.f_back and "pathlib" in frame.f_code.co_filename:
+        frame = frame.f_back
+    if "b" not in mode and encoding in (None, "locale") and not is_of_library(frame.f_code.co_filename):
         encoding = "cp1252"
     return open_file(file, mode, buffering, encoding, *args, **kwargs)
 
 
+def flush_as_on_windows(file):
+    """Refuse a descriptor that is open for reading only."""
+    if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    flush(file)
+
+
+builtins.__import__ = import_as_on_windows
 builtins.open = io.open = open_as_on_windows
+os.fsync = flush_as_on_windows
