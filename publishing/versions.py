@@ -68,7 +68,9 @@ def resolve(python: str) -> dict[str, str]:
     """
     command = ["uv", "pip", "compile", "pyproject.toml", "--extra", "test", "--quiet", "--no-header", "--no-annotate"]
     command += ["--python-version", python, "--only-binary", ":all:"]
-    result = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8", check=True
+    )
     return dict(line.split(" ")[0].split("==") for line in result.stdout.splitlines() if "==" in line)
 
 

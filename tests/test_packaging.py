@@ -128,7 +128,7 @@ def test_a_model_needs_torch_transformers_miditok_and_symusic(tmp_path):
     assert not names & {"datasets", "accelerate", "evaluate", "numba", "isal", "scikit-learn", "scipy", "matplotlib"}
     packages = link_packages(names, tmp_path / "packages")
     command = [sys.executable, "-I", "-S", "-c", USE, str(packages), str(ROOT), str(RELEASE)]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8")
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.strip() == "2"
 
@@ -176,5 +176,5 @@ def test_ranges_end_below_the_next_major_version():
 
 def test_git_ignores_what_the_commands_make():
     paths = ["data/lmd_full.tar.gz", "runs/lakh/config.json", "outputs/demo/index.html", ".venv-oldest/bin/python"]
-    ignored = subprocess.run(["git", "check-ignore", *paths], cwd=ROOT, capture_output=True, text=True)
+    ignored = subprocess.run(["git", "check-ignore", *paths], cwd=ROOT, capture_output=True, encoding="utf-8")
     assert ignored.stdout.split() == paths
