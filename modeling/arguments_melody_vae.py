@@ -106,7 +106,7 @@ def check_latent(value: Any, size: int, rows: int | None = None) -> torch.Tensor
     if latent.dim() != 2 or latent.shape[1] != size or (rows is not None and len(latent) != rows):
         expected = f"({'B' if rows is None else rows}, {size})"
         raise ValueError(f"latent of shape {tuple(value.shape)}: this model's have {expected}")
-    if not latent.isfinite().all():
+    if not (latent.is_meta or latent.isfinite().all()):
         raise ValueError("latent: has NaN or infinite numbers")
     return latent
 

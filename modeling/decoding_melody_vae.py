@@ -282,10 +282,10 @@ def sample_with_generators(
         )
         for source in generator or ()
     ]
-    rows = torch.arange(num_melodies, device=input_ids.device)  # (A,) the melodies that are still being written
-    copies = rows  # (A or more,) what the model computes
+    rows = list(range(num_melodies))  # (A,) the melodies that are still being written
+    copies = None  # of the rows, where the model computes more
     if sources and num_melodies < FEWEST_ROWS:
-        copies = torch.arange(FEWEST_ROWS, device=rows.device) % num_melodies
+        copies = torch.arange(FEWEST_ROWS, device=input_ids.device) % num_melodies
         model_kwargs = {
             name: value[copies] if isinstance(value, torch.Tensor) and len(value) == num_melodies else value
             for name, value in model_kwargs.items()
@@ -296,34 +296,36 @@ def sample_with_generators(
     is_done = torch.zeros(num_melodies, dtype=torch.bool, device=input_ids.device)
     numbers = torch.empty(0)
     for step in itertools.count():
-        scores = decoder(input_ids[copies] if len(copies) > len(rows) else input_ids)[: len(rows)].float()  # (A, V)
+        scores = decoder(input_ids if copies is None else input_ids[copies])[: len(rows)].float()  # (A, V)
         for processor in processors:
             scores = processor(input_ids, scores)
         if temperatures is not None:
-            scores = scores / temperatures[rows, None]
+            scores = scores / temperatures[:, None]
         if top_p is not None:
             scores = keep_most_likely(scores, top_p.top_p, top_p)
         if sources:
             if step % NUMBERS_AT_ONCE == 0:
-                numbers = draw_uniform((NUMBERS_AT_ONCE,), [sources[row] for row in rows.tolist()], scores.device)
+                numbers = draw_uniform((NUMBERS_AT_ONCE,), [sources[row] for row in rows], scores.device)
             token = choose(scores.softmax(-1), numbers[:, step % NUMBERS_AT_ONCE])
         else:
             token = scores.argmax(-1)
         input_ids = torch.cat([input_ids, token.masked_fill(is_done, pad)[:, None]], dim=-1)
         is_done = is_done | stopping_criteria(input_ids, scores)
-        if is_done.all():
+        num_left = len(rows) - int(is_done.sum())
+        if not num_left:
             break
-        left = (~is_done).nonzero().squeeze(1)
-        if FEWEST_ROWS <= len(left) <= 8 / 9 * len(rows) and decoder.can_keep():
-            finished |= {row: input_ids[at] for at, row in enumerate(rows.tolist()) if is_done[at]}
+        if FEWEST_ROWS <= num_left <= 8 / 9 * len(rows) and decoder.can_keep():
+            left = (~is_done).nonzero().squeeze(1)
+            kept = left.tolist()
+            finished |= {rows[at]: input_ids[at] for at in set(range(len(rows))).difference(kept)}
             decoder.keep(left, len(rows))
             for processor in processors:
                 if isinstance(processor, MelodyLogitsProcessor | BarCountLogitsProcessor):
                     processor.keep(left, len(is_done))
-            input_ids, rows, is_done = input_ids[left], rows[left], is_done[left]
-            copies = rows
+            input_ids, rows, is_done = input_ids[left], [rows[at] for at in kept], is_done[left]
+            temperatures = temperatures if temperatures is None else temperatures[left]
             numbers = numbers[left] if sources else numbers
-    finished |= dict(zip(rows.tolist(), input_ids, strict=True))
+    finished |= dict(zip(rows, input_ids, strict=True))
     return torch.nn.utils.rnn.pad_sequence(
         [finished[row] for row in range(num_melodies)], batch_first=True, padding_value=pad
     )
