@@ -1,5 +1,6 @@
 """Keep what the libraries cache out of the user's own caches, and the tests off the network."""
 
+import logging
 import os
 import shutil
 import tempfile
@@ -33,6 +34,22 @@ def threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def no_deprecation(request):
+    """Fail a test of compatibility in which transformers' own logger says that something is deprecated."""
+    if "compatibility" not in request.keywords:
+        yield
+        return
+    said, handler = [], logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger = logging.getLogger("transformers")
+    getattr(logger.warning_once, "__func__", logger.warning_once).cache_clear()  # each is said once in a process
+    logger.addHandler(handler)
+    yield
+    logger.removeHandler(handler)
+    assert not [message for message in said if "deprecat" in message]
 
 
 @pytest.fixture(scope="module")

@@ -446,6 +446,7 @@ def test_sinusoids_turn_by_the_same_angle_at_every_position(models):
 # --- transformers' own Trainer ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.compatibility
 @pytest.mark.parametrize("model_type", [*MODEL_TYPES, "melody_vae"])
 def test_trainer_trains_evaluates_and_predicts(model_type, processor, tmp_path):
     model = tiny_models.make_model(processor) if model_type == "melody_vae" else make_model(model_type, processor)

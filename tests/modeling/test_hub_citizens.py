@@ -161,6 +161,7 @@ pipe.save_pretrained(piped)
 LOAD_AGAIN = CHECK + "for name in sys.argv[2:]: check(name, sys.argv[1])"
 
 
+@pytest.mark.compatibility
 @pytest.mark.slow
 def test_everything_loads_from_a_folder_and_what_it_saves_loads_again(saved, expected, tmp_path):
     again, piped = tmp_path / "again", tmp_path / "piped"
@@ -237,6 +238,7 @@ def pipe(model, processor) -> MelodyGenerationPipeline:
     return make_pipeline(model, processor)
 
 
+@pytest.mark.compatibility
 def test_the_pipeline_samples(pipe, model, processor):
     assert isinstance(pipe, MelodyGenerationPipeline)
     melodies = pipe(3, bars=2, seed=5, tempo=90, program=40)
@@ -283,6 +285,7 @@ def test_a_continuation_begins_with_its_primer(pipe):
         assert melody["line"]["pitch"][:4] == LINE["pitch"][:4]
 
 
+@pytest.mark.compatibility
 def test_an_infill_keeps_the_other_bars_and_a_shift_is_the_models(processor):
     plain = make_model(processor, num_prior_layers=1, attributes=["mean_pitch"])
     plain.set_grammar(processor.grammar_table())
@@ -350,6 +353,7 @@ def test_the_pipeline_of_a_music_transformer_samples_and_continues(processor):
 # --- Adapters -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.compatibility
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft 0.21 asks for it
 def test_lora_trains_merges_saves_and_loads(processor, tmp_path):
     ids = processor(lines=[LINE, {**LINE, "pitch": [72, 71, 69, 67, 65]}], return_tensors="pt")["input_ids"]

@@ -540,6 +540,7 @@ def connect(url: str):
     return Client(url, verbose=False)
 
 
+@pytest.mark.compatibility
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_every_action_is_an_endpoint(space):
