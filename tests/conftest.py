@@ -69,17 +69,20 @@ def small_pictures():
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory, worker_id) -> Callable[[str, Callable[[Path], object]], Path]:
+def shared(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
     """Make folders once for all workers: `shared(name, make)` calls `make(folder)` if no worker has done it yet."""
     base = tmp_path_factory.getbasetemp()
-    base = base if worker_id == "master" else base.parent
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # its own folder lies in the session's
 
     def make_once(name: str, make: Callable[[Path], object]) -> Path:
         folder, done = base / name, base / f"{name}.done"
         with FileLock(base / f"{name}.lock"):
             if not done.exists():
                 shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+                threads = torch.get_num_threads()
                 make(folder)
+                torch.set_num_threads(threads)  # see above
                 done.touch()
         return folder
 
