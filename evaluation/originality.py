@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from command import UserError, machine, run_command, write_json
 from metrics.originality.originality_index import OriginalityIndex, describe
-from modeling.processing_melody_vae import find_melody
+from modeling.tune_finding_melody_vae import find_melody
 from training.data import load_lines
 
 COLUMNS = ["melody_id", "pitch", "start", "time_signature", "steps_per_beat", "bars"]

@@ -24,6 +24,10 @@ KEY_NAMES = tuple(f"{name} {mode}" for mode in ("major", "minor") for name in PI
 MAJOR_PROFILE = (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88)
 MINOR_PROFILE = (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17)
 
+MIN_PITCH, MAX_PITCH = 21, 108  # the piano's range, MusicVAE's too
+MAX_NOTE_BEATS = 16
+TIME_SIGNATURES = {4: [2, 3, 4, 5, 6, 7], 8: [3, 5, 6, 7, 9, 12]}  # denominator: numerators
+
 # Quarter notes per minute: where a class begins and ends, and the median of the training data (Lakh) in it.
 TEMPO_CLASSES = {"slow": (0.0, 90.0, 76.0), "medium": (90.0, 130.0, 115.0), "fast": (130.0, math.inf, 150.0)}
 
@@ -39,6 +43,34 @@ def tonic_of(name: str) -> int | None:
 def tempo_class(quarters_per_minute: float) -> str:
     """Return the name of a tempo's class."""
     return next(name for name, (low, high, _) in TEMPO_CLASSES.items() if low <= quarters_per_minute < high)
+
+
+def is_supported(time_signature: str) -> bool:
+    """Whether the vocabulary has a token for a time signature such as `6/8`."""
+    numerator, denominator = map(int, time_signature.split("/"))
+    return numerator in TIME_SIGNATURES.get(denominator, ())
+
+
+def readable_time_signature(numerator: int, denominator: int) -> tuple[int, int]:
+    """Find the time signature of the vocabulary that is nearest to another one.
+
+    Bars are split into equal ones (8/4 into 4/4, 9/4 into 3/4), four of one beat are joined (1/4 to 4/4, which is what
+    most of POP909 is written in), and eighths are counted as quarters (4/8 as 2/4). Of other bars, as many as are
+    nearest in length take the place of one (12/8 of 11/8, two of 6/4 of 13/4).
+    """
+    if equal := [each for each in TIME_SIGNATURES.get(denominator, ()) if numerator % each == 0]:
+        return max(equal), denominator
+    if numerator == 1:
+        return readable_time_signature(4, denominator)
+    if numerator % 2 == 0 and denominator > 4:
+        return readable_time_signature(numerator // 2, denominator // 2)
+    beats = max(numerator * 8 / denominator if denominator > 8 else numerator, 1.0)
+    denominator = min(denominator, 8)
+
+    def misfit(each: int) -> float:
+        return abs(beats - max(round(beats / each), 1) * each) / each
+
+    return min(reversed(TIME_SIGNATURES[denominator]), key=misfit), denominator
 
 
 def read_line(base_tokens: Iterable[int], steps_per_beat: int) -> dict[str, Any]:

@@ -7,7 +7,6 @@ N notes · K tracks · G stretches of constant time signature · R bars of track
 """
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -17,7 +16,7 @@ from .track_names_melody_vae import name_hint
 MAX_STEPS, MAX_DURATION = 1 << 20, (1 << 16) - 1  # what the sort key of a note has room for
 ENDLESS_TICKS = 1 << 40
 LOWEST_PITCH, HIGHEST_PITCH, MIN_PITCHES, MIN_BARS, MAX_BARS = 21, 108, 3, 4, (1 << 16) - 1  # of the data set's lines
-MAX_DISCARDED = 0.5  # a track of which the skyline discards a larger share of the notes is chords
+MAX_DISCARDED = 0.5  # a track of which the skyline discards a larger share of the notes is chords, not a melody
 VOCAL_LOW, VOCAL_HIGH = 55, 79
 LEAP, OCTAVE = 8, 12
 LONGEST_QUARTERS = 8.0  # longer notes count as this long
@@ -27,6 +26,8 @@ LENGTH_FLOOR = 0.1  # quarter notes, added to both lengths that `phrase_end` com
 BAR_SLOTS = 64  # onsets of a bar are bits of one integer: longer bars have a coarser grid
 HASH_FACTOR = 0x9E3779B97F4A7C15 - (1 << 64)  # odd, bits well mixed; products wrap
 LARGEST_DEVIATION = 4.0  # features further from their mean, in standard deviations, count as that far
+LARGEST_LOG_ODDS = 50.0  # utilities further from 0 count as that far among rivals
+DOUBLED, MIN_DOUBLED_NOTES = 0.9, 16  # a share of the notes that two tracks have in common, and the fewest to tell it
 UTILITY_DECIMALS = 6  # coarser than what the order of summation changes, so that every machine finds the same ties
 
 # The weights that dataset_script/lead_score.json has.
@@ -56,6 +57,7 @@ PROGRAMS = (  # what each of General MIDI's families of eight programs adds
     0.243515, 0.198142, 0.828509, 0.198736, 0.075066, -0.293443, -0.053884, -0.000951,
 )  # fmt: skip
 BIAS, TUNE_NAME_WEIGHT, OTHER_NAME_WEIGHT = -1.228511, 2.270745, 1.943326
+CALIBRATION = (0.822319, 1.69033, 2.595828)  # of the log-odds, of those of its rivals, and a bias
 
 
 class Stretch(NamedTuple):
@@ -163,7 +165,7 @@ def quantise(
     """Move onsets and ends to the nearest grid step.
 
     An onset that is nearest to the next stretch's first bar line belongs to that stretch. A note ends with its stretch
-    at the latest and is at least one step long.
+    at the latest and is at least one step long. Ornaments are left out, see [`is_ornament`].
 
     Args:
         track: Position of each note's track, shape (N,).
@@ -184,59 +186,59 @@ def quantise(
     if int(time.min()) < 0:
         raise ValueError("a note begins before the file does")
     step = nearest_step(time - start[stretch], up[stretch], whole)
+    # What is nearest to a later stretch's first bar line begins there; stretches shorter than half a step have none.
+    following = list(range(1, len(grid) + 1))
+    for place in range(len(grid) - 2, -1, -1):
+        if 2 * grid[place + 1].length_ticks * grid[place + 1].denominator * steps_per_beat <= whole:
+            following[place] = following[place + 1]
     is_next = step * whole >= length[stretch] * up[stretch]
-    while is_next.any():  # more than once where a stretch is shorter than half a step
-        stretch, step = stretch + is_next.long(), step.where(~is_next, 0)
-        is_next = is_next & (2 * length[stretch] * up[stretch] <= whole)
+    stretch, step = torch.where(is_next, torch.tensor(following)[stretch], stretch), step.where(~is_next, 0)
     if int(step.max()) >= MAX_STEPS:
         raise ValueError("a note is a million grid steps and more from the beginning")
     end = nearest_step(time + duration.clamp(min=0) - start[stretch], up[stretch], whole)
     last = -(-length * up // whole)
-    return GridNotes(track, stretch, step, pitch, (end.minimum(last[stretch]) - step).clamp(1, MAX_DURATION))
+    steps = (end.minimum(last[stretch]) - step).clamp(1, MAX_DURATION)
+    stays = ~is_ornament((track * len(grid) + stretch) << 20 | step, time, time + duration.clamp(min=1))
+    return GridNotes(track[stays], stretch[stays], step[stays], pitch[stays], steps[stays])
 
 
-def join_pick_ups(
-    notes: GridNotes,
-    played: Sequence[torch.Tensor],
-    grid: Sequence[Stretch],
-    ticks_per_quarter: int,
-    steps_per_beat: int,
-) -> tuple[GridNotes, list[Stretch]]:
-    """Make each stretch that is shorter than a bar of the next one the end of a bar in front of that one.
+def is_ornament(voice: torch.Tensor, begin: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+    """Tell which notes only decorate another of their grid step: only what overlaps in played time is a chord.
 
-    Such a stretch is how notation programs write a pick-up. The data set leaves it as it is.
+    Of two notes of which one ends before the other begins the longer one takes the step, the earlier one where they are
+    equally long.
 
     Args:
-        notes: What `quantise` returned.
-        played: Track, onset and length in ticks, and pitch of the notes, shape (N,) each.
-        grid: Of the notes.
-        ticks_per_quarter: Resolution of the file.
-        steps_per_beat: Grid steps in a beat.
+        voice: One number for each voice and grid step, shape (N,).
+        begin: Onset in ticks, shape (N,).
+        end: End in ticks, later than the onset, shape (N,).
 
     Returns:
-        The notes, and the grid with the bar in front added; the short stretches are left in it without notes.
+        Shape (N,).
     """
-    whole = 4 * ticks_per_quarter
-    is_short = [a.length_ticks * b.denominator < b.numerator * whole for a, b in pairwise(grid)]
-    if not any(is_short):
-        return notes, list(grid)
-    is_moved = torch.tensor([*is_short, False])[notes.stretch]
-    is_longer = torch.tensor([False, *is_short])
-    stretch = notes.stretch + is_moved.long()
-    start, _, numerator, denominator, _ = torch.tensor(grid)[stretch].T
-    _, time, duration, _ = played
-    onset, end = (nearest_step(ticks - start, denominator * steps_per_beat, whole) for ticks in (time, time + duration))
-    length = torch.where(is_moved, (end - onset).clamp(1, MAX_DURATION), notes.duration)
-    step = torch.where(is_moved, onset, notes.step) + is_longer[stretch] * numerator * steps_per_beat
-    longer = [
-        each._replace(
-            start_ticks=each.start_ticks - each.numerator * whole // each.denominator, first_bar=each.first_bar - 1
-        )
-        if is_longer
-        else each
-        for each, is_longer in zip(grid, [False, *is_short], strict=True)
-    ]
-    return GridNotes(notes.track, stretch, step, notes.pitch, length), longer
+    _, place, notes = voice.unique(return_inverse=True, return_counts=True)
+    is_shared = (notes > 1)[place]
+    found = torch.zeros_like(is_shared)
+    if not is_shared.any():
+        return found
+    place, begin, end = place[is_shared], begin[is_shared], end[is_shared]
+    origin = int(begin.min())
+    begin, end = begin - origin, end - origin
+    span = int(end.max()) + 1
+    length = end - begin
+
+    def longest_before(time: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        """Return the greatest length of the notes of each place whose `time` is not after `at`, 0 for none."""
+        key, order = (place * span + time).sort()
+        longest = (place * span + length)[order].cummax(0).values
+        last = torch.searchsorted(key, place * span + at, right=True) - 1
+        return (longest[last.clamp(min=0)] - place * span).where(last >= 0, 0).clamp(min=0)
+
+    # Time backwards is how to see the notes after.
+    found[is_shared] = (longest_before(end, begin) >= length) | (
+        longest_before(span - 1 - begin, span - 1 - end) > length
+    )
+    return found
 
 
 def is_end(*columns: torch.Tensor) -> torch.Tensor:
@@ -356,6 +358,34 @@ def weigh_name(name: str) -> float:
     return hint * (TUNE_NAME_WEIGHT if hint > 0 else OTHER_NAME_WEIGHT)
 
 
+def is_double(sky: Skyline, utility: torch.Tensor, stretches: int) -> torch.Tensor:
+    """Tell which tracks double a likelier one: nearly all notes at the same onsets, octaves apart or not, shape (K,).
+
+    Args:
+        sky: Of all tracks.
+        utility: Of each track, shape (K,); of two that are equal the earlier one is likelier.
+        stretches: Number of stretches.
+    """
+    tracks = len(utility)
+    kept = sky.track.bincount(minlength=tracks)
+    most, least = torch.maximum(kept[:, None], kept), torch.minimum(kept[:, None], kept)
+    is_alike = (least >= MIN_DOUBLED_NOTES) & (least >= DOUBLED * most.double())
+    if tracks < 2 or not is_alike.triu(1).any():
+        return torch.zeros(tracks, dtype=torch.bool)
+    # Count the notes that each two tracks share, as a product of matrices: tracks by places, some of them at a time.
+    place = ((sky.stretch << 20 | sky.step) * OCTAVE + sky.pitch % OCTAVE).unique(return_inverse=True)[1]
+    place, order = place.sort()
+    shared = torch.zeros(tracks, tracks)
+    for first in range(0, int(place[-1]) + 1, 4096):
+        begin, end = torch.searchsorted(place, torch.tensor([first, first + 4096])).tolist()
+        is_there = torch.zeros(4096, tracks)
+        is_there[place[begin:end] - first, sky.track[order[begin:end]]] = 1.0
+        shared += is_there.T @ is_there
+    index = torch.arange(tracks)
+    is_likelier = (utility > utility[:, None]) | ((utility == utility[:, None]) & (index < index[:, None]))
+    return (is_alike & (shared >= DOUBLED * most.double()) & is_likelier).any(1)
+
+
 def score_tracks(
     notes: GridNotes, grid: Sequence[Stretch], programs: Sequence[int], names: Sequence[str], steps_per_beat: int
 ) -> tuple[list[float], list[bool]]:
@@ -369,9 +399,8 @@ def score_tracks(
         steps_per_beat: Grid steps in a beat.
 
     Returns:
-        The probability of each track by itself to be the tune, which ranks the tracks as the data set's lead score
-        does, and whether the data set finds a melody line in it. The lead of a file is the first of the highest score
-        of those that have a line.
+        The data set's lead score of each track, from 0 to 1, and whether the data set finds a melody line in it. The
+        lead of a file is the first of the highest score of those that have a line.
     """
     found, sky = notes.track.bincount(), skyline(notes, len(grid))
     features = describe_tracks(sky, found, grid, steps_per_beat)
@@ -380,7 +409,15 @@ def score_tracks(
     labels = [PROGRAMS[program // 8] + weigh_name(name) for program, name in zip(programs, names, strict=True)]
     utility = BIAS + standard @ linear + standard**2 / 2 @ square + torch.tensor(labels, dtype=torch.float64)
     utility = utility.round(decimals=UTILITY_DECIMALS)
-    # The top voice of chords is a melody where no other track is likelier to be the tune.
-    is_voice = (found - sky.track.bincount() <= MAX_DISCARDED * found) | (utility == utility.max())
-    is_melody = is_voice & has_lines(sky, len(found), grid, steps_per_beat)
-    return utility.sigmoid().tolist(), is_melody.tolist()
+
+    # Chords and doubles are left out; but the likeliest track of all may be chords, such as a piano's right hand.
+    is_chords = (found - sky.track.bincount() > MAX_DISCARDED * found) & (utility != utility.max())
+    is_left_out = is_chords | is_double(sky, utility, len(grid))
+    is_melody = has_lines(sky, len(found), grid, steps_per_beat) & ~is_left_out
+
+    # The odds of a track, beside those of its rivals.
+    odds = utility.clamp(-LARGEST_LOG_ODDS, LARGEST_LOG_ODDS).exp() * is_melody
+    rivals = (odds.sum() - odds).clamp(min=0).log1p()
+    of_utility, of_rivals, bias = CALIBRATION
+    log_odds = of_utility * utility - of_rivals * rivals + bias
+    return log_odds.round(decimals=UTILITY_DECIMALS).sigmoid().tolist(), is_melody.tolist()

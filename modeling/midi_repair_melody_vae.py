@@ -263,6 +263,7 @@ class _Track:
             byte = body[position]
             if byte >= SYSTEM_EXCLUSIVE:
                 if body[position : position + 2] == END_MARK[:2]:
+                    self.faults["trailing"] += body[position:] != END_MARK
                     return
                 position = self._read_system_event(body, position)
                 is_after_exclusive |= byte == SYSTEM_EXCLUSIVE
@@ -375,9 +376,10 @@ def _phrases(faults: Counter[str]) -> list[str]:
         "spelling": "{} in an unusual spelling",
         "damaged": "{} damaged and read up to there",
         "endless": "{} without an end",
+        "trailing": "{} with something after the end",
     }
     return [
-        phrase.format(_count(faults[fault], "track" if fault in ("damaged", "endless") else "event"))
+        phrase.format(_count(faults[fault], "track" if fault in ("damaged", "endless", "trailing") else "event"))
         for fault, phrase in say.items()
         if faults[fault]
     ]
@@ -409,3 +411,40 @@ def _write_number(value: int) -> bytes:
     while value := value >> 7:
         content = bytes([value & 0x7F | 0x80]) + content
     return content
+
+
+def split_tracks(data: bytes) -> list[bytes]:
+    """Cut the tracks out of a file that [`repair_midi`] returned: each without the chunk's own header."""
+    return _find_tracks(data, 14, [])
+
+
+def scan_channels(body: bytes) -> tuple[list[tuple[int, int]], list[tuple[int, int, int]]]:
+    """Find out which channels and programs a track plays.
+
+    Args:
+        body: A track of a file that [`repair_midi`] returned.
+
+    Returns:
+        Channel and program of its notes, each once, in order; and its changes of program: tick, channel, program.
+    """
+    parts, changes, programs = set(), [], [0] * 16
+    position = tick = status = 0
+    while position < len(body):
+        byte = body[position]
+        delta, position = (byte, position + 1) if byte < 0x80 else _read_number(body, position)
+        tick += delta
+        byte = body[position]
+        if byte >= SYSTEM_EXCLUSIVE:
+            length, start = _read_number(body, position + 1 + (byte == META))
+            position = start + length
+            continue
+        if byte >= 0x80:
+            status, position = byte, position + 1
+        kind = status & 0xF0
+        if kind == 0x90 and body[position + 1]:
+            parts.add((status & 0x0F, programs[status & 0x0F]))
+        elif kind == 0xC0:
+            programs[status & 0x0F] = body[position]
+            changes.append((tick, status & 0x0F, body[position]))
+        position += 1 if 0xC0 <= status < 0xE0 else 2
+    return sorted(parts), changes

@@ -8,33 +8,40 @@ A step is a `steps_per_beat`th of the beat, the beat being the note that the tim
 from __future__ import annotations  # symusic's Score is a factory, no class
 
 import json
-from bisect import bisect_right
-from collections.abc import Collection, Iterable
+import operator
+import re
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from itertools import pairwise
-from operator import itemgetter
-from pathlib import Path
+from itertools import chain
+from typing import Any
 
 import torch
 from miditok import REMI, TokenizerConfig, TokSequence
-from miditok.constants import MIDI_INSTRUMENTS
 from symusic import KeySignature, Note, Score, Tempo, TimeSignature, Track, types
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.utils import logging
 
+from .arguments_melody_vae import check_count, check_number
 from .logits_process_melody_vae import SPECIAL_ROW, UNUSABLE, TokenColumn, encode_base_token, summarise_token
-from .melody_line_melody_vae import PITCH_NAMES, TEMPO_CLASSES, key_of, steps_per_bar
-from .melody_track_melody_vae import GridNotes, bar_grid, is_end, join_pick_ups, quantise, score_tracks, skyline
+from .melody_line_melody_vae import (
+    MAX_NOTE_BEATS,
+    MAX_PITCH,
+    MIN_PITCH,
+    PITCH_NAMES,
+    TEMPO_CLASSES,
+    TIME_SIGNATURES,
+    is_supported,
+    steps_per_bar,
+)
+from .midi_reading_melody_vae import MidiInput, each_file
+from .tune_finding_melody_vae import FASTEST, SLOWEST, choose_tune, describe_line, find_tunes
 
 logger = logging.get_logger(f"transformers.{__name__}")  # under the name whose verbosity transformers sets
 
 FIRST_CHARACTER = 33  # MidiTok writes the base token i as chr(i + 33)
 WORD_PREFIX = "\u2581"  # what the fast tokenizer puts before each word, so before each bar
-MIN_PITCH, MAX_PITCH = 21, 108  # the piano's range, MusicVAE's too
-MAX_NOTE_BEATS = 16
-TIME_SIGNATURES = {4: [2, 3, 4, 5, 6, 7], 8: [3, 5, 6, 7, 9, 12]}  # denominator: numerators
 SPECIAL_TOKENS = ["PAD", "BOS", "EOS", "MASK"]
 TICKS_PER_QUARTER = 480  # of the scores that are handed out
 
@@ -59,33 +66,44 @@ def make_remi(steps_per_beat: int) -> REMI:
     )
 
 
-def is_supported(time_signature: str) -> bool:
-    """Whether the vocabulary has a token for a time signature such as `6/8`."""
-    numerator, denominator = map(int, time_signature.split("/"))
-    return numerator in TIME_SIGNATURES.get(denominator, ())
-
-
-def readable_time_signature(numerator: int, denominator: int) -> tuple[int, int]:
-    """Find a time signature of the vocabulary for another one; itself where there is none, as for 11/8.
-
-    Bars are split into equal ones (8/4 into 4/4, 9/4 into 3/4), four of one beat are joined (1/4 to 4/4, which is what
-    most of POP909 is written in), and eighths are counted as quarters (4/8 as 2/4).
-    """
-    if equal := [each for each in TIME_SIGNATURES.get(denominator, ()) if numerator % each == 0]:
-        return max(equal), denominator
-    if numerator == 1:
-        return readable_time_signature(4, denominator)
-    if numerator % 2 == 0 and denominator > 4:
-        return readable_time_signature(numerator // 2, denominator // 2)
-    return numerator, denominator
-
-
 def key_signature_of(key: str) -> types.KeySignature:
     """Write a key such as `D minor` as a key signature: sharps, flats if negative, six at most."""
     tonic, mode = key.split()
     is_minor = mode == "minor"
     fifths = 7 * (PITCH_NAMES.index(tonic) + 3 * is_minor) % 12  # from C major; a minor key is that of its third
     return KeySignature(0, fifths - 12 * (fifths > 6), int(is_minor))
+
+
+def check_line(line: Mapping[str, Any], name: str = "line") -> None:
+    """Make sure that a line is one: see the module's docstring.
+
+    Args:
+        line: What was handed in.
+        name: What to call it.
+
+    Raises:
+        ValueError: If it is none; says why.
+    """
+    columns = ("pitch", "start", "duration", "time_signature", "steps_per_beat", "bars")
+    if not isinstance(line, Mapping) or (missing := [column for column in columns if column not in line]):
+        lacks = f"a {type(line).__name__}" if not isinstance(line, Mapping) else f"without {', '.join(missing)}"
+        raise ValueError(f"{name}: {lacks}; a line is a dict with {', '.join(columns)}")
+    if not re.fullmatch(r"[1-9]\d?/[1-9]\d?", str(line["time_signature"])):
+        raise ValueError(f"{name}: time_signature={line['time_signature']!r} is not such as 3/4")
+    for column, least in (("steps_per_beat", 1), ("bars", 0)):
+        check_count(f"{name}: {column}", line[column], least)
+    pitch, start, duration = line["pitch"], line["start"], line["duration"]
+    if not len(pitch) == len(start) == len(duration):
+        raise ValueError(f"{name}: {len(pitch)} pitches, {len(start)} starts and {len(duration)} durations")
+    if not len(pitch):
+        return
+    if min(pitch) < MIN_PITCH or max(pitch) > MAX_PITCH:
+        raise ValueError(f"{name}: pitches from {min(pitch)} to {max(pitch)}; a line's are {MIN_PITCH} to {MAX_PITCH}")
+    ends = [begin + length for begin, length in zip(start, duration, strict=True)]
+    if start[0] < 0 or min(duration) < 1 or any(map(operator.gt, ends, start[1:])):
+        raise ValueError(f"{name}: its notes are not in order, one at a time, each of a step or more")
+    if start[-1] >= line["bars"] * steps_per_bar(line):
+        raise ValueError(f"{name}: a note begins at step {start[-1]}, after its {line['bars']} bars")
 
 
 def line_to_score(line: dict, ticks_per_quarter: int = TICKS_PER_QUARTER, first_bar: int = 0) -> types.Score:
@@ -99,13 +117,19 @@ def line_to_score(line: dict, ticks_per_quarter: int = TICKS_PER_QUARTER, first_
 
     Returns:
         The score. All velocities are 100.
+
+    Raises:
+        ValueError: If tempo or program are such as MIDI cannot hold.
     """
     numerator, denominator = map(int, line["time_signature"].split("/"))
     ticks_per_step = ticks_per_quarter * 4 // (denominator * line["steps_per_beat"])
     score = Score(ticks_per_quarter)
     score.time_signatures.append(TimeSignature(0, numerator, denominator))
-    score.tempos.append(Tempo(0, qpm=float(line.get("tempo", 120.0))))
-    track = Track(name="Melody", program=int(line.get("program", 0)))
+    score.tempos.append(Tempo(0, qpm=check_number("tempo", line.get("tempo", 120.0), SLOWEST, FASTEST)))
+    program = check_count("program", line.get("program", 0))
+    if program > 127:
+        raise ValueError(f"program={program}: General MIDI has 0 to 127")
+    track = Track(name="Melody", program=program)
     if line.get("key"):
         score.key_signatures.append(key_signature_of(line["key"]))
     before = first_bar * steps_per_bar(line)
@@ -134,196 +158,6 @@ def make_monophonic(notes: Iterable[tuple[int, int, int]], end: int) -> tuple[li
     limits = dict(zip(starts, [*starts[1:], end], strict=False))  # where the next note begins
     durations = [max(1, min(highest[start][1], limits[start] - start)) for start in starts]
     return starts, durations, [highest[start][0] for start in starts]
-
-
-def name_of(midi: str | Path | bytes | types.Score) -> str:
-    """Name an input in an error message."""
-    if isinstance(midi, str | Path):
-        return str(midi)
-    return f"{len(midi)} bytes" if isinstance(midi, bytes) else f"a score of {len(midi.tracks)} tracks"
-
-
-def read_score(midi: str | Path | bytes | types.Score) -> types.Score:
-    """Read a path, the bytes of a MIDI file, or a score.
-
-    Raises:
-        ValueError: If it is no MIDI file; names the file.
-    """
-    if isinstance(midi, Score):
-        return midi.to("tick")  # pyright: ignore[reportReturnType] - a factory narrows nothing
-    name = name_of(midi)
-    try:
-        content = midi if isinstance(midi, bytes) else Path(midi).read_bytes()
-    except OSError as error:
-        raise ValueError(f"{name}: cannot be read ({error.strerror}); give the path of a MIDI file") from error
-    try:
-        return Score.from_midi(content)
-    except Exception as error:  # symusic raises plain RuntimeError, and others, on what it cannot parse
-        raise ValueError(f"{name}: not a MIDI file, or a broken one; export it again as standard MIDI") from error
-
-
-def find_tunes(midi: str | Path | bytes | types.Score, steps_per_beat: int = 4) -> list[dict]:
-    """List what could be the tune of a MIDI file, best first, laid on the grid.
-
-    Each track that is not drums gives a line for each of its stretches of constant time signature. The tracks are in
-    the order of their lead scores ([`score_tracks`]), those in which the data set finds no melody last; of one track
-    the stretch with the most notes comes first. Grid, skyline and choice are the data set's. Unlike there, a line goes
-    on through silence, it may be short or of chords, notes out of range are left out of it, it begins with its pick-up
-    ([`join_pick_ups`]), and time signatures outside the vocabulary are read in others ([`readable_time_signature`]).
-
-    Args:
-        midi: Path, bytes of a MIDI file, or score.
-        steps_per_beat: Grid steps per beat.
-
-    Returns:
-        Lines with more of the data set's columns, `track` (index in the file), `program`, `lead_score`, `tempo` and
-        `key`; and with `file`, `tracks` (how many the file has), `track_name`, `track_notes` (before any is left out),
-        `written_time_signature` (in the file) and `first_bar` (bars of the file before the line).
-
-    Raises:
-        ValueError: If the file cannot be read, has no notes, or a time signature outside the vocabulary; names it.
-    """
-    score, file = read_score(midi), name_of(midi)
-    tracks = {index: track for index, track in enumerate(score.tracks) if not track.is_drum and len(track.notes)}
-    if not tracks:
-        raise ValueError(f"{file}: no notes outside the drums; give a MIDI file that has a melody")
-    if score.ticks_per_quarter < 1:
-        raise ValueError(f"{file}: its time is in frames per second; export it in ticks per quarter note")
-    units = (score.ticks_per_quarter, steps_per_beat)
-    signatures = [(each.time, each.numerator, each.denominator) for each in score.time_signatures]
-    written = bar_grid(signatures, score.ticks_per_quarter)
-    played = played_notes(tracks.values())
-    try:
-        notes = quantise(*played, written, *units)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}; cut it in an editor and export it again") from error
-    programs, names = [track.program for track in tracks.values()], [track.name for track in tracks.values()]
-    lead_scores, is_melody = score_tracks(notes, written, programs, names, steps_per_beat)
-
-    readable = [(each.start_ticks, *readable_time_signature(each.numerator, each.denominator)) for each in written]
-    grid = bar_grid(readable, score.ticks_per_quarter)
-    signature_at = {each.start_ticks: f"{each.numerator}/{each.denominator}" for each in written}
-    written_signatures = [signature_at[each.start_ticks] for each in grid]
-    if grid != written:
-        notes = quantise(*played, grid, *units)
-    notes, grid = join_pick_ups(notes, played, grid, *units)
-    is_in_range = (notes.pitch >= MIN_PITCH) & (notes.pitch <= MAX_PITCH)
-    if not is_in_range.any():
-        raise ValueError(f"{file}: no note between the MIDI pitches {MIN_PITCH} and {MAX_PITCH}")
-    sky = skyline(GridNotes(*(column[is_in_range] for column in notes)), len(grid))
-    ends = (is_end(sky.track, sky.stretch).nonzero().flatten() + 1).tolist()
-    owners, stretches, steps, pitches, durations = (column.tolist() for column in sky[:5])
-
-    def rank(passage: tuple[int, int]) -> tuple:
-        own = owners[passage[0]]
-        return not is_melody[own], -lead_scores[own], own, passage[0] - passage[1]
-
-    tempos = sorted(((tempo.time, tempo.mspq) for tempo in score.tempos), key=itemgetter(0))
-    lines = []
-    for begin, end in sorted(pairwise([0, *ends]), key=rank):
-        own, place = owners[begin], grid[stretches[begin]]
-        bar, ticks_per_step = place.numerator * steps_per_beat, 4 * units[0] / (place.denominator * steps_per_beat)
-        first_bar = steps[begin] // bar
-        line = {
-            "pitch": pitches[begin:end],
-            "start": [step - first_bar * bar for step in steps[begin:end]],
-            "duration": durations[begin:end],
-            "time_signature": f"{place.numerator}/{place.denominator}",
-            "steps_per_beat": steps_per_beat,
-            "bars": -(-(steps[end - 1] + durations[end - 1]) // bar) - first_bar,
-            # Half a step of grace: a note quantised backwards still begins in the tempo that it was played in.
-            "tempo": tempo_at(place.start_ticks + (steps[begin] + 0.5) * ticks_per_step, tempos),
-            "program": programs[own],
-            "file": file,
-            "tracks": len(score.tracks),
-            "track": list(tracks)[own],
-            "track_name": names[own],
-            "track_notes": len(list(tracks.values())[own].notes),
-            "lead_score": lead_scores[own],
-            "written_time_signature": written_signatures[stretches[begin]],
-            "first_bar": place.first_bar + first_bar,
-        }
-        lines.append({**line, "key": key_of(line)})
-    if not (readable_lines := [line for line in lines if is_supported(line["time_signature"])]):
-        signature = lines[0]["time_signature"]
-        raise ValueError(f"{file}: time signature {signature} is not in the vocabulary: {TIME_SIGNATURES}")
-    return readable_lines
-
-
-def played_notes(tracks: Collection[types.Track]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return track (counted from 0), onset and length in ticks, and pitch of all notes, int64 `(N,)` each."""
-    columns = [track.notes.numpy() for track in tracks]
-    counts = torch.tensor([len(each["time"]) for each in columns])
-    time, duration, pitch = (
-        torch.cat([torch.as_tensor(each[name]).long() for each in columns]) for name in ("time", "duration", "pitch")
-    )
-    return torch.arange(len(columns)).repeat_interleave(counts), time, duration, pitch
-
-
-def tempo_at(ticks: float, tempos: list[tuple[int, int]]) -> float:
-    """Return the quarter notes per minute at a time, of sorted (ticks, microseconds per quarter); 120 before them."""
-    place = bisect_right(tempos, ticks, key=itemgetter(0))
-    return 60e6 / max(tempos[place - 1][1], 1) if place else 120.0
-
-
-def choose_tune(tunes: list[dict], track: int | None = None) -> dict:
-    """Take the best of a file's lines ([`find_tunes`]), of all or of one track.
-
-    Raises:
-        ValueError: If the track has none; says which have.
-    """
-    own = [line for line in tunes if track in (None, line["track"])]
-    if not own:
-        others = ", ".join(map(str, sorted({line["track"] for line in tunes})))
-        raise ValueError(f"{tunes[0]['file']}: track={track} has no melody to read; these have: {others}")
-    return own[0]
-
-
-def find_melody(midi: str | Path | bytes | types.Score, steps_per_beat: int = 4, track: int | None = None) -> dict:
-    """Find the tune of a MIDI file and lay it on the grid: the first that [`find_tunes`] lists.
-
-    Args:
-        midi: Path, bytes of a MIDI file, or score.
-        steps_per_beat: Grid steps per beat.
-        track: Index of the track to take, instead of the best.
-
-    Raises:
-        ValueError: If nothing can be read, or not from this track; names the file.
-    """
-    return choose_tune(find_tunes(midi, steps_per_beat), track)
-
-
-def label_of(line: dict) -> str:
-    """Name a line's track by its index and its name, or the instrument where it has none."""
-    name = line.get("track_name", "").strip()
-    return f"track={line['track']} " + (f'"{name}"' if name else f"({MIDI_INSTRUMENTS[line['program']]['name']})")
-
-
-def describe_line(line: dict, max_bars: int, tunes: Iterable[dict] = ()) -> str:
-    """Say in one sentence what a line is, where it comes from and how many windows it makes.
-
-    Args:
-        line: As [`find_tunes`] gives it; a row of the data set or any other line has less to say.
-        max_bars: Bars of one window.
-        tunes: The file's lines, of which the best of another track is named.
-    """
-    parts = []
-    if "track" in line:
-        of = f" of {line['tracks']}" if "tracks" in line else ""
-        other = next((each for each in tunes if each["track"] != line["track"]), None)
-        beside = f", next {label_of(other)} {other['lead_score']:.2f}" if other else ""
-        parts.append(f"the tune is {label_of(line)}{of} (lead score {line['lead_score']:.2f}{beside})")
-    place, written = f"in {line['time_signature']}", line.get("written_time_signature", line["time_signature"])
-    place += f" (written as {written})" if written != line["time_signature"] else ""
-    if "first_bar" in line:
-        place = f"bars {line['first_bar'] + 1} to {line['first_bar'] + line['bars']} {place}"
-    parts.append(place + (f" at {line['tempo']:.4g} quarter notes a minute" if "tempo" in line else ""))
-    parts += [line["key"]] if line.get("key") else []
-    notes, all_notes = len(line["pitch"]), line.get("track_notes", len(line["pitch"]))
-    parts.append(f"{notes} notes" if notes == all_notes else f"{notes} of its {all_notes} notes")
-    windows = -(-line["bars"] // max_bars)
-    parts.append(f"{line['bars']} bars: {windows} window{'s' * (windows != 1)} of up to {max_bars}")
-    return (f"{line['file']}: " if "file" in line else "") + "; ".join(parts)
 
 
 def cut_bars(line: dict, first_bar: int, bars: int) -> dict:
@@ -489,25 +323,26 @@ class MelodyProcessor(ProcessorMixin):
         """Whether the vocabulary has the time signature and the grid of a line."""
         return is_supported(time_signature) and steps_per_beat == self.steps_per_beat
 
-    def tunes(self, midi: str | Path | bytes | types.Score) -> list[dict]:
+    def tunes(self, midi: MidiInput) -> list[dict]:
         """List what could be the tune of a MIDI file, best first: whole lines, as [`find_tunes`] describes them."""
         return find_tunes(midi, self.steps_per_beat)
 
-    def read(self, midi: str | Path | bytes | types.Score | list, track: int | None = None) -> list[dict]:
+    def read(self, midi: MidiInput | Iterable[MidiInput], track: int | None = None) -> list[dict]:
         """Find the tune of each MIDI file; whole lines, not yet cut into windows.
 
         What was found is logged, see [`MelodyProcessor.describe`], after `transformers.logging.set_verbosity_info()`.
 
         Args:
-            midi: Path, bytes of a MIDI file, score, or a list of them.
+            midi: Path, content of a MIDI file, open file, score, ZIP archive of MIDI files, or any number of these in a
+                list, generator, ...
             track: Index of the track to take, instead of the best.
 
         Raises:
             ValueError: If a file has no tune to read; names it and says why.
         """
         lines = []
-        for each in midi if isinstance(midi, list | tuple) else [midi]:
-            tunes = self.tunes(each)
+        for file, content in each_file(midi):
+            tunes = find_tunes(content, self.steps_per_beat, file)
             lines.append(choose_tune(tunes, track))
             logger.info(describe_line(lines[-1], self.max_bars, tunes))
         return lines
@@ -516,11 +351,11 @@ class MelodyProcessor(ProcessorMixin):
         """Cut a line into windows of up to `max_bars` bars, one after the other, the last of which may be shorter."""
         return [cut_bars(line, first, self.max_bars) for first in range(0, line["bars"], self.max_bars)]
 
-    def describe(self, midi: str | Path | bytes | types.Score | dict, track: int | None = None) -> str:
+    def describe(self, midi: MidiInput | dict, track: int | None = None) -> str:
         """Say in one sentence what was found in a MIDI file, or where a line comes from.
 
         Args:
-            midi: Path, bytes of a MIDI file, score, or a line.
+            midi: Path, content of a MIDI file, open file, score, or a line.
             track: Index of the track to take, instead of the best.
         """
         if isinstance(midi, dict):
@@ -530,8 +365,8 @@ class MelodyProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        midi: str | Path | bytes | types.Score | list | None = None,
-        lines: dict | list[dict] | None = None,
+        midi: MidiInput | Iterable[MidiInput] | None = None,
+        lines: dict | Iterable[dict] | None = None,
         first_bar: int = 0,
         bars: int | None = None,
         track: int | None = None,
@@ -543,7 +378,7 @@ class MelodyProcessor(ProcessorMixin):
         """Prepare melodies for the model.
 
         Args:
-            midi: Path, bytes of a MIDI file, score, or a list of them; the tune is found in each.
+            midi: One MIDI file or several, see [`MelodyProcessor.read`]; the tune is found in each.
             lines: Melody lines instead, such as rows of the data set.
             first_bar: Where to cut the window; bars of the line before it.
             bars: Length of the window, at most and by default `max_bars`.
@@ -561,19 +396,19 @@ class MelodyProcessor(ProcessorMixin):
         """
         if (midi is None) == (lines is None):
             raise ValueError("give either midi= or lines=")
-        if first_bar < 0:
-            raise ValueError(f"first_bar={first_bar}: bars count from 0, the line's first")
-        if bars is not None and bars < 1:
-            raise ValueError(f"bars={bars}: a window has 1 bar or more")
-        if lines is None:
-            lines = self.read(midi, track)
-        lines = [lines] if isinstance(lines, dict) else lines
-        windows = [cut_bars(line, first_bar, min(bars or self.max_bars, self.max_bars)) for line in lines]
-        if empty := [index for index, window in enumerate(windows) if window["bars"] < 1]:
-            raise ValueError(f"melody {empty[0]} has {lines[empty[0]]['bars']} bars, so none from bar {first_bar} on")
-        for line in lines:
+        first_bar = check_count("first_bar", first_bar)
+        bars = self.max_bars if bars is None else min(check_count("bars", bars, 1), self.max_bars)
+        given: list[Any] = [lines] if isinstance(lines, Mapping) else list(lines or [])
+        given = self.read(midi, track) if midi is not None else given
+        if not given:
+            raise ValueError("no melodies: what was given is empty")
+        for index, line in enumerate(given):
+            check_line(line, f"melody {index}")
             if line["steps_per_beat"] != self.steps_per_beat:
                 raise ValueError(f"{line['steps_per_beat']} steps per beat; this processor has {self.steps_per_beat}")
+        windows = [cut_bars(line, first_bar, bars) for line in given]
+        if empty := [index for index, window in enumerate(windows) if window["bars"] < 1]:
+            raise ValueError(f"melody {empty[0]} has {given[empty[0]]['bars']} bars, so none from bar {first_bar} on")
         texts = [" ".join(line_to_words(window)) for window in windows]
         if primer:
             kwargs["padding_side"] = "left"
@@ -611,8 +446,18 @@ class MelodyProcessor(ProcessorMixin):
 
         Returns:
             One line per melody; the time signature is that of its first bar.
+
+        Raises:
+            ValueError: If they are not of this form, or one is not in the vocabulary.
         """
-        return [self._to_line(each) for each in (ids.tolist() if hasattr(ids, "tolist") else ids)]
+        rows = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+        rows = [row.tolist() if hasattr(row, "tolist") else row for row in rows]
+        if not all(isinstance(row, list | tuple) for row in rows):
+            raise ValueError(f"ids: (B, T) is needed, a list of ids for each melody, not {str(ids)[:60]}")
+        for index in set(chain.from_iterable(rows)):
+            if check_count("id", index) >= len(self.tokenizer):
+                raise ValueError(f"id {index} is not in the vocabulary of {len(self.tokenizer)}")
+        return [self._to_line(row) for row in rows]
 
     def _to_line(self, ids: list[int]) -> dict:
         remi = self.remi
@@ -655,12 +500,14 @@ class MelodyProcessor(ProcessorMixin):
                 are taken: beside the file where [`read`] or [`windows`] found it, the melody is in its own place.
 
         Raises:
-            ValueError: If there are not as many lines as melodies, or no such class.
+            ValueError: If there are not as many lines as melodies, no such class, or MIDI cannot hold it.
         """
         if isinstance(tempo, str):
             if tempo not in TEMPO_CLASSES:
                 raise ValueError(f"tempo={tempo!r} is neither a number nor one of {', '.join(TEMPO_CLASSES)}")
             tempo = TEMPO_CLASSES[tempo][-1]
+        if tempo is not None:
+            check_number("tempo", tempo, SLOWEST, FASTEST)
         lines = self.to_lines(ids)
         sources = [like or {}] * len(lines) if like is None or isinstance(like, dict) else like
         if len(sources) != len(lines):
@@ -669,6 +516,8 @@ class MelodyProcessor(ProcessorMixin):
         scores = []
         for line, source in zip(lines, sources, strict=True):
             sound = {name: source[name] for name in ("tempo", "program", "key") if name in source}
+            if "tempo" in sound:  # a file's may be anything
+                sound["tempo"] = min(max(float(sound["tempo"]), SLOWEST), FASTEST)
             scores.append(line_to_score({**line, **sound, **given}, first_bar=source.get("first_bar", 0)))
         return scores
 

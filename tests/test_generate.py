@@ -14,7 +14,8 @@ from matplotlib.image import imread
 from symusic import Note, Score, Tempo, TimeSignature, Track
 
 import generate
-from modeling.processing_melody_vae import find_melody, line_to_score
+from modeling.processing_melody_vae import line_to_score
+from modeling.tune_finding_melody_vae import find_melody
 from tests.builders.generation import BARS, LINES, STEPS, make_line, save_model
 
 pytestmark = pytest.mark.usefixtures("small_pictures")

@@ -7,31 +7,28 @@ import logging
 import os
 import random
 import tarfile
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from symusic import Note, Score, TimeSignature, Track
+from symusic import KeySignature, Note, Score, TimeSignature, Track
 
 from dataset_script import lead_score
 from dataset_script.extraction import extract_lines
 from dataset_script.lead_score import WEIGHTS_PATH
 from dataset_script.midi_notes import UnreadableMidiError, bar_grid, read_notes
 from modeling import melody_track_melody_vae as melody_track
+from modeling.melody_line_melody_vae import readable_time_signature
 from modeling.processing_melody_vae import (
-    KeySignature,
     cut_bars,
-    find_melody,
-    find_tunes,
-    is_supported,
     key_signature_of,
     line_to_words,
-    readable_time_signature,
     steps_per_bar,
 )
+from modeling.tune_finding_melody_vae import find_melody, find_tunes
 from tests.builders.lines import LINE, QUARTER, accompaniment, is_same, processor_for, scale, score_of, track_of
 
 ARCHIVE = Path(os.environ.get("LAKH_ARCHIVE", Path(__file__).parents[3] / "shared" / "data" / "lmd_full_subset.tar.gz"))
@@ -59,6 +56,7 @@ def test_the_weights_are_the_data_sets():
         melody_track.OTHER_NAME_WEIGHT,
     )
     assert rest == (stored["bias"], stored["tune_name"], stored["other_name"]), remedy
+    assert tuple(stored["calibration"].values()) == melody_track.CALIBRATION, remedy
 
 
 def random_score(generator: random.Random, tracks: int, ticks_per_quarter: int, signatures: int) -> Score:
@@ -88,7 +86,7 @@ def random_score(generator: random.Random, tracks: int, ticks_per_quarter: int, 
 
 
 def agrees(midi: bytes | Score, steps_per_beat: int) -> bool:
-    """Assert that processor and data set agree on a file; whether the data set has lines of it."""
+    """Assert that processor and data set agree on a file; whether notes of lines could be compared."""
     try:
         notes = read_notes(midi, steps_per_beat)
     except UnreadableMidiError:
@@ -96,33 +94,31 @@ def agrees(midi: bytes | Score, steps_per_beat: int) -> bool:
             find_tunes(midi, steps_per_beat)
         return False
     lines = extract_lines([notes], steps_per_beat)
-    expected = 1 / (1 + np.exp(-lines.track_utility))
-    signatures = [tuple(row) for row in notes.grid[:, 2:4].tolist()]
-    if not all(is_supported("{}/{}".format(*readable_time_signature(*each))) for each in signatures):
-        return False
+    file_tracks = np.array([0, len(notes.track)])
+    expected = lead_score.lead_scores(lines.track_utility, lines.track_has_lines, file_tracks)
     tunes = find_tunes(midi, steps_per_beat)
     of_track = dict(zip(notes.track, expected, strict=True))
     assert all(abs(of_track[line["track"]] - line["lead_score"]) < 1e-6 for line in tunes)
-    if not len(lines.track) or not all(is_supported(f"{a}/{b}") for a, b in signatures):
+    if not len(lines.track):
         return False
     best = max(lines.lead_score)
     lead = min(lines.track[lines.lead_score == best].tolist())
     assert tunes[0]["track"] == lead
-    own = [line for line in tunes if line["track"] == lead]
-    for index in np.flatnonzero(lines.is_lead):  # each line of the data set is a part of one of the processor's
+    # A line of the data set is a part of the processor's, which goes on where the time signature changes: where it does
+    # so, the steps are others.
+    signature = "{}/{}".format(*notes.grid[0, 2:4])
+    if len(notes.grid) > 1 or signature != tunes[0]["time_signature"]:
+        return False
+    line = tunes[0]
+    notes_of_line = set(zip(line["start"], line["duration"], line["pitch"], strict=True))
+    for index in np.flatnonzero(lines.track == lead):
         part = slice(lines.offsets[index], lines.offsets[index + 1])
-        signature = f"{lines.numerator[index]}/{lines.denominator[index]}"
-        found = 0
-        for line in own:
-            moved = (int(lines.first_bar[index]) - line["first_bar"]) * steps_per_bar(line)
-            columns = (lines.start[part] + moved, lines.duration[part], lines.pitch[part])
-            notes_of_part = list(zip(*(column.tolist() for column in columns), strict=True))
-            notes_of_line = list(zip(line["start"], line["duration"], line["pitch"], strict=True))
-            if line["time_signature"] == signature and set(notes_of_part) <= set(notes_of_line):
-                found += 1
-                if notes_of_part[0] == notes_of_line[0]:
-                    assert line["tempo"] == pytest.approx(lines.tempo[index])
-        assert found, f"line {index} is not in the processor's"
+        moved = (int(lines.first_bar[index]) - line["first_bar"]) * steps_per_bar(line)
+        columns = (lines.start[part] + moved, lines.duration[part], lines.pitch[part])
+        notes_of_part = list(zip(*(column.tolist() for column in columns), strict=True))
+        assert set(notes_of_part) <= notes_of_line, f"line {index} is not in the processor's"
+        if notes_of_part[0][0] == line["start"][0]:
+            assert line["tempo"] == pytest.approx(lines.tempo[index])
     return True
 
 
@@ -305,8 +301,6 @@ def test_a_pick_up_bar_is_the_end_of_a_bar(pick_up):
     assert line["start"] == list(range(12, 80, 4))
     plain = find_melody(score_of(track_of(scale(17, start=3 * QUARTER))))
     assert is_same(line, plain)
-    swapped = find_melody(score_of(track_of(scale(20)), signatures=((0, 4, 4), (QUARTER * 16, 3, 4))))
-    assert len(swapped["pitch"]) == 16, "a stretch of a bar and more is no pick-up"
 
 
 def test_a_pick_up_in_thirty_seconds_keeps_its_place():
@@ -334,14 +328,50 @@ def test_a_time_signature_outside_the_vocabulary_is_read_in_another(written, rea
     assert said == (f"{numerator}/{denominator}" != read)
 
 
-def test_of_several_time_signatures_the_one_with_most_notes_counts():
+@pytest.mark.parametrize("written", [(11, 8), (13, 8), (11, 16), (17, 4), (7, 16), (19, 8), (23, 16), (1, 32)])
+def test_any_time_signature_is_read_in_one_of_the_vocabulary(written):
+    line = find_melody(score_of(track_of(scale(72)), signatures=((0, *written),)))
+    assert line["pitch"] == [pitch for _, _, pitch in scale(72)]
+    quarter = int(line["time_signature"].split("/")[1])
+    assert line["start"] == list(range(0, 72 * quarter, quarter))
+    assert line["bars"] == -(-72 * quarter // steps_per_bar(line))
+    assert len(processor_for(4)(lines=processor_for(4).windows(line))["input_ids"]) == -(-line["bars"] // 16)
+
+
+@pytest.mark.parametrize("numerator", range(11, 30, 2))
+def test_the_nearest_time_signature_is_nearest_in_length(numerator):
+    read, denominator = readable_time_signature(numerator, 8)
+    length, written = read / denominator, numerator / 8
+
+    def misfit(bar: float) -> float:
+        return abs(written - max(round(written / bar), 1) * bar) / bar
+
+    assert misfit(length) <= min(misfit(each / 8) for each in (3, 5, 6, 7, 9, 12)) + 1e-9
+
+
+@pytest.mark.parametrize("odd", [(2, 4), (3, 4), (5, 8), (11, 8), (1, 4)])
+@pytest.mark.parametrize("after", [8, 20])
+def test_an_odd_bar_does_not_cut_a_tune(odd, after):
+    begin = 8 * BAR
+    end = begin + 4 * QUARTER * odd[0] // odd[1]
+    score = score_of(track_of(scale(32 + 4 * after)), signatures=((0, 4, 4), (begin, *odd), (end, 4, 4)))
+    (line,) = find_tunes(score)
+    assert line["pitch"] == [pitch for _, _, pitch in scale(32 + 4 * after)]
+    assert line["time_signature"] == "4/4"
+    gaps = {later - earlier for earlier, later in pairwise(line["start"])}
+    assert gaps == {4}, "the steps are those of the file"
+    anchor = 0 if after == 8 else end  # the bar lines are right where most notes are
+    assert (line["start"][0] * QUARTER // 4 + anchor) % BAR == 0
+    said = processor_for(4).describe(score)
+    assert f"(with notes written in {odd[0]}/{odd[1]}, barred anew)" in said
+
+
+def test_a_tune_in_several_meters_is_read_whole_in_the_one_of_most_notes():
     score = score_of(track_of(scale(100)), signatures=((0, 4, 4), (16 * QUARTER, 2, 4), (18 * QUARTER, 3, 4)))
-    tunes = find_tunes(score)
-    assert [(line["time_signature"], line["first_bar"], line["bars"]) for line in tunes] == [
-        ("3/4", 4, 29),
-        ("4/4", 0, 4),
-    ]
-    assert sum(len(line["pitch"]) for line in tunes) == 100
+    (line,) = find_tunes(score)
+    assert (line["time_signature"], line["first_bar"], len(line["pitch"])) == ("3/4", 0, 100)
+    assert (line["start"][18] - line["start"][0]) == 18 * 4
+    assert line["start"][18] % 12 == 0, "a bar of 3/4 begins where the file says"
 
 
 # --- Back to where it came from -------------------------------------------------------------------------------------
@@ -406,10 +436,11 @@ def test_key_signatures(key, sharps, is_minor):
 
 def test_windows_that_do_not_exist_are_refused():
     processor = processor_for(4)
-    with pytest.raises(ValueError, match=r"^first_bar=-1: bars count from 0"):
-        processor(lines=LINE, first_bar=-1)
-    for bars in (0, -2):
-        with pytest.raises(ValueError, match=rf"^bars={bars}: a window has 1 bar or more"):
+    for first_bar in (-1, 1.5, "2"):
+        with pytest.raises(ValueError, match=rf"^first_bar={first_bar!r} is not a whole number of 0 or more"):
+            processor(lines=LINE, first_bar=first_bar)
+    for bars in (0, -2, 0.5):
+        with pytest.raises(ValueError, match=rf"^bars={bars} is not a whole number of 1 or more"):
             processor(midi=pop_song(8), bars=bars)
 
 

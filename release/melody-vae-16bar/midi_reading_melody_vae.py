@@ -1,0 +1,1 @@
+../../modeling/midi_reading_melody_vae.py

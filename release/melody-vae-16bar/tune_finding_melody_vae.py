@@ -1,0 +1,1 @@
+../../modeling/tune_finding_melody_vae.py
