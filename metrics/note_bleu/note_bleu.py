@@ -3,18 +3,16 @@
 A melody is a mapping with `pitch` (MIDI numbers), `start` and `duration` (grid steps from the first bar line): lists of
 ints, sorted, not overlapping. The grid has `num_steps` steps, 256 for 16 bars of 4/4 in sixteenths.
 
-This file stands alone, so that `evaluate.load("metrics/note_bleu")` can copy it. Its `checked_notes` is a copy
-of step_accuracy.py's, and a test asserts that the two are equal.
+It imports nothing of this repository but its own folder, so that `evaluate.load("metrics/note_bleu")` can copy it.
 """
 
 from collections.abc import Mapping, Sequence
 
 import datasets
 import evaluate
-import numpy as np
 from sacrebleu.metrics.bleu import BLEU
 
-LOWEST_PITCH, HIGHEST_PITCH = 21, 108  # the piano's 88 keys
+from .checked_notes import checked_notes
 
 Melody = Mapping[str, Sequence[int]]
 
@@ -22,50 +20,6 @@ _CITATION = """@inproceedings{post2018call,
   title = {A Call for Clarity in Reporting {BLEU} Scores}, author = {Post, Matt},
   booktitle = {WMT}, year = {2018}, url = {https://aclanthology.org/W18-6319}
 }"""
-
-
-def checked_notes(
-    pitch: Sequence[int], start: Sequence[int], duration: Sequence[int], num_steps: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the three lists as int64 arrays of shape (notes,), or say what is wrong with them.
-
-    Args:
-        pitch: MIDI numbers, 21 to 108.
-        start: Onset steps, rising.
-        duration: In steps, at least 1; no note reaches into the next or beyond the grid.
-        num_steps: Length of the grid.
-
-    Raises:
-        ValueError: With the offending value, if any of this does not hold.
-    """
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-    columns = {}
-    for name, values in (("pitch", pitch), ("start", start), ("duration", duration)):
-        column = np.asarray(values)
-        if column.ndim != 1 or (column.size and column.dtype.kind not in "iu"):
-            raise ValueError(f"{name} must be a flat list of integers, got {values!r}")
-        columns[name] = column.astype(np.int64)
-    pitches, starts, durations = columns["pitch"], columns["start"], columns["duration"]
-    if not len(pitches) == len(starts) == len(durations):
-        raise ValueError(
-            "pitch, start and duration must be equally long, "
-            f"got {len(pitches)}, {len(starts)} and {len(durations)} values"
-        )
-    for value in pitches[(pitches < LOWEST_PITCH) | (pitches > HIGHEST_PITCH)]:
-        raise ValueError(f"pitch must be {LOWEST_PITCH} to {HIGHEST_PITCH}, got {value}")
-    for value in durations[durations < 1]:
-        raise ValueError(f"duration must be at least 1 step, got {value}")
-    for value in starts[starts < 0]:
-        raise ValueError(f"start must not be negative, got {value}")
-    ends = starts + durations
-    for index in np.flatnonzero(starts[1:] <= starts[:-1]):
-        raise ValueError(f"start must rise, got {starts[index]} before {starts[index + 1]}")
-    for index in np.flatnonzero(ends[:-1] > starts[1:]):
-        raise ValueError(f"notes must not overlap, got one until step {ends[index]} and one from {starts[index + 1]}")
-    for value in ends[ends > num_steps]:
-        raise ValueError(f"a note must end within the grid of {num_steps} steps, got one until step {value}")
-    return pitches, starts, durations
 
 
 def note_words(melody: Melody, num_steps: int = 256, steps_per_bar: int = 16) -> str:
