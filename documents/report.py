@@ -35,6 +35,7 @@ TOP_LEVEL = {  # what each top-level entry is for
     "baselines": "MusicVAE, LSTM, RNN, absolute positions, trained by the same train.py",
     "configs": "accelerate's configurations: processes on a CPU, GPUs, FSDP2",
     "generate.py": "sample, reconstruct, continue, interpolate, vary, fill in, shift",
+    "generation": "what generate.py does: a model is loaded, plays, leaves a page",
     "rendering": "a melody as sound, piano roll and page",
     "evaluate_model.py": "measure a model, to JSON",
     "metrics": "the nine metrics, pure functions that `evaluate.load` reads as well",

@@ -1,18 +1,18 @@
 """The model's repository: its folder, ONNX graphs, samples to hear, the metrics and results, and the card."""
 
 import json
-from argparse import Namespace
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import export_onnx
-import generate
 from command import UserError, check_links, first_line
 from documents import model_card
-from generate import load_model
+from generation.loading import check_model, load_model
+from generation.sections import sample
+from generation.session import Options, Session
 from publishing.hub import digest
+from publishing.onnx import export as onnx_export
 from publishing.staging import files_below, keep
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +28,7 @@ def check_folder(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name with --model one that train.py or train_prior.py wrote")
-    generate.check(Namespace(model=str(folder)))
+    check_model(str(folder))
 
 
 def check_code(folder: Path) -> None:
@@ -56,7 +56,7 @@ def write_onnx(model: Any, folder: Path) -> None:
     """
     import onnx
 
-    export_onnx.export(model, folder)
+    onnx_export.export(model, folder)
     for file in folder.glob("*.onnx"):
         graph = onnx.load(file)
         for part in (graph, graph.graph, *graph.graph.node, *graph.graph.value_info, *graph.graph.initializer):
@@ -64,21 +64,16 @@ def write_onnx(model: Any, folder: Path) -> None:
         for node in graph.graph.node:
             node.doc_string = ""
         onnx.save(graph, file)
-    export_onnx.compare(model, folder)
+    onnx_export.compare(model, folder)
 
 
 def write_samples(folder: Path, name: str, output: Path) -> None:
     """Write samples as MIDI, sound and picture, and a page of them."""
-    wish = ["sample", "--model", str(folder), "--output", str(output), "--num", str(NUM_SAMPLES)]
-    wish += ["--seed", str(SEED), "--audio", "mp3"]
-    args: Namespace = generate.make_parser().parse_args(wish)
-    studio = generate.Studio(args)
-    section = generate.sample(studio)
+    session = Session(Options(str(folder), str(output), num=NUM_SAMPLES, seed=SEED, audio="mp3"))
+    section = sample(session)
     seeds = f"{SEED} to {SEED + NUM_SAMPLES - 1}"
     introduction = f"Samples of {name}, seeds {seeds}. Not cherry-picked, not edited."
-    studio.album.publish(
-        f"Melodies of {name}", introduction, [section], f"{name}, seeds {SEED} to {SEED + NUM_SAMPLES - 1}"
-    )
+    session.output_page.publish(f"Melodies of {name}", introduction, [section], f"{name}, seeds {seeds}")
 
 
 def metric_files() -> dict[str, Path]:
@@ -168,15 +163,15 @@ def stage(
     _, model = load_model(str(folder))
 
     sources = list(own.values())
-    program = [ROOT / "generate.py", *sorted((ROOT / "rendering").glob("*.py")), Path(__file__)]
+    program = [file for room in ("generation", "rendering") for file in sorted((ROOT / room).glob("*.py"))]
     versions = [version(package) for package in ("torch", "transformers", "matplotlib", "symusic")]
-    key = digest([*sources, *program], name, *versions)
+    key = digest([*sources, *program, Path(__file__)], name, *versions)
     samples = folder / "samples"
     if not samples.is_dir():  # a release brings its own
         samples = keep(staging / "samples", key, lambda part: write_samples(folder, name, part))
-    program = [ROOT / "export_onnx.py", export_onnx.RUNTIME, Path(__file__)]
+    program = [ROOT / "onnx_export.py", onnx_export.RUNTIME, Path(__file__)]
     try:
-        versions = [version(package) for package in ("torch", "transformers", *export_onnx.NEEDED)]
+        versions = [version(package) for package in ("torch", "transformers", *onnx_export.NEEDED)]
     except ImportError as error:
         raise UserError(f'{first_line(error)} is needed for the ONNX graphs; run pip install -e ".[onnx]"') from error
     onnx = keep(staging / "onnx", digest([*sources, *program], *versions), lambda part: write_onnx(model, part))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from command import UserError, run_command
 from documents import model_card
-from generate import load_model
+from generation.loading import load_model
 from publishing.hub import describe_size
 from publishing.model import ROOT, check_folder, describe, write_samples
 

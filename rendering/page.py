@@ -26,14 +26,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Item:
-    """One melody: what is not given is not shown; `takes` are melodies to hear beside one another under its picture."""
+    """One melody: what is not given is not shown; `versions` are melodies to hear under its picture."""
 
     title: str
     picture: Picture | None = None
     sound: str | Path | None = None
     midi: str | Path | None = None
     text: str = ""
-    takes: Sequence["Item"] = ()
+    versions: Sequence["Item"] = ()
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ class _Writer:
         if item.picture is not None:
             parts.append(self.picture(item.picture))
         parts.append(self.controls(item))
-        for take in item.takes:
-            parts.append(f"<h4>{escape(take.title)}</h4>{self.controls(take)}")
+        for version in item.versions:
+            parts.append(f"<h4>{escape(version.title)}</h4>{self.controls(version)}")
         return f"<article>{''.join(parts)}</article>\n"
 
     def controls(self, item: Item) -> str:

@@ -14,6 +14,8 @@ from matplotlib.image import imread
 from symusic import Note, Score, Tempo, TimeSignature, Track
 
 import generate
+from generation.sections import LOG_NAME
+from generation.session import Options, Session
 from modeling.processing_melody_vae import line_to_score
 from modeling.tune_finding_melody_vae import find_melody
 from tests.builders.generation import BARS, LINES, STEPS, make_line, save_model
@@ -171,8 +173,8 @@ class TestReconstruct:
         def chosen(num, seed):
             options = ("--dataset", str(dataset), "--seed", str(seed))
             argv = ["reconstruct", "--model", str(model), "--output", str(tmp_path), *options]
-            studio = generate.Studio(generate.make_parser().parse_args(argv))
-            return [line["name"] for line in studio.lines(num)]
+            session = Session(Options(**vars(generate.make_parser().parse_args(argv))))
+            return [line["name"] for line in session.lines(num)]
 
         leads = [line["melody_id"] for line in LINES if line["is_lead"] and line["bars"] >= BARS]
         assert len(leads) == 8
@@ -298,7 +300,7 @@ class TestTour:
             {"step": step, "bits_per_note": 9 / step, "reconstruction_nats": 80 / step, "kl_nats": 3.0 * step}
             for step in (1, 2, 3)
         ]
-        log = model / generate.LOG_NAME
+        log = model / LOG_NAME
         options = ("--model", model, "--dataset", dataset, "--num", 1, "--primer_bars", 2, "--steps", 2)
         try:
             log.write_text(json.dumps({"history": history}), encoding="utf-8")

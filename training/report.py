@@ -86,7 +86,7 @@ def item(output_dir: Path, take: Take) -> Item:
     if not (output_dir / files / f"{take.name}-original.wav").is_file():
         return Item(title, picture, sound, midi, take.text)
     original = Item("Original", sound=files / f"{take.name}-original.wav", midi=files / f"{take.name}-original.mid")
-    return Item(title, picture, text=take.text, takes=[original, Item("Reconstruction", sound=sound, midi=midi)])
+    return Item(title, picture, text=take.text, versions=[original, Item("Reconstruction", sound=sound, midi=midi)])
 
 
 def settings(arguments: dict) -> list[tuple[str, str]]:

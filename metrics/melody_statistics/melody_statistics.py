@@ -3,7 +3,7 @@
 A melody is a mapping with `pitch` (MIDI numbers), `start` and `duration` (grid steps from the first bar line): lists of
 ints, sorted, not overlapping. It has `num_bars` bars of `steps_per_bar` steps: 16 of 16 for 4/4 in sixteenths.
 
-It imports nothing of this repository but its own folder: `evaluate.load("metrics/melody_statistics")` copies that alone.
+It imports nothing but what its own folder has: `evaluate.load("metrics/melody_statistics")` copies that alone.
 """
 
 from collections.abc import Mapping, Sequence

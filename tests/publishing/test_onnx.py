@@ -13,9 +13,10 @@ import torch
 
 import export_onnx
 from command import UserError
-from generate import load_model
+from generation.loading import load_model
 from modeling import MelodyProcessor, MelodyVAEModel
 from modeling.processing_melody_vae import line_to_words
+from publishing.onnx import export as onnx_export
 from publishing.onnx.onnx_melody_vae import OnnxMelodyVAE
 from tests.builders.models import learn, make_model
 
@@ -213,7 +214,7 @@ def test_a_model_with_a_grammar_is_compared_without(exported):
     folder, _, _ = exported
     processor, model = load_model(str(folder.parent))
     model.set_grammar(processor.grammar_table())
-    assert export_onnx.compare(model, folder) > N
+    assert onnx_export.compare(model, folder) > N
 
 
 def test_a_difference_from_torch_ends_with_a_warning(tmp_path, monkeypatch):
@@ -221,7 +222,7 @@ def test_a_difference_from_torch_ends_with_a_warning(tmp_path, monkeypatch):
     monkeypatch.setattr(OnnxMelodyVAE, "__init__", lambda self, folder: None)
     monkeypatch.setattr(OnnxMelodyVAE, "generate", lambda self, latent, bars: np.array([[1, 2]]))
     with pytest.raises(UserError, match="another melody than torch"):
-        export_onnx.compare(model, tmp_path)
+        onnx_export.compare(model, tmp_path)
 
 
 def test_a_folder_without_graphs_is_refused(tmp_path):
@@ -239,7 +240,7 @@ def test_bad_input_is_one_line_and_exit_code_2(case, tmp_path, capsys, monkeypat
         save_model(model, learnt=False)
         output.write_text("", encoding="utf-8")
     elif case == "onnx is not installed":
-        monkeypatch.setattr(export_onnx, "find_spec", lambda name: None)
+        monkeypatch.setattr(onnx_export, "find_spec", lambda name: None)
     capsys.readouterr()
     assert export_onnx.main(["--model", str(model), "--output", str(output)]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()

@@ -1,0 +1,290 @@
+"""The sections of generate.py's page: each plays one thing with the model and says what it did.
+
+torch, transformers and matplotlib are imported inside functions, so that `--help` and a wrong option answer at once.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from command import UserError
+from generation.session import TEMPO, Session
+from rendering.page import Item, Section
+
+LOG_NAME = "training_log.json"  # what train.py leaves beside the weights
+
+
+def sample(session: Session) -> Section:
+    """Write melodies from nothing, each by a seed of its own."""
+    options = session.options
+    seeds = range(options.seed, options.seed + options.num)
+    drawn = generators(session)
+    with session.progress("Writing samples") as counter:
+        batch = session.model.sample(
+            options.num, generator=drawn, temperature=options.temperature, bars=session.bars, logits_processor=counter
+        )
+    items = [
+        session.output_page.melody(f"sample-seed{seed}", f"Sample of seed {seed}", session.score(ids, {}), session.bars)
+        for seed, ids in zip(seeds, batch, strict=True)
+    ]
+    items = session.with_originality(items, batch)
+    return Section("Samples", "Melodies from nothing: the model drew a latent from its prior and wrote it out.", items)
+
+
+def reconstruct(session: Session) -> Section:
+    """Squeeze melodies through the latent and compare what comes out."""
+    from rendering.piano_roll import agreement, write_piano_roll
+
+    lines = session.lines(session.options.num)
+    batch = session.processor(lines=lines, bars=session.bars, return_tensors="pt")
+    with session.progress("Reconstructing") as counter:
+        rebuilt_ids = session.model.reconstruct(**batch, logits_processor=counter)
+    items = []
+    for number, (line, *both) in enumerate(zip(lines, batch["input_ids"], rebuilt_ids, strict=True), start=1):
+        name = f"reconstruction-{number}"
+        scores = [session.score(ids, line) for ids in both]
+        verdicts, bars = agreement(*scores), min(line["bars"], session.bars)
+        text = (
+            f"{line['name']}: {sum(verdicts[0])} of {len(verdicts[0])} notes came back with the same onset and pitch; "
+            f"the reconstruction has {len(verdicts[1])}."
+        )
+        alt = f"Piano rolls of original {number}, above, and its reconstruction, below. {text}"
+        versions = [
+            session.output_page.melody(f"{name}-original", f"Original {number}", scores[0], bars),
+            session.output_page.melody(f"{name}-rebuilt", f"Reconstruction {number}", scores[1], bars),
+        ]
+        picture = session.output_page.picture(
+            f"{name}-comparison", alt, write_piano_roll, scores, bars=bars, compare=True
+        )
+        items.append(Item(f"Melody {number}", picture, text=text, versions=versions))
+    latent_size = session.model.config.latent_size
+    return Section(
+        "Reconstructions",
+        f"Each melody was squeezed into {latent_size} numbers, the latent, and written anew from them alone.",
+        items,
+    )
+
+
+def continue_melody(session: Session) -> Section:
+    """Keep the first bars of a melody and write on."""
+    options, model = session.options, session.model
+    line = session.lines(1)[0]
+    if options.primer_bars > line["bars"]:
+        raise UserError(f"--primer_bars {options.primer_bars}: {line['name']} has only {line['bars']} bars; lower it")
+    primer = session.processor(lines=line, bars=options.primer_bars, primer=True, return_tensors="pt")
+    with session.progress("Continuing") as counter:
+        batch = model.continue_melody(
+            **{name: value.repeat(options.num, 1) for name, value in primer.items()},
+            bars=session.bars,
+            generator=generators(session),
+            temperature=options.temperature,
+            logits_processor=counter,
+        )
+    start = session.score(primer["input_ids"][0], line)
+    beginning = session.output_page.melody("continuation-primer", "The beginning", start, session.bars)
+    versions = show_versions(session, "continuation", (f"The first {options.primer_bars} bars", start), line, batch)
+    text = (
+        f"The first {options.primer_bars} bars of {line['name']} are kept; "
+        f"the model wrote on, up to bar {session.bars}."
+    )
+    return Section("Continuations", text, [beginning, *versions])
+
+
+def show_versions(
+    session: Session, kind: str, original: tuple[str, Any], line: dict, batch, titles: Sequence[str] | None = None
+) -> list[Item]:
+    """Announce what the model made of a melody, each compared with it. `original`: the melody's title and score."""
+    from rendering.piano_roll import write_piano_roll
+
+    items, (title, start), bars = [], original, session.bars
+    for number, ids in enumerate(batch, start=1):
+        name, score = f"{kind}-{number}", session.score(ids, line)
+        version_title = titles[number - 1] if titles else f"{kind[0].upper()}{kind[1:]} {number}"
+        melody = session.output_page.melody(name, version_title, score, bars)
+        below = f"{version_title[0].lower()}{version_title[1:]}"
+        alt = f"Piano rolls of {title[0].lower()}{title[1:]}, above, and of {below}, below: {melody.text}"
+        picture = session.output_page.picture(
+            f"{name}-comparison", alt, write_piano_roll, [start, score], (title, version_title), bars, compare=True
+        )
+        items.append(replace(melody, picture=picture))
+    return session.with_originality(items, batch)
+
+
+def show_beside_melody(
+    session: Session, kind: str, line: dict, batch, made, titles: Sequence[str] | None = None
+) -> list[Item]:
+    """Announce a whole melody, and what the model made of it."""
+    original = session.score(batch["input_ids"][0], line)
+    first = session.output_page.melody("original", "The melody", original, session.bars)
+    return [first, *show_versions(session, kind, ("The melody", original), line, made, titles)]
+
+
+def generators(session: Session) -> list:
+    """Make a generator of random numbers for each melody, so that its neighbours have no say in it."""
+    import torch
+
+    seeds = range(session.options.seed, session.options.seed + session.options.num)
+    return [torch.Generator(session.model.device).manual_seed(seed) for seed in seeds]
+
+
+def vary(session: Session) -> Section:
+    """Draw a melody's latent again, as close to it as is asked for."""
+    import torch
+
+    options, line = session.options, session.lines(1)[0]
+    batch = session.processor(lines=line, bars=session.bars, return_tensors="pt")
+    session.bars = min(line["bars"], session.bars)
+    with torch.no_grad():
+        latent = session.model.encode(**batch).latent_mean
+    with session.progress("Varying") as counter:
+        varied = session.model.vary(
+            latent,
+            n=options.num,
+            similarity=options.similarity,
+            generator=generators(session),
+            bars=session.bars,
+            logits_processor=counter,
+        )
+    text = f"{line['name']} and its variations; similarity {options.similarity:g}, where 1 is the melody itself."
+    return Section("Variations", text, show_beside_melody(session, "variation", line, batch, varied))
+
+
+def infill(session: Session) -> Section:
+    """Write some bars of a melody anew, and leave the others as they are."""
+    options, line = session.options, session.lines(1)[0]
+    session.bars = min(line["bars"], session.bars)
+    if missing := [bar for bar in options.fill_bars if bar > session.bars]:
+        raise UserError(f"--fill_bars: {line['name']} has {session.bars} bars and no bar {missing[0]}; name others")
+    if not session.model.config.grammar_columns:
+        raise UserError(f"{options.model}: knows no grammar of its tokens, as models of train.py do; take one of those")
+    batch = session.processor(lines=line, bars=session.bars, return_tensors="pt")
+    with session.progress("Filling") as counter:
+        filled = session.model.infill(
+            **{name: value.repeat(options.num, 1) for name, value in batch.items()},
+            bars=[bar - 1 for bar in options.fill_bars],
+            generator=generators(session),
+            temperature=options.temperature,
+            logits_processor=counter,
+        )
+    told = ", ".join(map(str, options.fill_bars))
+    text = f"Of {line['name']}, bars {told} were written anew; the others are as they were."
+    return Section("Fillings", text, show_beside_melody(session, "filling", line, batch, filled))
+
+
+def shift(session: Session) -> Section:
+    """Give a melody more or less of an attribute, and leave the others as they are."""
+    import torch
+    from tqdm.auto import tqdm
+
+    options, line = session.options, session.lines(1)[0]
+    if options.attribute not in (known := session.model.config.attributes or []):
+        remedy = f"knows {', '.join(known)}" if known else "knows no attributes; train its prior with train_prior.py"
+        raise UserError(f"--attribute {options.attribute}: {options.model} {remedy}")
+    batch = session.processor(lines=line, bars=session.bars, return_tensors="pt")
+    session.bars = min(line["bars"], session.bars)
+    latent = session.model.encode(**batch).latent_mean
+    amounts = tqdm(options.amounts, desc="Shifting", unit=" melodies")
+    latents = [session.model.shift(latent, options.attribute, amount, bars=session.bars) for amount in amounts]
+    shifted = session.model.decode(torch.cat(latents), bars=session.bars)
+    name = options.attribute.replace("_", " ")
+    titles = [f"{name[0].upper()}{name[1:]} {amount:+g}" for amount in options.amounts]
+    text = f"{line['name']} with more and less {name}, in standard deviations of the training data; all else as it was."
+    return Section("Shifts", text, show_beside_melody(session, "shift", line, batch, shifted, titles))
+
+
+def interpolate(session: Session) -> Section:
+    """Walk from one melody to another through the latent space."""
+    import torch
+
+    from rendering.piano_roll import write_piano_roll
+
+    options, model, steps = session.options, session.model, session.options.steps
+    items = []
+    if options.midi or options.dataset:
+        lines = session.lines(2)
+        batch = session.processor(lines=lines, bars=session.bars, return_tensors="pt")
+        with torch.no_grad():
+            latents = model.encode(**batch).latent_mean
+        for letter, line, ids in zip("AB", lines, batch["input_ids"], strict=True):
+            name = f"interpolation-{letter.lower()}-original"
+            items.append(session.output_page.melody(name, f"Original {letter}", session.score(ids, line)))
+        origin = f"the originals, A ({lines[0]['name']}) and B ({lines[1]['name']})"
+    else:
+        lines = [{"bars": session.bars, "tempo": TEMPO}] * 2
+        ids = model.sample(2, seed=options.seed, bars=session.bars)
+        with torch.no_grad():
+            latents = model.encode(ids, ids.ne(model.config.pad_token_id).long()).latent_mean
+        origin = "two new melodies"
+    ends = [min(line["bars"], session.bars) for line in lines]
+    weights = torch.linspace(0, 1, steps)
+    bars = torch.lerp(torch.tensor(float(ends[0])), torch.tensor(float(ends[1])), weights).round().long()
+    with session.progress("Interpolating") as counter:
+        batch = model.interpolate(*latents, steps=steps, bars=bars, logits_processor=counter)
+    scores, titles = [], []
+    for number, (ids, weight) in enumerate(zip(batch, weights.tolist(), strict=True), start=1):
+        tempo = (1 - weight) * lines[0]["tempo"] + weight * lines[1]["tempo"]
+        scores.append(session.score(ids, {**lines[round(weight)], "tempo": tempo}))
+        titles.append(f"{number}: {1 - weight:.0%} A, {weight:.0%} B")
+        items.append(session.output_page.melody(f"interpolation-{number}", titles[-1], scores[-1]))
+    strip = session.output_page.picture(
+        "interpolation",
+        f"Piano rolls of the {steps} steps below one another, from A to B",
+        write_piano_roll,
+        scores,
+        titles,
+        max(ends),
+    )
+    return Section(
+        "Interpolation",
+        f"From A to B in {steps} steps, along the arc between {origin}; every step is written out from its latent.",
+        [replace(item, picture=None) for item in items],
+        pictures=[strip],
+    )
+
+
+def training_curves(session: Session) -> Section | None:
+    """Draw the curves of the model's training log; None if it has no log.
+
+    Raises:
+        UserError: If the log is broken.
+    """
+    from transformers.utils.hub import cached_file
+
+    from rendering.curves import write_curves
+
+    path = cached_file(session.options.model, LOG_NAME, _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return None
+    try:
+        history = json.loads(Path(path).read_text(encoding="utf-8"))["history"]
+        steps = [entry["step"] for entry in history]
+        curves = {
+            name: (steps, [float(entry[name]) for entry in history])
+            for name in ("bits_per_note", "reconstruction_nats", "kl_nats")
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a log of train.py; take it away for a page without curves") from error
+    if not history:
+        return None
+    last = {name: values[-1] for name, (_, values) in curves.items()}
+    bits = session.output_page.picture(
+        "training-bits",
+        f"Curve of bits per note over training steps, ending at {last['bits_per_note']:.3g}",
+        write_curves,
+        {"validation": curves["bits_per_note"]},
+        title="What a note costs",
+        y_label="bits per note, the bound (reconstruction + KL)",
+    )
+    nats = session.output_page.picture(
+        "training-nats",
+        f"Curves over training steps, ending at {last['reconstruction_nats']:.3g} nats per melody of reconstruction "
+        f"and {last['kl_nats']:.3g} of KL",
+        write_curves,
+        {"reconstruction": curves["reconstruction_nats"], "KL": curves["kl_nats"]},
+        title="What is left to guess, and what the latent carries",
+        y_label="nats per melody",
+    )
+    text = f"Measured on validation melodies during {steps[-1]:,} training steps, each with one draw of its latent."
+    return Section("Training", text, pictures=[bits, nats])

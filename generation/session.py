@@ -1,0 +1,187 @@
+"""A session with a loaded model: the melodies to start from, the page to write, and what was asked for.
+
+datasets is imported inside functions, so that `--help` and a wrong option answer at once.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from command import UserError, first_line
+from generation.loading import load_model, load_originality
+from rendering.output_page import OutputPage
+from rendering.page import Item
+
+COLUMNS = {"melody_id", "is_lead", "bars", "tempo", "program", "time_signature"}
+COLUMNS |= {"steps_per_beat", "pitch", "start", "duration"}
+TEMPO = 120.0  # quarter notes per minute, of melodies that have none of their own
+
+
+@dataclass
+class Options:
+    """What to do with a model; the flags of `generate.py`.
+
+    Attributes:
+        model: Folder or id on the Hub.
+        output: Folder for everything that is written.
+        command: Which of generate.py's.
+        needs_latent: Whether the command can do nothing with a model that has none.
+        midi: MIDI files to take melodies from.
+        dataset: Data set to take them from otherwise.
+        split: Of the data set.
+        num: How many melodies.
+        bars: Their length; None is as long as the model holds.
+        primer_bars: Bars to keep of a melody that is continued.
+        steps: Melodies of an interpolation, ends included.
+        similarity: Of variations, from 0, another melody, to 1, the same.
+        attribute: To shift, by each of `amounts`, in standard deviations of the training data.
+        amounts: See `attribute`.
+        fill_bars: Bars to write anew, counted from 1.
+        temperature: Of sampling.
+        check_originality: Index of training melodies to compare with.
+        tempo: In quarter notes per minute; None is the original's.
+        program: General MIDI instrument; None is the original's.
+        audio: Sound files, `wav` or `mp3`.
+        seed: Of everything random.
+    """
+
+    model: str
+    output: str
+    command: str = "sample"
+    needs_latent: bool = False
+    midi: list[str] | None = None
+    dataset: str | None = None
+    split: str = "validation"
+    num: int = 4
+    bars: int | None = None
+    primer_bars: int = 4
+    steps: int = 7
+    similarity: float = 0.8
+    attribute: str | None = None
+    amounts: Sequence[float] = (-2.0, -1.0, 1.0, 2.0)
+    fill_bars: Sequence[int] = ()
+    temperature: float = 1.0
+    check_originality: str | None = None
+    tempo: float | None = None
+    program: int | None = None
+    audio: str = "wav"
+    seed: int = 0
+
+
+class Session:
+    """A loaded model with its processor, the page it writes, and the options.
+
+    Args:
+        options: What to do.
+
+    Attributes:
+        bars: Length of the melodies, which the model decides where the options do not.
+
+    Raises:
+        UserError: If the model cannot be loaded or cannot do what is asked.
+    """
+
+    def __init__(self, options: Options):
+        self.options = options
+        self.name = Path(options.model).resolve().name if Path(options.model).exists() else options.model
+        self.processor, self.model = load_model(options.model)
+        if options.needs_latent and not self.model.config.latent_size:
+            raise UserError(
+                f"{options.model}: this model has no latent (latent_size=0), which {options.command} needs; "
+                "use sample or continue, or another --model"
+            )
+        longest = self.processor.max_bars
+        self.bars = options.bars or longest
+        if self.bars > longest:
+            raise UserError(f"--bars {self.bars}: {options.model} holds 1 to {longest} bars; choose one of those")
+        if options.command in ("continue", "tour") and options.primer_bars >= self.bars:
+            raise UserError(
+                f"--primer_bars {options.primer_bars}: nothing is left to write of --bars {self.bars}; lower it"
+            )
+        self.output_page = OutputPage(Path(options.output), options.audio)
+        self.originality = load_originality(index) if (index := options.check_originality) else None
+
+    def lines(self, count: int) -> list[dict]:
+        """Get the melodies to start from, with a `name` each: those of --midi, or `count` of --dataset."""
+        if self.options.midi:
+            return [self.read_midi(file) for file in self.options.midi]
+        return self.choose_lines(count)
+
+    def read_midi(self, file: str) -> dict:
+        """Find the tune of a MIDI file.
+
+        Raises:
+            UserError: If it has none that the model can read.
+        """
+        try:
+            (line,) = self.processor.read(file)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        return {**line, "name": Path(file).name}
+
+    def choose_lines(self, count: int) -> list[dict]:
+        """Choose lead lines of at least --bars bars by the seed; fewer are the beginning of more.
+
+        Raises:
+            UserError: If there is no such data set, or it has too few.
+        """
+        import datasets
+
+        options = self.options
+        where = f"{options.dataset}, split {options.split}"
+        try:
+            lines = datasets.load_dataset(str(options.dataset), split=options.split)
+        except Exception as error:  # a folder without data, an unknown id, a missing split: each has its own class
+            raise UserError(
+                f"{where}: no data set there ({first_line(error)}); "
+                "build one with python -m dataset_script.build --input ARCHIVE --output DIR"
+            ) from error
+        if missing := COLUMNS - set(lines.column_names):
+            raise UserError(f"{where}: the column {sorted(missing)[0]} is missing; build it with dataset_script.build")
+        about = zip(*(lines[name][:] for name in ("is_lead", "bars", "time_signature", "steps_per_beat")), strict=True)
+        fitting = [
+            index
+            for index, (is_lead, bars, time_signature, steps_per_beat) in enumerate(about)
+            if is_lead and bars >= self.bars and self.processor.can_read(time_signature, steps_per_beat)
+        ]
+        if len(fitting) < count:
+            raise UserError(
+                f"{where}: {count} lead melodies of {self.bars} bars or more are needed, and it has {len(fitting)} "
+                "that the model can read; lower --num or --bars, or choose another --split"
+            )
+        random.Random(options.seed).shuffle(fitting)
+        return [{**lines[index], "name": lines[index]["melody_id"]} for index in fitting[:count]]
+
+    def score(self, ids, line: dict):
+        """Write one melody's ids as a score, with a line's tempo and program unless the command line says otherwise."""
+        tempo = line.get("tempo", TEMPO) if self.options.tempo is None else self.options.tempo
+        program = line.get("program", 0) if self.options.program is None else self.options.program
+        return self.processor.to_scores([ids.tolist()], tempo=tempo, program=program)[0]
+
+    def with_originality(self, items: Sequence[Item], batch) -> list[Item]:
+        """Say and print what melodies of the model have in common with training melodies, where --check_originality."""
+        if self.originality is None:
+            return list(items)
+        from metrics.originality.originality_index import describe
+
+        described = []
+        for item, line in zip(items, self.processor.to_lines(batch), strict=True):
+            found = describe(self.originality.report(line))
+            print(f"{item.title}: {found}")
+            described.append(replace(item, text=f"{item.text}. {found}"))
+        return described
+
+    @contextmanager
+    def progress(self, title: str) -> Iterator[list[Callable]]:
+        """Show how many bars are written; gives the `logits_processor` that counts them."""
+        with tqdm(total=self.bars, desc=title, unit="bar") as meter:
+
+            def count(ids, scores):
+                meter.update(int(self.model.is_bar_token[ids].sum(-1).min()) - meter.n)
+                return scores
+
+            yield [count]
