@@ -9,6 +9,7 @@ import pytest
 import evaluate_model
 import generate
 from documents import blocks, compare, figures
+from evaluation import measurement
 from metrics.originality.originality_index import OriginalityIndex
 from rendering import piano_roll
 from rendering.distributions import draw_distributions
@@ -43,7 +44,7 @@ def results(dataset, trained, tmp_path_factory):
     argv = ["--model", str(trained), "--dataset", str(dataset), "--output", str(output), *SMALL]
     argv += ["--rate_distortion", str(trained), "--examples", str(dataset), "--other_data", str(dataset)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate_model, "FEWEST_IN_GROUP", 2)
+        patch.setattr(measurement, "FEWEST_IN_GROUP", 2)
         assert evaluate_model.main(argv) == 0
     return output
 

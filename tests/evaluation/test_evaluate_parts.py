@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluate_model import STEPS, log_normal, opening, temper
+from evaluation.held_out import STEPS
 from evaluation.latent_space import LatentSpace, average, bars_of, describe_path, distance, mixed_path
+from evaluation.model_evaluation import log_normal, temper
 from evaluation.ngram import NgramModel
 from evaluation.reconstruction import by_group, compare, density_groups, fit_to_grid, summary
 from evaluation.sample_quality import MelodySet, quality
@@ -244,9 +245,9 @@ class TestReconstruction:
     def test_openings(self):
         tune = line([(0, 60), (14, 62), (16, 64)], bars=16)
         tune["duration"] = [2, 2, 3]
-        assert opening(tune, 1)["pitch"] == [60, 62]
-        assert opening({**tune, "duration": [2, 9, 3]}, 1)["duration"] == [2, 2]
-        assert opening(tune, 16) == tune
+        assert fit_to_grid(tune, 16)["pitch"] == [60, 62]
+        assert fit_to_grid({**tune, "duration": [2, 9, 3]}, 16)["duration"] == [2, 2]
+        assert {**tune, **fit_to_grid(tune, 256)} == tune
 
 
 class TestSamples:

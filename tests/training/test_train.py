@@ -14,6 +14,8 @@ from transformers import AutoModel, AutoProcessor
 
 import evaluate_model
 import train
+from evaluation.held_out import BARS, choose_windows
+from evaluation.model_evaluation import Evaluation
 from modeling.processing_melody_vae import MAX_PITCH, MIN_PITCH, line_to_words
 from tests.builders.training import TINY, arguments, make_batches, run
 from training.data import count_notes
@@ -160,9 +162,9 @@ def test_evaluation_of_a_decoder_that_can_do_without_a_latent(dataset, trained, 
 
 
 def test_a_perfect_decoder_scores_one_when_teacher_forced(dataset):
-    windows = evaluate_model.choose_windows(str(dataset), "test", 3, 0)
+    windows = choose_windows(str(dataset), "test", 3, 0)
     for window in windows:
-        joined = evaluate_model.Evaluation.join_bars([window] * evaluate_model.BARS)
+        joined = Evaluation.join_bars([window] * BARS)
         assert joined == {name: list(window[name]) for name in ("pitch", "start", "duration")}
 
 
