@@ -26,8 +26,9 @@ import transformers
 from tqdm.auto import tqdm
 
 from command import UserError, run_command, write_json
-from evaluate_model import BARS, STEPS, choose_windows, load
+from evaluation.held_out import BARS, STEPS, choose_windows
 from evaluation.listening_analysis import analyse, promised_power
+from evaluation.measurement import load
 from evaluation.reconstruction import fit_to_grid
 from modeling.processing_melody_vae import line_to_score
 from rendering.intervals import write_intervals

@@ -168,10 +168,11 @@ def read_index(path: str) -> OriginalityIndex:
 
 def choose_parts(evaluation: Evaluation, wanted: Sequence[str]) -> tuple[set[str], dict[str, str]]:
     """Leave out of the parts what does not apply to the model; returns them, and why others are not measured."""
-    parts, skipped = set(wanted), {}
+    parts = set(wanted)
+    skipped: dict[str, str] = {}
     if not evaluation.has_latent:
         names = ("free_running", "rate_distortion", "groups", "interpolation", "locality", "noise")
-        skipped = dict.fromkeys(names, NO_LATENT)
+        skipped |= dict.fromkeys(names, NO_LATENT)
         parts -= {"reconstruction", "rate_distortion", "groups", "latent_space"}
     if not evaluation.reads_bars:
         skipped |= dict.fromkeys(("teacher_forced_by_bar", "locality", "samples of a 4-gram model"), NO_BARS)

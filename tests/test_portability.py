@@ -15,7 +15,7 @@ from transformers import AutoModel
 from command import UserError, check_links
 from dataset_script.parquet_files import split_of
 from dataset_script.tunes import embedded_scores
-from generate import load_model
+from generation.loading import load_model
 from publishing.model import check_code
 from tests.builders.midi_files import write_folder
 from tests.builders.training import arguments
