@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import train
-from generate import load_model
+from generation.loading import load_model
 from tests.builders.training import TINY, arguments, run
 
 pytestmark = [
