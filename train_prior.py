@@ -34,6 +34,7 @@ from train import (
     load_pretrained,
     write_words,
 )
+from training.monitoring import Means
 from training.optimizers import OPTIMIZERS, build_optimizer
 
 RAREST = 200  # windows that a value needs to become one that can be asked for
@@ -187,7 +188,7 @@ def fit(prior: LatentPrior, train: Encoded, validation: Encoded, args: argparse.
         latent = mean[chosen] + torch.randn(mean[chosen].shape) * (0.5 * log_variance[chosen]).exp()
         return network.loss(latent.to(device), {name: of[chosen].to(device) for name, of in labels.items()})
 
-    history, recent = [], []
+    history, means = [], Means()
     for step in tqdm(range(1, args.max_train_steps + 1), desc="training", unit=" steps", mininterval=1):
         loss = loss_of(prior, train, torch.randint(len(train[0]), (args.batch_size,)))
         loss.backward()
@@ -195,20 +196,19 @@ def fit(prior: LatentPrior, train: Encoded, validation: Encoded, args: argparse.
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        recent.append(loss.item())
+        means.add(loss=loss)
         decay = min(EMA_DECAY, step / (step + 10))
         with torch.no_grad():
             for slow, fast in zip(average.parameters(), prior.parameters(), strict=True):
                 slow.lerp_(fast, 1 - decay)
         if step % max(1, args.max_train_steps // 20) == 0 or step == args.max_train_steps:
-            with torch.no_grad(), torch.random.fork_rng([]):
+            with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
                 torch.manual_seed(args.seed)  # the same noise each time
                 parts = torch.arange(len(validation[0])).split(1024)
                 total = sum(loss_of(average, validation, part).item() * len(part) for part in parts)
-            entry = {"step": step, "loss": sum(recent) / len(recent), "validation_loss": total / len(validation[0])}
+            entry = {"step": step, **means.take(), "validation_loss": total / len(validation[0])}
             tqdm.write(f"step {step}: loss {entry['loss']:.4f}, validation {entry['validation_loss']:.4f}")
             history.append(entry)
-            recent.clear()
     prior.load_state_dict(average.state_dict())
     return history
 
