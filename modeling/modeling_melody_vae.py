@@ -350,8 +350,9 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         size = self.config.vocab_size
         self.config.bar_token_ids = [token for token in self.config.bar_token_ids or [] if token < size]
         self.is_bar_token = self._bar_token_mask().to(self.device)
-        if self.config.grammar_columns:
-            table = torch.zeros(size, self.config.grammar_columns, dtype=torch.int32, device=self.device)
+        if "token_grammar" in self._buffers:
+            columns = self.token_grammar.shape[1]
+            table = torch.zeros(size, columns, dtype=torch.int32, device=self.device)
             table[:, : len(SPECIAL_ROW)] = torch.tensor(SPECIAL_ROW, dtype=torch.int32)
             kept = min(size, len(self.token_grammar))
             table[:kept] = self.token_grammar[:kept]

@@ -258,6 +258,8 @@ class LatentSamplingMixin:
     @torch.no_grad()
     def _latent_mean(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Encode melodies as their posterior's mean `(B, Z)`."""
+        if not len(input_ids):
+            return torch.zeros(0, self.config.latent_size, device=self.device, dtype=self.dtype)
         return self.encode(input_ids, attention_mask).latent_mean
 
     @torch.no_grad()
