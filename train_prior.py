@@ -24,18 +24,12 @@ from dataset_script.windows import section_notes
 from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel
 from modeling.melody_line_melody_vae import ATTRIBUTES, KEY_NAMES, TEMPO_CLASSES, key_of, measure, tempo_class
 from modeling.prior_melody_vae import LatentPrior
-from train import (
-    LOG_NAME,
-    Collator,
-    MelodyWindows,
-    WindowBatches,
-    count_tokens,
-    load_lines,
-    load_pretrained,
-    write_words,
-)
+from training.batches import WindowBatches
+from training.data import Collator, MelodyWindows, count_tokens, load_lines, write_words
+from training.models import load_pretrained
 from training.monitoring import Means
 from training.optimizers import OPTIMIZERS, build_optimizer
+from training.run_logger import LOG_NAME
 
 RAREST = 200  # windows that a value needs to become one that can be asked for
 ENCODED_AT_ONCE = 64
