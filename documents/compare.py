@@ -42,7 +42,7 @@ class Row:
         value: Its path in the results.
         interval: That of its interval.
         digits: After the point.
-        floor: Its path for a system that knows nothing, and what that system is.
+        floor: Its path for a system that has learned next to nothing, and what that system is.
         ceiling: Its path for real melodies, and what these are.
     """
 
@@ -67,22 +67,21 @@ class Row:
 
     def end(self, which: str, results: Results) -> str:
         """Write the floor or the ceiling, and what it is."""
-        told = self.ends[which]
-        value = find(results, told[0]) if told else None
-        return DASH if told is None or value is None else f"{cell(value, None, self.digits)} ({told[1]})"
+        end = self.ends[which]
+        value = find(results, end[0]) if end else None
+        return DASH if end is None or value is None else f"{cell(value, None, self.digits)} ({end[1]})"
 
 
 def sample_row(name: str, path: str, interval: str = "", digits: int = 3, ceiling: str = "ceiling: train") -> Row:
     """Describe a number of samples, which the n-gram model and real melodies have as well."""
     sets = "samples/sets"
-    told = "test" if ceiling == "split" else "train against test"
     return Row(
         name,
         f"{sets}/model/{path}",
         f"{sets}/model/{interval}" if interval else "",
         digits,
         (f"{sets}/floor: 4-gram/{path}", "4-gram"),
-        (f"{sets}/{ceiling}/{path}", told),
+        (f"{sets}/{ceiling}/{path}", "test" if ceiling == "split" else "train against test"),
     )
 
 
@@ -204,18 +203,18 @@ def comparison(models: Mapping[str, Results]) -> str:
         f"Split '{first['split']}', {first['melodies']} windows of {first['bars']} bars in 4/4 from lead lines, "
         f"seed {first['seed']}; in brackets 95 % intervals by bootstrap over melodies."
     ]
-    if told := find(first, "samples/sets"):
-        counts = told["model"]["melodies"], told["split"]["melodies"], told["ceiling: train"]["melodies"]
+    if sets := find(first, "samples/sets"):
+        counts = [sets[name]["melodies"] for name in ("model", "split", "ceiling: train")]
         how = f"at temperature {find(first, 'samples/temperature'):g}"
         if noise := find(first, "samples/sampling_noise"):
-            how += f", {noise:g} of each latent left to the melody decoder,"
+            how += f", the prior's flow stopped at t = {1 - noise:g},"
         if (share := find(first, "samples/sampling_top_p") or 1) < 1:
-            how += f" tokens from the likeliest {share:.1%},"
+            how += f" top-p {share:g},"
         notes.append(f"{counts[0]:,} samples {how} against {counts[1]:,} test and {counts[2]:,} training windows.")
     if signature := find(first, "free_running/note_bleu/signature"):
         notes.append(f"BLEU: `{signature}`.")
-    if told := find(first, "leak/lead_lines/leak"):
-        notes.append(f"{told:.1%} of the split's lead lines have a near-duplicate in train.")
+    if leak := find(first, "leak/lead_lines/leak"):
+        notes.append(f"{leak:.1%} of the split's lead lines have a near-duplicate in train.")
     return table + "\n" + " ".join(notes) + "\n"
 
 
@@ -259,7 +258,7 @@ def read_results(paths: Sequence[str], names: Sequence[str] | None) -> dict[str,
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(f"{path}: no results of evaluate_model.py") from error
         if name in found:
-            raise ValueError(f"two results are called {name!r}; tell them apart with --names")
+            raise ValueError(f"two results are called {name!r}; name them with --names")
         found[name] = results
     return found
 

@@ -163,7 +163,7 @@ def table_of_metrics(values: Mapping[str, Any]) -> list[dict[str, Any]]:
             "Bits per note, without a latent",
             "bits_per_note_without_latent",
             likelihood.get("without_latent_bits_per_note"),
-            "the melody decoder as a language model, told that its latent is nothing but noise",
+            "the melody decoder as a language model, at noise level 1",
             likelihood.get("without_latent_interval"),
         )
     grid = "share of 256 sixteenth steps whose class of 90 (88 pitches, note-off, no event) comes back"
@@ -185,9 +185,9 @@ def table_of_metrics(values: Mapping[str, Any]) -> list[dict[str, Any]]:
         add("KL in nats", "kl_nats", likelihood["kl_nats"], what, likelihood.get("kl_interval"))
         what = "latent dimensions whose posterior mean varies by more than 0.01 over the split"
         add("Active units", "active_units", likelihood["active_units"], what)
-    if told := ((values.get("samples") or {}).get("sets", {}).get("model") or {}).get("two_sample"):
-        what = "how well a classifier tells samples from melodies of the split; 0.5 is not at all"
-        add("Two-sample AUC", "two_sample_auc", told["auc"], what)
+    if two_sample := ((values.get("samples") or {}).get("sets", {}).get("model") or {}).get("two_sample"):
+        what = "of a classifier that separates samples from melodies of the split; 0.5 is chance"
+        add("Two-sample AUC", "two_sample_auc", two_sample["auc"], what)
     return rows
 
 
