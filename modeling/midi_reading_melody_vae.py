@@ -382,9 +382,10 @@ def _programs_set_elsewhere(tracks: list[tuple[types.Score, bytes]]) -> dict[tup
     if not changes:
         return {}
     program = {channel: program for _, channel, program in reversed(changes)}  # the first of each channel
-    return {
-        (index, channel): program[channel]
-        for index in unset
-        for channel, _ in scan_channels(tracks[index][1])[0]
-        if channel in program
-    }
+    found = {}
+    for index in unset:
+        channels = [channel for channel, _ in scan_channels(tracks[index][1])[0] if channel != DRUM_CHANNEL]
+        for channel in channels:
+            if channel in program:  # the channel of a track's only part is not told apart, see `_take_parts`
+                found[index, channel if len(channels) > 1 else 0] = program[channel]
+    return found
