@@ -27,14 +27,14 @@ def near_duplicates(measured: dict[str, Any]) -> dict[str, Any]:
     ours = measured["ours"]
     datasketch = {
         f"at threshold {threshold}": {kind: found["recall"] for kind, found in of["recall"].items()}
-        for threshold, of in measured["datasketch"]["thresholds"].items()
+        for threshold, of in measured.get("datasketch", {"thresholds": {}})["thresholds"].items()
     }
-    first = next(iter(datasketch))
     return {
         "originals_planted": measured["planted"],
         "seed": measured["seed"],
         "copies_in_their_original's_group": {kind: found["recall"] for kind, found in ours["recall"].items()},
-        f"the same by datasketch's MinHashLSH {first}": datasketch[first],
+        **{f"the same by datasketch's MinHashLSH {name}": recall for name, recall in list(datasketch.items())[:1]},
+        "random links without a stretch in common": measured["links"],
         "share_of_all_pairs_of_files_in_one_group": ours["share_of_pairs_grouped"],
         "files_in_groups_of_two_or_more": ours["files_in_groups_of_two_or_more"],
         "files_in_the_largest_groups": ours["largest_groups"],

@@ -8,7 +8,7 @@ False links: the retrograde and the inversion of every file. They have the inter
 anything; what links one to another file's original links strangers. Clichés have no mirror image among the real
 files, so that this is a lower bound: the links themselves have to be looked at as well.
 
-datasketch's MinHashLSH gets the same hashes and is measured in the same way.
+With --datasketch, its MinHashLSH gets the same hashes and is measured in the same way.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from dataset_script.midi_sources import InputError, MidiSource, UnreadableFileEr
 from dataset_script.near_duplicates import (
     add_outlines,
     components,
+    groups,
     line_runs,
     mix,
     near_duplicate_lines,
@@ -217,12 +218,14 @@ class Corpus:
     Attributes:
         md5: of the file, or of a copy's original.
         hashes: what `signatures` and `stretches` gave for it.
+        verbatim: what `verbatim_runs` gave for it.
         mirrored: the same for its retrograde, and for its inversion.
         seconds: spent in both for melody lines.
     """
 
     md5: list[str] = field(default_factory=list)
     hashes: Hashes = field(default_factory=lambda: ([], []))
+    verbatim: list[np.ndarray] = field(default_factory=list)
     mirrored: tuple[Hashes, Hashes] = field(default_factory=lambda: (([], []), ([], [])))
     seconds: float = 0.0
 
@@ -246,6 +249,7 @@ class Corpus:
         self.md5 += [names[file] for file in melodic]
         for hashes, found in zip(self.hashes, (lines.signatures, lines.stretches), strict=True):
             hashes.extend(by_file(found, melodic))
+        self.verbatim += by_file(lines.verbatim, melodic)
         if with_mirrors:
             last = lines.offsets[-1] - lines.offsets[::-1]
             backwards = (lines.pitch[::-1].copy(), -lines.start[::-1], last, lines.file[::-1].copy())
@@ -258,7 +262,9 @@ class Corpus:
         """Bring the files into the order of their md5, each once."""
         order = [index for _, index in sorted({name: index for index, name in enumerate(self.md5)}.items())]
         self.md5 = [self.md5[index] for index in order]
-        for hashes in chain(self.hashes, *self.mirrored):
+        for hashes in (self.verbatim, *self.hashes, *self.mirrored[0], *self.mirrored[1]):
+            if not hashes:  # without mirrors
+                continue
             hashes[:] = [hashes[index] for index in order]
 
 
@@ -356,11 +362,11 @@ def measure_ours(corpus: Corpus, copies: dict[str, Corpus]) -> dict[str, Any]:
     files = len(corpus.md5)
     index_of = {md5: index for index, md5 in enumerate(corpus.md5)}
     began = time.perf_counter()
-    group = components(files, verified_pairs(*corpus.hashes))
+    group = groups(*corpus.hashes, corpus.verbatim)
     seconds = time.perf_counter() - began
     recall = {}
     for kind, planted in tqdm(copies.items(), desc="grouping"):
-        found = components(files + len(planted.md5), verified_pairs(*joined(corpus.hashes, planted.hashes)))
+        found = groups(*joined(corpus.hashes, planted.hashes), corpus.verbatim + planted.verbatim)
         hits = sum(found[files + number] == found[index_of[md5]] for number, md5 in enumerate(planted.md5))
         recall[kind] = {"copies": len(planted.md5), "found": hits, "recall": share(hits, len(planted.md5))}
     wrong = 0
@@ -563,6 +569,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dataset", type=Path, help="a data set built by dataset_script.build: its leak is measured too"
     )
+    parser.add_argument(
+        "--datasketch", action="store_true", help="measure datasketch's MinHashLSH on the same hashes too"
+    )
     options = parser.parse_args(arguments)
     if options.planted < 1:
         parser.error(f"--planted must be at least 1, not {options.planted}")
@@ -571,7 +580,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def measure(given: Sequence[str], planted: int, seed: int, dataset: Path | None) -> dict[str, Any]:
+def measure(
+    given: Sequence[str], planted: int, seed: int, dataset: Path | None, with_datasketch: bool
+) -> dict[str, Any]:
     """Run the whole benchmark and return its report.
 
     Raises:
@@ -589,8 +600,9 @@ def measure(given: Sequence[str], planted: int, seed: int, dataset: Path | None)
         "seed": seed,
         "ours": measure_ours(corpus, copies),
         "links": check_links(given, corpus, seed),
-        "datasketch": measure_datasketch(corpus, copies),
     }
+    if with_datasketch:
+        report["datasketch"] = measure_datasketch(corpus, copies)
     if leak is not None:
         report["leak"] = leak
     report["peak_memory_mebibytes"] = peak_memory()
@@ -633,7 +645,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     return report_to(
         options.output,
-        lambda: measure(options.input, options.planted, options.seed, options.dataset),
+        lambda: measure(options.input, options.planted, options.seed, options.dataset, options.datasketch),
         summary,
     )
 

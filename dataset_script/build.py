@@ -316,7 +316,9 @@ def write_data(
     from dataset_script import configs, parquet_files
 
     with ThreadPoolExecutor(settings.num_proc) as threads:
-        grouping = threads.submit(parquet_files.assign_groups, found.md5, found.signatures, found.stretches)
+        grouping = threads.submit(
+            parquet_files.assign_groups, found.md5, found.signatures, found.stretches, found.verbatim
+        )
         pieces = pa.concat_tables(threads.map(read_arrow, line_files(work)))
         lines = pa.table(
             dict(zip(pieces.column_names, threads.map(pa.ChunkedArray.combine_chunks, pieces.columns), strict=True))

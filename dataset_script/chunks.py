@@ -40,7 +40,7 @@ PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process gets when it
 OUT_OF_MEMORY = 3  # exit code
 NO_LINE = "no melody line"
 SAME_CONTENT = "same content as another file"
-FINGERPRINTS = ("signatures", "stretches")  # hashes of a file for the search for near-duplicates
+FINGERPRINTS = ("signatures", "stretches", "verbatim")  # hashes of a file for the search for near-duplicates
 FILE_FIGURES = {"lead_score": pa.float32, "has_lead": pa.bool_, "grid_fit": pa.float32, "has_time_signature": pa.bool_}
 LINE_FIGURES = (*FIGURES, "quality")
 MEBIBYTE = 1 << 20
@@ -115,7 +115,7 @@ def process_chunk(
     """Extract the melody lines of a chunk of files and write its two Arrow files.
 
     The first holds the lines (see `lines_table`); it is not written if there are none. The second has name, md5, reason
-    (why there are no notes, null where there are some), is_melodic, those of `FILE_FIGURES`, signatures and stretches
+    (why there are no notes, null where there are some), is_melodic, those of `FILE_FIGURES` and `FINGERPRINTS`
     (hashes for the search for near-duplicates) of each file, and the counts of tracks, lines and notes as JSON in its
     metadata.
 
@@ -297,7 +297,7 @@ def load_kernels(steps_per_beat: int) -> None:
     with TemporaryDirectory() as folder:
         source = ("", score.dumps_midi())
         process_chunk([source], steps_per_beat, Limits(seconds=0), {}, Path(folder) / "kernels")
-    groups([np.empty(0, dtype=np.uint64)], [np.empty(0, dtype=np.uint64)])
+    groups(*[[np.empty(0, dtype=np.uint64)]] * len(FINGERPRINTS))
 
 
 def new_pool(num_proc: int, limits: Limits) -> ProcessPoolExecutor:
@@ -342,6 +342,7 @@ class Harvest:
         is_melodic: whether each of these has a melody line.
         signatures: hashes of each, for the search for near-duplicates.
         stretches: likewise.
+        verbatim: likewise.
         unreadable: name and reason of each file without notes, in order of the names.
         files: number of files read.
         notes: number of pitched notes in them.
@@ -354,6 +355,7 @@ class Harvest:
     is_melodic: np.ndarray
     signatures: list[np.ndarray]
     stretches: list[np.ndarray]
+    verbatim: list[np.ndarray]
     unreadable: list[tuple[str, str]]
     files: int
     notes: int
@@ -410,6 +412,7 @@ def harvest(work: Path) -> Harvest:
         is_melodic=np.array([readable[one][0] for one in md5]),
         signatures=[readable[one][1] for one in md5],
         stretches=[readable[one][2] for one in md5],
+        verbatim=[readable[one][3] for one in md5],
         unreadable=sorted(unreadable),
         files=files,
         notes=notes,

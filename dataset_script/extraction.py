@@ -37,7 +37,7 @@ from dataset_script.midi_notes import (
     TICKS_DOWN,
     FileNotes,
 )
-from dataset_script.near_duplicates import add_outlines, mix, outlines, signatures, stretches
+from dataset_script.near_duplicates import add_outlines, mix, outlines, signatures, stretches, verbatim_runs
 
 LOWEST_PITCH, HIGHEST_PITCH = 21, 108  # the piano's 88 keys, MusicVAE's range
 MIN_BARS = 4
@@ -289,6 +289,7 @@ class Lines:
         file_grid_fit: grid fit of all pitched notes of each file, shape (F,).
         signatures: hashes of each file's runs for the search for near-duplicates, and the file of each, shape (M,).
         stretches: hashes of each file's longer stretches, which verify it, and the file of each, shape (M',).
+        verbatim: hashes of the long runs of each file's lead, and the file of each, shape (M'',).
         double_of: for each track of the batch the one that it doubles, itself where it doubles none, shape (K,).
         track_features: what the lead score is made from, of each pitched track of the batch, shape (K, features).
         track_has_lines: whether each of them has a line.
@@ -327,6 +328,7 @@ class Lines:
     file_grid_fit: np.ndarray
     signatures: tuple[np.ndarray, np.ndarray]
     stretches: tuple[np.ndarray, np.ndarray]
+    verbatim: tuple[np.ndarray, np.ndarray]
     double_of: np.ndarray
     track_features: np.ndarray
     track_has_lines: np.ndarray
@@ -384,6 +386,7 @@ def extract_lines(files: Sequence[FileNotes], steps_per_beat: int) -> Lines:
     line_track, file = batch.strand_track[of], batch.strand_file[of]
     has_lines = np.bincount(line_track, minlength=len(batch.track)) > 0
     lead_score = lead_scores(utility, has_lines, batch.file_tracks)
+    is_lead = find_leads(lead_score, line_track, file)
     key, key_confidence = features.keys(line_pitch, line_duration, offsets)
     line_phase = phase[np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], end - first)]
     figures = line_quality.describe_lines(line_pitch, start, line_duration, line_phase, offsets, bars, bar_steps[of])
@@ -404,7 +407,7 @@ def extract_lines(files: Sequence[FileNotes], steps_per_beat: int) -> Lines:
         track=batch.track[line_track],
         program=batch.program[line_track],
         lead_score=lead_score[line_track],
-        is_lead=find_leads(lead_score, line_track, file),
+        is_lead=is_lead,
         tempo=tempos(*batch.tempos(file), grid, step[first]),
         key=key,
         key_confidence=key_confidence,
@@ -421,6 +424,7 @@ def extract_lines(files: Sequence[FileNotes], steps_per_beat: int) -> Lines:
         file_grid_fit=line_quality.grid_fits(batch.packed & (PHASES - 1), batch.file_notes),
         signatures=signatures(*music),
         stretches=stretches(*music),
+        verbatim=verbatim_runs(line_pitch, offsets, file, is_lead),
         double_of=double_of,
         track_features=described,
         track_has_lines=has_lines,

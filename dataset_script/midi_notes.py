@@ -9,6 +9,7 @@ from numba import njit
 from symusic.core import ScoreTick
 
 from dataset_script.midi_reader import Events, read_events
+from dataset_script.midi_repair import repair_midi
 from dataset_script.voices import join_voices
 
 # 63 bits: a note is one sortable, non-negative int64
@@ -242,19 +243,22 @@ def pack_notes(
     return notes[:packed_count], displacement
 
 
+def reason_of(data: bytes) -> str:
+    """Return the reason for leaving bytes out that cannot be repaired."""
+    head = data[:512].lstrip().lower()
+    if head.startswith(b"riff"):
+        return "RIFF container"
+    if b"<html" in head or head.startswith(b"<!doctype"):
+        return "web page"
+    return "truncated" if b"mthd" in head else "no MThd header"
+
+
 def parse(data: bytes) -> ScoreTick:
     """Parse the bytes of a MIDI file.
 
     Raises:
-        UnreadableMidiError: with the reason, if the bytes are no MIDI file or a damaged one.
+        UnreadableMidiError: with the reason, if they are damaged.
     """
-    if not data:
-        raise UnreadableMidiError("empty file")
-    if not data.startswith(b"MThd"):
-        head = data[:512].lstrip().lower()
-        if head.startswith(b"riff"):
-            raise UnreadableMidiError("RIFF container")
-        raise UnreadableMidiError("web page" if b"<html" in head or head.startswith(b"<!doctype") else "no MThd header")
     try:
         return ScoreTick.from_midi(data)
     except MemoryError:
@@ -294,12 +298,36 @@ def events_of(score: ScoreTick) -> Events:
         program=program,
         names=names,
         dropped=dropped,
+        open_notes=0,
         tempo_ticks=tempos["time"].astype(np.int32),
         mspq=tempos["mspq"].astype(np.int32),
         signature_ticks=signatures["time"].astype(np.int32),
         numerators=signatures["numerator"].astype(np.int32),
         denominators=signatures["denominator"].astype(np.int32),
     )
+
+
+def events_of_bytes(data: bytes) -> Events:
+    """Read the bytes of a MIDI file; one that is not in order is repaired as the model's processor repairs it.
+
+    Raises:
+        UnreadableMidiError: with the reason, if the bytes are no MIDI file or a damaged one.
+    """
+    if not data:
+        raise UnreadableMidiError("empty file")
+    events = read_events(data)
+    if events is not None and not events.open_notes:
+        return events
+    try:
+        repaired, _ = repair_midi(data, has_open_notes=events is not None)
+        again = read_events(repaired)
+        if again is not None and again.open_notes and events is None:
+            again = read_events(repair_midi(data, has_open_notes=True)[0])
+        return again or events_of(parse(repaired))
+    except ValueError as error:  # what cannot be repaired
+        if events is not None:
+            return events
+        raise error if isinstance(error, UnreadableMidiError) else UnreadableMidiError(reason_of(data)) from error
 
 
 def read_notes(midi: bytes | ScoreTick, steps_per_beat: int) -> FileNotes:
@@ -315,8 +343,7 @@ def read_notes(midi: bytes | ScoreTick, steps_per_beat: int) -> FileNotes:
     Raises:
         UnreadableMidiError: with the reason, if there is nothing to read.
     """
-    events = (read_events(midi) or events_of(parse(midi))) if isinstance(midi, bytes) else events_of(midi)
-    events = join_voices(events)
+    events = join_voices(events_of_bytes(midi) if isinstance(midi, bytes) else events_of(midi))
     if events.ticks_per_quarter < 1:
         raise UnreadableMidiError("no ticks per quarter note")
     if not events.track:

@@ -48,6 +48,7 @@ class Events:
         program: General MIDI program of each.
         names: name of each.
         dropped: number of tracks left out, by reason.
+        open_notes: number of pitched notes that never end, which are left out.
         tempo_ticks: where tempos are set, in order, int32, shape (P,).
         mspq: microseconds per quarter note from there on, int32, shape (P,).
         signature_ticks: where time signatures are set, in order, int32, shape (Q,).
@@ -66,6 +67,7 @@ class Events:
     program: list[int]
     names: list[str]
     dropped: dict[str, int]
+    open_notes: int
     tempo_ticks: np.ndarray
     mspq: np.ndarray
     signature_ticks: np.ndarray
@@ -80,7 +82,7 @@ def read_events(data: bytes) -> Events | None:
     kind, midi_tracks, ticks_per_quarter = data[8] << 8 | data[9], data[10] << 8 | data[11], data[12] << 8 | data[13]
     if kind > 2 or not 0 < ticks_per_quarter < 0x8000:  # the high bit means frames per second
         return None
-    understood, time, duration, pitch, tracks, drums, no_notes, tempos, signatures = _read(
+    understood, time, duration, pitch, tracks, drums, no_notes, open_notes, tempos, signatures = _read(
         np.frombuffer(data, np.uint8), 14, midi_tracks
     )
     if not understood:
@@ -91,7 +93,7 @@ def read_events(data: bytes) -> Events | None:
     dropped = {reason: count for reason, count in (("drums", drums), ("no notes", no_notes)) if count}
     notes = (time, duration, pitch, track_notes)
     about = (track.tolist(), file_track.tolist(), (key >> 7).tolist(), (key & 0x7F).tolist(), names)
-    return Events(ticks_per_quarter, *notes, *about, dropped, *tempos, *signatures)
+    return Events(ticks_per_quarter, *notes, *about, dropped, open_notes, *tempos, *signatures)
 
 
 def _replace_like_symusic(error: UnicodeError) -> tuple[str, int]:
@@ -140,7 +142,9 @@ def _read(data, position, midi_tracks):
         index += 1
 
     time, duration, pitch = np.empty(total, np.int32), np.empty(total, np.int32), np.empty(total, np.uint8)
+    open_notes = 0
     for note in range(counts[NOTE_COUNT]):
+        open_notes += notes[note, DURATION] == NONE
         if notes[note, DURATION] != NONE:  # symusic leaves out notes that never end
             place = first_note[notes[note, PART]]
             first_note[notes[note, PART]] += 1
@@ -148,7 +152,7 @@ def _read(data, position, midi_tracks):
     tempos = tempos[:, : counts[TEMPO_COUNT]].copy()
     signatures = signatures[:, : counts[SIGNATURE_COUNT]].copy()
     understood = understood and _sort_by_time(tempos) and _sort_by_time(signatures)
-    return understood, time, duration, pitch, tracks[:, :kept], drums, no_notes, tempos, signatures
+    return understood, time, duration, pitch, tracks[:, :kept], drums, no_notes, open_notes, tempos, signatures
 
 
 @njit(cache=True, nogil=True)

@@ -22,6 +22,8 @@ STRETCH_NOTES = 16  # that two files must share in one piece
 STRETCH_WINDOW = (
     17  # of so many stretches in a row one is kept: of 32 notes in a row that two files share, the same one
 )
+VERBATIM_NOTES = 32  # in a row, in any key, that the leads of two files must not share unless they are linked
+VERBATIM_DISTINCT = 3  # different intervals that these need: less is a note repeated, or a trill
 MAX_HASHES = 512  # of a file: those with the smallest values, which is the same random sample of runs in every file
 
 WEIGHT_ONE = 256  # weight of a hash that one file has; the weight falls with the square root of the number of files
@@ -44,8 +46,10 @@ def mix(value):
 
 
 @njit(cache=True)
-def hash_runs(codes: np.ndarray, length: int, seen: np.ndarray, hashes: np.ndarray, at: int) -> int:
-    """Hash each run of codes that has `MIN_DISTINCT` different ones, rolling from one to the next (Karp and Rabin).
+def hash_runs(
+    codes: np.ndarray, length: int, seen: np.ndarray, hashes: np.ndarray, at: int, least: int = MIN_DISTINCT
+) -> int:
+    """Hash each run of codes that has enough different ones, rolling from one to the next (Karp and Rabin).
 
     Args:
         codes: what describes each note after the one before, below the size of `seen`, shape (N,).
@@ -53,6 +57,7 @@ def hash_runs(codes: np.ndarray, length: int, seen: np.ndarray, hashes: np.ndarr
         seen: scratch, all zeros; zeros again afterwards.
         hashes: where to write.
         at: where in it to begin.
+        least: so many different codes are enough.
 
     Returns:
         Where the hashes end.
@@ -67,7 +72,7 @@ def hash_runs(codes: np.ndarray, length: int, seen: np.ndarray, hashes: np.ndarr
         distinct += seen[code] == 0
         seen[code] += 1
         if index >= length - 1:
-            if distinct >= MIN_DISTINCT:
+            if distinct >= least:
                 hashes[at] = mix(value)
                 at += 1
             code = codes[index - length + 1]
@@ -357,6 +362,36 @@ def stretches(
     return hashes[:kept].copy(), files[:kept].copy()
 
 
+@njit(cache=True)
+def verbatim_runs(
+    pitch: np.ndarray, offsets: np.ndarray, line_file: np.ndarray, is_lead: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hash every run of `VERBATIM_NOTES` notes of the leads of a batch of files, in any key.
+
+    Args:
+        pitch: as in `signatures`.
+        offsets: likewise.
+        line_file: likewise.
+        is_lead: whether each line is of its file's lead, shape (L,).
+
+    Returns:
+        Hashes (uint64), those of each file together and each once, and the file of each, shape (M,).
+    """
+    codes, seen = np.empty(len(pitch), dtype=np.uint8), np.zeros(256, dtype=np.int32)
+    hashes, table = np.empty(len(pitch), dtype=np.uint64), np.empty(4 * len(pitch) + 2, dtype=np.uint64)
+    files = np.empty(len(pitch), dtype=np.int64)
+    kept = count = 0
+    for line in range(len(line_file)):
+        if is_lead[line]:
+            steps = intervals(pitch[offsets[line] : offsets[line + 1]], codes)
+            count = hash_runs(steps, VERBATIM_NOTES - 1, seen, hashes, count, VERBATIM_DISTINCT)
+        if line + 1 == len(line_file) or line_file[line + 1] != line_file[line]:
+            end = kept + keep_distinct(hashes[kept:count], table)
+            files[kept:end] = line_file[line]
+            kept = count = end
+    return hashes[:kept].copy(), files[:kept].copy()
+
+
 def index_hashes(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Bring equal hashes together.
 
@@ -525,17 +560,32 @@ def verified_pairs(material: Sequence[np.ndarray], stretch: Sequence[np.ndarray]
     return [(one, other) for one, other in pairs[share_stretch(pairs, hashes, bounds)].tolist()]
 
 
-def groups(material: Sequence[np.ndarray], stretch: Sequence[np.ndarray]) -> list[int]:
-    """Cluster files that hold the same music: the connected components of `verified_pairs`.
+def verbatim_pairs(verbatim: Sequence[np.ndarray]) -> list[tuple[int, int]]:
+    """Find files whose leads share a run of `VERBATIM_NOTES` notes: neighbours among the files that have it.
+
+    Args:
+        verbatim: what `verbatim_runs` gave for each file.
+    """
+    hashes = np.concatenate([np.empty(0, dtype=np.uint64), *verbatim])
+    file = np.repeat(np.arange(len(verbatim)), [len(item) for item in verbatim])
+    order = np.argsort(hashes, kind="stable")
+    is_shared = hashes[order[1:]] == hashes[order[:-1]]
+    pairs = np.stack([file[order[:-1]][is_shared], file[order[1:]][is_shared]], axis=1)
+    return [(one, other) for one, other in np.unique(pairs, axis=0).tolist()]
+
+
+def groups(material: Sequence[np.ndarray], stretch: Sequence[np.ndarray], verbatim: Sequence[np.ndarray]) -> list[int]:
+    """Cluster files that hold the same music: the connected components of `verified_pairs` and `verbatim_pairs`.
 
     Args:
         material: what `signatures` gave for each file, files in order of their md5.
         stretch: what `stretches` gave for each.
+        verbatim: what `verbatim_runs` gave for each.
 
     Returns:
         For each file the number of the first file of its group.
     """
-    return components(len(material), verified_pairs(material, stretch))
+    return components(len(material), verified_pairs(material, stretch) + verbatim_pairs(verbatim))
 
 
 @njit(cache=True)

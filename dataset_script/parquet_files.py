@@ -38,7 +38,10 @@ def split_of(group: str) -> str:
 
 
 def assign_groups(
-    md5: Sequence[str], signatures: Sequence[np.ndarray], stretches: Sequence[np.ndarray]
+    md5: Sequence[str],
+    signatures: Sequence[np.ndarray],
+    stretches: Sequence[np.ndarray],
+    verbatim: Sequence[np.ndarray],
 ) -> dict[str, str]:
     """Return the near-duplicate group of each file: the smallest md5 of its cluster.
 
@@ -46,8 +49,9 @@ def assign_groups(
         md5: of each file, in order.
         signatures: hashes of each.
         stretches: likewise.
+        verbatim: likewise.
     """
-    return {one: md5[first] for one, first in zip(md5, groups(signatures, stretches), strict=True)}
+    return {one: md5[first] for one, first in zip(md5, groups(signatures, stretches, verbatim), strict=True)}
 
 
 def choose_lines(table: pa.Table, excluded: Collection[str] = ()) -> tuple[np.ndarray, Counter[str]]:

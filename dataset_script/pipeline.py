@@ -120,7 +120,7 @@ class GroupFiles(PipelineStep):
             return
         found = harvest(Path(self.work))
         build.check_melodic(found, self.source_name)
-        group = parquet_files.assign_groups(found.md5, found.signatures, found.stretches)
+        group = parquet_files.assign_groups(found.md5, found.signatures, found.stretches, found.verbatim)
         paths = line_files(Path(self.work))
         tables = [read_arrow(path, ["melody_id", "md5", "digest", "is_lead"]) for path in paths]
         rows, again = parquet_files.choose_lines(pa.concat_tables(tables), self.excluded)

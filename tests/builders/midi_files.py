@@ -44,7 +44,7 @@ BROKEN = {
     "broken/page.mid": (b"<!DOCTYPE html><html>gone</html>", "web page"),
     "broken/riff.mid": (b"RIFF\x10\x00\x00\x00RMIDdata", "RIFF container"),
     "broken/text.MID": (b"not music at all", "no MThd header"),
-    "broken/short.kar": (midi_bytes([tune()])[:-40], "truncated"),
+    "broken/short.kar": (midi_bytes([tune()])[:20], "truncated"),
     "broken/silent.midi": (midi_bytes([[]]), "no notes"),
     "broken/drums.mid": (midi_bytes([{"notes": tune(), "is_drum": True}]), "only drums"),
     "broken/brief.mid": (midi_bytes([tune(2)]), "no melody line"),

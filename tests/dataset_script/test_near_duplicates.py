@@ -27,6 +27,8 @@ from dataset_script.near_duplicates import (
     outlines,
     signatures,
     stretches,
+    verbatim_pairs,
+    verbatim_runs,
     verified_pairs,
 )
 
@@ -122,6 +124,11 @@ def stretches_of(files):
     return [hashes[file == index] for index in range(len(files))]
 
 
+def nothing(files):
+    """No hashes for each file."""
+    return [np.empty(0, dtype=np.uint64)] * len(files)
+
+
 def sets(material):
     return [set(item.tolist()) for item in material]
 
@@ -172,7 +179,7 @@ def test_no_file_and_no_line_have_no_hashes():
     assert [len(item) for item in signatures(*flat([]))] == [0, 0]
     assert [item.tolist() for item in line_runs(*flat([])[:3])] == [[], [0]]
     assert [len(item) for item in stretches(*flat([]))] == [0, 0]
-    assert groups([], []) == []
+    assert groups([], [], []) == []
 
 
 def test_signatures_do_not_depend_on_key_tempo_and_order():
@@ -214,7 +221,7 @@ def test_copies_are_grouped_and_strangers_are_not():
     tunes = [[random_line(random) for _ in range(3)] for _ in range(31)]
     copy = [[(pitch + 3, start) for pitch, start in line[:70]] for line in tunes[7][:2]]
     files = [*tunes, copy]
-    assert groups(material_of(files), stretches_of(files)) == [*range(31), 7]
+    assert groups(material_of(files), stretches_of(files), nothing(files)) == [*range(31), 7]
 
 
 def test_no_common_stretch_no_link():
@@ -241,6 +248,16 @@ def test_any_32_notes_in_common_are_a_common_stretch(place):
     assert np.isin(first, second).any()
 
 
+@pytest.mark.parametrize(("notes", "is_lead", "is_linked"), [(32, True, True), (31, True, False), (32, False, False)])
+def test_leads_that_share_32_notes_are_linked(notes, is_lead, is_linked):
+    random = np.random.default_rng(16)
+    one, other = random_line(random, 150), random_line(random, 150)
+    shared = [(pitch - 2, start) for pitch, start in one[50 : 50 + notes]]
+    pitch, _, offsets, owner = flat([[one], [other[:70] + shared + other[70:]]])
+    hashes, file = verbatim_runs(pitch, offsets, owner, np.array([True, is_lead]))
+    assert verbatim_pairs([hashes[file == 0], hashes[file == 1]]) == [(0, 1)] * is_linked
+
+
 def test_top_and_bottom_line_do_not_depend_on_tracks():
     random = np.random.default_rng(15)
     right = [(480 * beat, 480, int(pitch)) for beat, pitch in enumerate(random.integers(64, 88, 64))]
@@ -264,10 +281,10 @@ def test_groups_do_not_depend_on_the_order_of_files():
     tunes = [[random_line(random) for _ in range(2)] for _ in range(11)]
     files = [*tunes, *([line[:60] for line in tune] for tune in tunes[:5])]
     material, stretch = material_of(files), stretches_of(files)
-    group = groups(material, stretch)
+    group = groups(material, stretch, nothing(files))
     assert len(set(group)) == 11
     order = random.permutation(len(material))
-    shuffled = groups([material[index] for index in order], [stretch[index] for index in order])
+    shuffled = groups([material[index] for index in order], [stretch[index] for index in order], nothing(files))
     together = {(one, other) for one, other in combinations(range(16), 2) if group[one] == group[other]}
     place = np.argsort(order)
     assert together == {
@@ -287,14 +304,16 @@ def test_what_many_files_share_links_none_of_them():
 def test_more_copies_than_are_compared_with_each_other_are_one_group():
     file = [random_line(np.random.default_rng(9))]
     [whole], [stretch] = material_of([file]), stretches_of([file])
-    assert groups([whole] * (3 * MAX_NEIGHBOURS), [stretch] * (3 * MAX_NEIGHBOURS)) == [0] * (3 * MAX_NEIGHBOURS)
+    assert groups(*([item] * (3 * MAX_NEIGHBOURS) for item in (whole, stretch, stretch[:0]))) == [0] * (
+        3 * MAX_NEIGHBOURS
+    )
 
 
 def test_two_hashes_are_no_evidence():
     two, three = spread(np.arange(2)), spread(np.arange(3))
-    assert groups([two, two], [two, two]) == [0, 1]
-    assert groups([three, three], [two, two]) == [0, 0]
-    assert groups([three, three], [two, three[2:]]) == [0, 1]
+    assert groups([two, two], [two, two], nothing([1, 2])) == [0, 1]
+    assert groups([three, three], [two, two], nothing([1, 2])) == [0, 0]
+    assert groups([three, three], [two, three[2:]], nothing([1, 2])) == [0, 1]
 
 
 def test_components_are_named_by_their_smallest_member():
@@ -315,7 +334,7 @@ def tunes():
 
 def test_tunes_of_their_own_are_not_grouped(tunes):
     _, corpus = tunes
-    assert groups(*corpus.hashes) == list(range(13))
+    assert groups(*corpus.hashes, corpus.verbatim) == list(range(13))
 
 
 @pytest.mark.parametrize("kind", benchmark.CHANGES)
@@ -329,7 +348,10 @@ def test_planted_copies_are_grouped(tunes, kind):
         changed += copy != content
         planted.add([md5], [copy])
     assert changed > 6  # a shuffle may leave the tracks as they are
-    assert groups(*benchmark.joined(corpus.hashes, planted.hashes)) == [*range(13), *range(13)]
+    assert groups(*benchmark.joined(corpus.hashes, planted.hashes), corpus.verbatim + planted.verbatim) == [
+        *range(13),
+        *range(13),
+    ]
 
 
 # --- what leaks ---

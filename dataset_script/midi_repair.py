@@ -1,0 +1,1 @@
+../modeling/midi_repair_melody_vae.py
