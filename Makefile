@@ -113,7 +113,7 @@ docs: install  ## the site: outputs/site/index.html
 figures: install  ## draw what results/ holds into results/figures
 	$(RUN)python -m documents.figures results/*.json --output results/figures
 
-LAKH ?= ../shared/data/lmd_full_subset.tar.gz
+LAKH ?= ../shared/data/lmd_full_subset.tar.gz ../shared/data/lmd_more.tar.gz
 METADATA ?= ../shared/data/lmd_metadata.csv
 POP909 ?= ../shared/data/pop909.tar.gz
 BUILT := outputs/lakh
@@ -122,10 +122,11 @@ dataset-results: install  ## measure the data set again: LAKH=, METADATA= and PO
 	$(RUN)python -m dataset_script.build --input $(LAKH) --metadata $(METADATA) --num_proc 4 --output $(BUILT) --overwrite
 	$(RUN)python -m dataset_script.fit_lead_score --lakh $(LAKH) --pop909 $(POP909) --dataset $(BUILT) \
 	  --output dataset_script/lead_score.json --report results/lead_score.json
+	$(RUN)python -m dataset_script.fit_line_quality --input $(LAKH) --dataset $(BUILT) --report results/line_quality.json
 	$(RUN)python -m dataset_script.build --input $(LAKH) --metadata $(METADATA) --num_proc 4 --output $(BUILT) --overwrite
 	$(RUN)python -m benchmarks.near_duplicates --input $(LAKH) --dataset $(BUILT) --planted 1000 --seed 3 \
 	  --output results/near_duplicates.json
-	$(RUN)python -m benchmarks.dataset --input $(LAKH) --output results/dataset_speed.json
+	$(RUN)python -m benchmarks.dataset --input $(firstword $(LAKH)) --output results/dataset_speed.json
 	$(RUN)python -m benchmarks.collect --build $(BUILT)/build.json
 	$(MAKE) report
 

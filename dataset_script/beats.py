@@ -1,8 +1,9 @@
-"""Write MIDI files anew whose bars are not at the music's beats, given beats that someone has annotated.
+"""Write MIDI files anew whose bars are not at the music's beats: by annotated beats, or by beats that are tracked.
 
 `python -m dataset_script.beats --input pop909.tar.gz --output pop909_on_the_beat`: POP909 (Wang et al. 2020,
 https://arxiv.org/abs/2008.07142) has its beats in a text file beside each MIDI file. The new files can be built into
-a data set, or trained on straight away.
+a data set, or trained on straight away. With `--track` the beats are found in the music itself, for files that were
+played freely (a low `file_grid_fit` in the data set shows them); their bars are guessed to be of four.
 """
 
 import argparse
@@ -19,7 +20,8 @@ import symusic.types
 from tqdm import tqdm
 
 from command import run_command
-from dataset_script.midi_sources import InputError
+from dataset_script.beat_tracking import track_beats
+from dataset_script.midi_sources import InputError, is_midi_name
 
 TICKS = 480  # of a beat
 BEATS = "beat_midi.txt"
@@ -35,6 +37,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--beats", default=BEATS, help="name of the text file beside each MIDI file: seconds first, last 1 at downbeats"
     )
+    parser.add_argument("--track", action="store_true", help="find the beats in the music, and read no text file")
     return parser.parse_args(arguments)
 
 
@@ -56,6 +59,24 @@ def pairs(source: Path, beats: str) -> Iterator[tuple[str, bytes, str]]:
         raise InputError(f"{source}: no folder with a MIDI file of its name and a {beats} beside it")
     for folder, files in sorted(whole.items()):
         yield folder.name, files["midi"], files["beats"].decode(errors="replace")
+
+
+def without_beats(source: Path) -> Iterator[tuple[str, bytes, None]]:
+    """Find all MIDI files, whose beats are not known.
+
+    Yields:
+        Name, MIDI file and None.
+
+    Raises:
+        InputError: If there is none.
+    """
+    is_empty = True
+    for path, content in contents(source):
+        if is_midi_name(path.name):
+            is_empty = False
+            yield "_".join(path.with_suffix("").parts[-2:]), content, None
+    if is_empty:
+        raise InputError(f"{source}: no .mid, .midi or .kar file")
 
 
 def contents(source: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
@@ -117,12 +138,12 @@ def bars_of(is_first: np.ndarray) -> tuple[list[int], int, int]:
     return [usual] * filled + bars, 8 if usual > LONGEST_BAR else 4, filled * usual - before
 
 
-def on_the_beat(midi: bytes, text: str) -> symusic.types.Score:
+def on_the_beat(midi: bytes, text: str | None) -> symusic.types.Score:
     """Write a score whose beats are where the annotation has them.
 
     Args:
         midi: A MIDI file.
-        text: Its beats, see [`read_beats`].
+        text: Its beats, see [`read_beats`]; None: they are found by [`track_beats`].
 
     Raises:
         ValueError: If one of them cannot be read.
@@ -131,7 +152,7 @@ def on_the_beat(midi: bytes, text: str) -> symusic.types.Score:
         score = symusic.Score.from_midi(midi).to("second")
     except Exception as error:  # symusic's errors have no class in common
         raise ValueError(f"no MIDI file ({error})") from error
-    seconds, is_first = read_beats(text)
+    seconds, is_first = find_beats(score) if text is None else read_beats(text)
     bars, denominator, offset = bars_of(is_first)
     ticks = TICKS * 4 // denominator
     beat = float(np.median(np.diff(seconds)))
@@ -159,7 +180,14 @@ def on_the_beat(midi: bytes, text: str) -> symusic.types.Score:
     return new
 
 
-def run(source: Path, output: Path, beats: str) -> None:
+def find_beats(score: symusic.types.Score) -> tuple[np.ndarray, np.ndarray]:
+    """Track the beats of a score in seconds, drums included; returns what `read_beats` does."""
+    notes = [track.notes.numpy() for track in score.tracks if len(track.notes)]
+    columns = (np.concatenate([np.empty(0), *(note[name] for note in notes)]) for name in ("time", "duration", "pitch"))
+    return track_beats(*columns)
+
+
+def run(source: Path, output: Path, beats: str | None) -> None:
     """Write the files.
 
     Raises:
@@ -168,7 +196,8 @@ def run(source: Path, output: Path, beats: str) -> None:
     if output.exists():
         raise InputError(f"{output} exists; give a new folder")
     written, failed = 0, []
-    for name, midi, text in tqdm(list(pairs(source, beats)), desc="on the beat", unit="file"):
+    files = without_beats(source) if beats is None else pairs(source, beats)
+    for name, midi, text in tqdm(list(files), desc="on the beat", unit="file"):
         try:
             score = on_the_beat(midi, text)
         except ValueError as error:
@@ -187,7 +216,7 @@ def run(source: Path, output: Path, beats: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0, or 2 after one line about bad input."""
     options = parse_args(arguments)
-    return run_command(run, options.input, options.output, options.beats)
+    return run_command(run, options.input, options.output, None if options.track else options.beats)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import pytest
 import symusic
 
 from dataset_script import beats
+from dataset_script.beat_tracking import beat_f_measure, track_beats
 
 PITCHES = list(range(60, 84))
 
@@ -110,3 +111,36 @@ def test_bad_input_is_told_in_one_line(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     assert beats.main(["--input", str(tmp_path), "--output", str(tmp_path / "empty")]) == 2
     assert "exists; give a new folder" in capsys.readouterr().err
+
+
+def test_beats_are_tracked_through_a_tempo_that_drifts():
+    random = np.random.default_rng(3)
+    annotated = 1.0 + np.cumsum(0.6 + 0.03 * np.sin(np.arange(120) / 11))
+    off_beats = (annotated[1:] + annotated[:-1]) / 2
+    begin = np.concatenate([annotated + random.normal(0, 0.01, len(annotated)), off_beats])
+    length = np.concatenate([np.full(len(annotated), 0.5), np.full(len(off_beats), 0.1)])
+    pitch = np.concatenate([np.full(len(annotated), 40), np.full(len(off_beats), 72)])
+    order = np.argsort(begin)
+    found, is_first = track_beats(begin[order], length[order], pitch[order])
+    assert beat_f_measure(found, annotated) > 0.95
+    assert beat_f_measure(found + 0.3, annotated) < 0.2
+    assert np.diff(np.flatnonzero(is_first)).tolist() == [4] * (is_first.sum() - 1)
+
+
+def test_f_measure_counts_each_beat_once():
+    annotated = np.arange(10.0)
+    assert beat_f_measure(annotated + 0.069, annotated) == 1
+    assert beat_f_measure(annotated + 0.071, annotated) == 0
+    assert beat_f_measure(annotated[:5], annotated) == pytest.approx(2 * 5 / 15)
+    assert beat_f_measure(np.sort(np.r_[annotated, annotated + 0.01]), annotated) == pytest.approx(2 * 10 / 30)
+
+
+def test_freely_played_files_get_beats_of_their_own(tmp_path, capsys):
+    played = 1.0 + np.cumsum(0.6 + 0.05 * np.sin(np.arange(60) / 7))
+    write_song(tmp_path / "in" / "song", played, [], played[: len(PITCHES)])
+    assert beats.main(["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--track"]) == 0
+    (path,) = (tmp_path / "out").iterdir()
+    score = symusic.Score(str(path))
+    place = np.array([note.start for note in score.tracks[0].notes]) / score.ticks_per_quarter
+    assert abs(place - np.rint(place)).max() < 0.1
+    assert beats.main(["--input", str(tmp_path / "out" / "none"), "--output", str(tmp_path / "x"), "--track"]) == 2
