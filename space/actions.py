@@ -42,7 +42,7 @@ MODES = (
     "blues",
     "chromatic",
 )
-TEMPOS = {ANY: 112.0, "slow": 76.0, "medium": 112.0, "fast": 152.0}  # quarter notes per minute
+TEMPOS = {ANY: 115.0, "slow": 76.0, "medium": 115.0, "fast": 150.0}  # quarter notes per minute, as the model has them
 VOICES: dict[str, tuple[int, int] | None] = {  # lowest and highest MIDI pitch
     ANY: None,
     "soprano": (60, 81),

@@ -25,12 +25,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from symusic import Note, Score, TimeSignature, Track, types
 
+from modeling.melody_line_melody_vae import TEMPO_CLASSES
 from tests.builders.space_server import ATTRIBUTES, BARS, ROOT, running_space, save_model
 
 sys.path.append(str(ROOT / "space"))
 
 import sound
-from actions import GRID_SIDE, MAX_FILE_BYTES, PATH_POINTS, Actions
+from actions import ANY, GRID_SIDE, MAX_FILE_BYTES, PATH_POINTS, TEMPOS, Actions
 from composer import Composer
 from engine import Engine, answer
 from listening import MAX_PENDING, Ballot, ListeningTest
@@ -615,3 +616,10 @@ def test_actions_are_mcp_tools(space):
 if __name__ == "__main__":
     lines = [json.dumps(tune, ensure_ascii=False) for tune in tunes_of_the_data_set()]
     TUNES.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+
+
+def test_tempos_are_those_of_the_models_classes():
+    assert {name: tempo for name, tempo in TEMPOS.items() if name != ANY} == {
+        name: tempo for name, (_, _, tempo) in TEMPO_CLASSES.items()
+    }
+    assert TEMPOS[ANY] == TEMPOS["medium"]
