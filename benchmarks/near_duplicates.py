@@ -37,6 +37,7 @@ from benchmarks.reports import report_to, versions
 from command import machine
 from dataset_script.extraction import Batch, extract_lines
 from dataset_script.midi_notes import UnreadableMidiError, read_notes
+from dataset_script.midi_repair import repair_midi
 from dataset_script.midi_sources import InputError, MidiSource, UnreadableFileError, open_all, read_content
 from dataset_script.near_duplicates import (
     add_outlines,
@@ -318,7 +319,7 @@ def plant(given: Sequence[str], chosen: Sequence[str], seed: int) -> dict[str, C
             continue
         left.remove(md5)
         for number, (kind, change) in enumerate(CHANGES.items()):
-            score = ScoreTick.from_midi(content)
+            score = ScoreTick.from_midi(repair_midi(content)[0])
             change(score, np.random.default_rng([seed, number, int(md5, 16)]))
             copies[kind].add([md5], [score.dumps_midi()])
         if not left:
