@@ -92,7 +92,7 @@ def test_from_midi_files_to_a_published_model(tmp_path):
     assert min(len(line["pitch"]) for line in loaded["train"]) > 0
     launch = ["-m", "accelerate.commands.launch", "--num_processes", "1", "--mixed_precision", "no", "--cpu"]
     training = ["--max_train_steps", "20", "--evaluation_steps", "20", "--per_device_train_batch_size", "4"]
-    training += ["--vocab_size", "300", "--config_overrides", TINY, "--listening_samples", "0"]
+    training += ["--max_tokens", "112", "--vocab_size", "300", "--config_overrides", TINY, "--listening_samples", "0"]
     run(sys.executable, *launch, "train.py", "--dataset", data, "--output_dir", trained, *training, cwd=ROOT)
     history = json.loads((trained / "training_log.json").read_text(encoding="utf-8"))["history"]
     assert history[-1]["step"] == 20
