@@ -44,8 +44,10 @@ def no_deprecation(request):
         return
     said, handler = [], logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
-    logger = logging.getLogger("transformers")
-    getattr(logger.warning_once, "__func__", logger.warning_once).cache_clear()  # each is said once in a process
+    from transformers.utils.logging import get_logger, warning_once
+
+    logger = get_logger("transformers")
+    warning_once.cache_clear()  # else each is said once in a process
     logger.addHandler(handler)
     yield
     logger.removeHandler(handler)
