@@ -102,7 +102,7 @@ def test_from_midi_files_to_a_published_model(tmp_path):
     assert len(run(sys.executable, "-c", load, *metrics, cwd=tmp_path).split()) == 9
     publish = [ROOT / "publish.py", "all", "--repo_id", "tester/melody", "--model", trained, "--dataset", data]
     listed = run(sys.executable, *publish, "--dry_run", "--staging", tmp_path / "staging", cwd=ROOT)
-    for file in ("model.safetensors", "melody_decoder.onnx", "train-00000-of-00001.parquet", "app.py"):
+    for file in ("model.safetensors", "onnx/decoder.onnx", "train-00000-of-00001.parquet", "app.py"):
         assert file in listed
 
 
