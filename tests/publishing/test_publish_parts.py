@@ -1,72 +1,30 @@
 """What is gathered for the data set's repository and the Space's: files, configurations, cards."""
 
 import ast
-import json
-import random
 import re
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
-import pyarrow
-import pyarrow.parquet as pq
 import pytest
 import yaml
-from datasets import Dataset, load_dataset
+from datasets import get_dataset_config_names, load_dataset
 from huggingface_hub import RepoCard
 
 from command import UserError
-from dataset_script.schema import FEATURES
-from dataset_script.windows import windows
+from dataset_script import build
 from publishing import dataset, space, versions
 from publishing.staging import files_below, keep
 
 ROOT = Path(__file__).parents[2]
 NAME = "tester/melody"
-LINES = {"train": (53, 7, 16, 29, 31), "validation": (17, 5), "test": (11, 13)}  # their bars; none in test has a window
-
-
-def make_line(number: int, bars: int) -> dict[str, Any]:
-    """Make a melody line with notes and rests from its first bar to its last."""
-    dice = random.Random(number)
-    start = [step for step in range(16 * bars) if step % 16 == 0 or dice.random() < 0.3]
-    gaps = [after - before for before, after in zip(start, [*start[1:], 16 * bars], strict=True)]
-    return {
-        "melody_id": f"{number:032x}:1:3",
-        "md5": f"{number:032x}",
-        "track": 1,
-        "program": 73,
-        "lead_score": 0.5,
-        "is_lead": True,
-        "time_signature": "4/4",
-        "tempo": 97.0,
-        "key": "D minor",
-        "key_confidence": 0.7,
-        "genre": None,
-        "bars": bars,
-        "pitch": [dice.randint(48, 84) for _ in start],
-        "start": start,
-        "duration": [dice.randint(1, gap) for gap in gaps],
-        "steps_per_beat": 4,
-        "complexity": 0.3,
-        "group": f"{number:032x}",
-    }
+CONFIGS = ("lines", "leads", "16bar", "songs", "files", "sample")
 
 
 @pytest.fixture(scope="module")
-def lines(tmp_path_factory) -> Path:
-    """Lay out a small data set as the build does, with the card of this repository."""
-    folder = tmp_path_factory.mktemp("lines") / "melodies"
-    shutil.copytree(ROOT / "dataset_script" / "card", folder / "card")
-    shutil.copy(ROOT / "dataset_script" / "README.md", folder)
-    (folder / "build.json").write_text(json.dumps({"version": "1.0.7"}), encoding="utf-8")
-    (folder / "data").mkdir()
-    for split, bars in LINES.items():
-        rows = [make_line(ord(split[0]) * 100 + number, each) for number, each in enumerate(bars)]
-        table = pyarrow.Table.from_pylist(rows, schema=FEATURES.arrow_schema)
-        pq.write_table(table, folder / "data" / f"{split}-00000-of-00001.parquet")
-    return folder
+def lines(shared) -> Path:
+    """Build the data set of the embedded tunes."""
+    return shared("embedded_tunes", lambda folder: build.main(["--output", str(folder), "--overwrite"]))
 
 
 @pytest.fixture
@@ -104,49 +62,25 @@ def lay_out(files: dict[str, Path], folder: Path) -> Path:
     return folder
 
 
-def cut_up(rows: Dataset) -> list[dict]:
-    """Cut lines into windows, their floats as short as Parquet has them."""
-    found = [window for line in rows for window in windows(line, bars=16, stride=16)]
-    return Dataset.from_list(found, features=rows.features).to_list()
-
-
-def test_both_configurations_load(lines, staged_lines, tmp_path):
+def test_every_configuration_loads(lines, staged_lines, tmp_path):
     folder = str(lay_out(staged_lines, tmp_path / "repository"))
-    original = load_dataset(str(lines), cache_dir=str(tmp_path / "cache"))
-    whole = load_dataset(folder, cache_dir=str(tmp_path / "cache"))
-    cut = load_dataset(folder, "16bar", streaming=True)
-    assert set(whole) == set(original)
-    assert set(cut) == {"train", "validation"}, "datasets expects no split without a row"
-    for split, rows in original.items():
-        assert whole[split].to_list() == rows.to_list()
-        if split in cut:
-            assert list(cut[split]) == cut_up(rows)
-    assert {split: len(list(rows)) for split, rows in cut.items()} == {"train": 3 + 1 + 1 + 1, "validation": 1}
-    assert next(iter(cut["train"])).keys() == original["train"].features.keys()
+    assert tuple(get_dataset_config_names(folder)) == CONFIGS
+    for config in CONFIGS:
+        built = load_dataset(str(lines), config, cache_dir=str(tmp_path / "cache"))
+        published = load_dataset(folder, config, streaming=True)
+        assert {split: list(rows) for split, rows in published.items()} == {
+            split: rows.to_list() for split, rows in built.items()
+        }
 
 
-def test_the_windows_hold_each_note_once_at_most(staged_lines):
-    for split in ("train", "validation"):
-        whole, cut = (
-            pq.read_table(
-                [file for path, file in staged_lines.items() if path.startswith(f"{folder}/{split}-")]
-            ).to_pylist()
-            for folder in ("data", "16bar")
-        )
-        notes, kept = (sum(len(row["pitch"]) for row in rows) for rows in (whole, cut))
-        assert 0.5 * notes < kept <= notes
-        assert len({row["melody_id"] for row in cut}) == len(cut)
-
-
-def test_the_data_sets_card_names_both_and_the_model(staged_lines):
+def test_the_data_sets_card_names_its_configurations_and_the_model(staged_lines):
     card = RepoCard.load(staged_lines["README.md"])
     configs = card.data.to_dict()["configs"]
-    assert [(config["config_name"], config.get("default")) for config in configs] == [("lines", True), ("16bar", None)]
+    assert [config["config_name"] for config in configs if config.get("default")] == ["lines"]
     assert f"[{NAME}](https://huggingface.co/{NAME})" in card.text
     assert '"melodies"' not in card.text
+    assert 'load_dataset("tester/lines", ' in card.text
     assert card.text.count("## Configurations") == 1
-    assert re.search(r"^\| `lines` \| [^|]+ \| 5 \| 2 \| 2 \| 9 \|$", card.text, re.MULTILINE)
-    assert re.search(r"^\| `16bar` \| [^|]+ \| 6 \| 1 \| 0 \| 7 \|$", card.text, re.MULTILINE)
     for path in re.findall(r'(?:src|srcset)="([^"]+)"', card.text):
         assert path in staged_lines
 
@@ -154,7 +88,11 @@ def test_the_data_sets_card_names_both_and_the_model(staged_lines):
 def test_the_data_sets_card_has_what_the_hub_and_a_reader_look_for(staged_lines):
     card = RepoCard.load(staged_lines["README.md"])
     head = card.data.to_dict()
-    assert (head["license"], head["task_categories"]) == ("cc-by-4.0", ["other"])
+    assert (head["license"], head["task_categories"]) == (
+        "apache-2.0",
+        ["other"],
+    )  # the tunes that are part of the repo
+    assert RepoCard.load(ROOT / "dataset_script" / "README.md").data["license"] == "cc-by-4.0"
     assert head["pretty_name"]
     assert re.fullmatch(r"\d+[KM]?<n<\d+[KM]", head["size_categories"][0])
     for section in (
@@ -170,24 +108,13 @@ def test_the_data_sets_card_has_what_the_hub_and_a_reader_look_for(staged_lines)
             assert any(Path(path).match(files["path"]) for path in staged_lines), files
 
 
-def test_eval_yaml_names_the_tasks_of_the_test_split(lines, staged_lines, tmp_path):
+def test_eval_yaml_names_the_tasks_of_the_test_split(staged_lines):
     """Format: https://huggingface.co/docs/hub/eval-results; a framework must be on the Hub's list, and none fits."""
     about = yaml.safe_load(staged_lines["eval.yaml"].read_text(encoding="utf-8"))
     assert set(about) == {"name", "description", "tasks"}
     assert about["name"] == RepoCard.load(staged_lines["README.md"]).data["pretty_name"]
     assert [task["id"] for task in about["tasks"]] == list(dataset.TASKS)
     assert {(task["config"], task["split"]) for task in about["tasks"]} == {("lines", "test")}
-    shutil.copytree(lines, tmp_path / "small")
-    (tmp_path / "small" / "data" / "test-00000-of-00001.parquet").unlink()
-    assert "eval.yaml" not in dataset.stage(tmp_path / "small", "tester/lines", None, tmp_path / "staging")
-
-
-def test_windows_are_made_once_and_equal(lines, staged_lines, tmp_path, monkeypatch):
-    again = dataset.stage(lines, "tester/lines", NAME, tmp_path)
-    for path, file in again.items():
-        assert file.read_bytes() == staged_lines[path].read_bytes(), path
-    monkeypatch.setattr(dataset, "write_windows", None)
-    assert dataset.stage(lines, "tester/lines", NAME, tmp_path) == again
 
 
 def test_what_is_no_data_set_is_refused(lines, tmp_path):
@@ -195,9 +122,13 @@ def test_what_is_no_data_set_is_refused(lines, tmp_path):
         dataset.stage(tmp_path, "tester/lines", None, tmp_path / "staging")
     broken = tmp_path / "broken"
     shutil.copytree(lines, broken)
-    for file in (broken / "data").glob("*.parquet"):
+    for file in (broken / "leads").glob("*.parquet"):
         file.write_bytes(b"PAR1 no more")
-    with pytest.raises(UserError, match="cannot be read as melody lines"):
+    with pytest.raises(UserError, match="cannot be read as Parquet"):
+        dataset.stage(broken, "tester/lines", None, tmp_path / "staging")
+    for file in (broken / "leads").glob("*.parquet"):
+        file.unlink()
+    with pytest.raises(UserError, match=r"no file leads/train-\*\.parquet"):
         dataset.stage(broken, "tester/lines", None, tmp_path / "staging")
 
 
