@@ -94,7 +94,7 @@ def test_the_data_sets_card_has_what_the_hub_and_a_reader_look_for(staged_lines)
     )  # the tunes that are part of the repo
     assert RepoCard.load(ROOT / "dataset_script" / "README.md").data["license"] == "cc-by-4.0"
     assert head["pretty_name"]
-    assert re.fullmatch(r"\d+[KM]?<n<\d+[KM]", head["size_categories"][0])
+    assert re.fullmatch(r"n<1K|\d+[KM]?<n<\d+[KM]", head["size_categories"][0])
     for section in (
         "Splits",
         "Near-duplicates and leak",
