@@ -17,7 +17,7 @@ MODELS = [{}, {"musical_time": True, "musical_pitch": True}, {"noise_probability
 
 
 class ZeroAnswers(TorchDispatchMode):
-    """Answer 0, and after some questions 1, where the host asks for a value, as a decoding loop does."""
+    """Answer 0 where the host asks for a value, and after some questions that all melodies are done."""
 
     def __init__(self):
         super().__init__()
@@ -26,7 +26,7 @@ class ZeroAnswers(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function is ASKED and args[0].is_meta:
             self.asked += 1
-            return args[0].new_full((), self.asked > MOST_ASKED, device="cpu").item()
+            return args[0].new_full((), len(IDS) * (self.asked > MOST_ASKED), device="cpu").item()
         return function(*args, **(kwargs or {}))
 
 
