@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, Trainer, TrainingArguments
 
+import baselines
 from baselines import (
     MODEL_TYPES,
     MusicVAEConfig,
@@ -126,10 +127,11 @@ def make_batch(model_type: str, processor: MelodyProcessor, texts: list[str]) ->
 
 
 def test_defaults_are_of_like_size(processor):
-    sizes = {
-        each: build(each, processor, **({} if each == "music_vae" else {"vocab_size": 2048})) for each in MODEL_TYPES
-    }
-    parameters = {name: model.num_parameters() for name, model in sizes.items()}
+    models = {"music_vae": build("music_vae", processor)}
+    for name, (_, model_class) in baselines.LANGUAGE_MODELS.items():
+        models[name] = model_class(configure(name, processor, vocab_size=2048))  # of no processor, so without a grammar
+    parameters = {name: model.num_parameters() for name, model in models.items()}
+    assert set(parameters) == set(MODEL_TYPES)
     assert all(3.8e6 < count < 4.6e6 for count in parameters.values()), parameters
     assert max(parameters.values()) / min(parameters.values()) < 1.2, parameters
 

@@ -410,7 +410,7 @@ def test_benchmark_from_end_to_end(tmp_path, tunes, capsys):
         (folder / f"{md5}.mid").write_bytes(content)
     (folder / "broken.mid").write_bytes(b"MThd")
     output = tmp_path / "new" / "report.json"
-    assert benchmark.main(["--input", str(folder), "--output", str(output), "--planted", "5"]) == 0
+    assert benchmark.main(["--input", str(folder), "--output", str(output), "--planted", "5", "--datasketch"]) == 0
     report = json.loads(output.read_text(encoding="utf-8"))
     assert report["files_with_melody"] == 13
     assert set(report["ours"]["recall"]) == set(benchmark.CHANGES)
