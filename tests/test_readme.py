@@ -220,7 +220,8 @@ def test_every_block_runs(workspace):
                 program, options = program_of(words)
                 words += shlex.split(SHORT.get(program, ""))
                 if program == "train.py":
-                    words += shlex.split(STEPS if "--init_from" in options else f"{STEPS} {MODEL_OPTIONS}")
+                    is_vae = not {"--init_from", "--model_type"} & set(options)
+                    words += shlex.split(f"{STEPS} {MODEL_OPTIONS}" if is_vae else STEPS)
                 words[0] = sys.executable if words[0] == "python" else str(Path(sys.executable).with_name(words[0]))
                 run(words, workspace)
     assert (workspace / "outputs" / "interpolation" / "index.html").is_file()
