@@ -141,7 +141,7 @@ ALONE = """
 import sys
 sys.modules["torch"] = sys.modules["transformers"] = None
 import numpy as np
-from publishing.onnx.onnx_melody_vae import OnnxMelodyVAE
+from onnx_melody_vae import OnnxMelodyVAE
 model = OnnxMelodyVAE(".", threads=1)
 print(model.generate(np.array([eval(sys.argv[1])]), bars=2).tolist())
 """
