@@ -559,7 +559,13 @@ def test_a_run_that_is_stopped_leaves_nothing_and_the_next_goes_on(lines, tmp_pa
         (tmp_path / "publisher").mkdir()
         environment = alone(tmp_path / "publisher", server)
         process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
+            command,
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in the background ignore it
         )
         try:
             until = time.monotonic() + 300
