@@ -7,7 +7,6 @@ often the highest score is that track, on files that were fitted to and on files
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from itertools import chain
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from command import run_command, write_json
 from dataset_script import lead_calibration
 from dataset_script.labelled_tracks import Tracks, read_tracks
 from dataset_script.lead_score import (
@@ -485,34 +485,21 @@ def table(report: dict[str, Any]) -> str:
     )
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file, and the folders above it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0, or 2 after one line about bad input."""
-    options = parse_arguments(arguments)
-    try:
-        groups = read_groups(options.dataset)
-        lakh_sources, pop909_sources = map(open_sources, options.lakh), open_sources(options.pop909)
-        lakh = read_tracks(chain.from_iterable(lakh_sources), "Lakh", groups)
-        content, report = fit_and_report(lakh, read_tracks(pop909_sources, "POP909", {}))
-        write_json(options.output, content)
-        if options.report:
-            write_json(options.report, report)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: cannot write {error.filename} ({error.strerror}); check --output and --report", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
+    return run_command(fit_weights, parse_arguments(arguments), stopped="stopped; nothing was written")
+
+
+def fit_weights(options: argparse.Namespace) -> None:
+    """Fit the weights, write them and the report, and print a table of it."""
+    groups = read_groups(options.dataset)
+    lakh_sources, pop909_sources = map(open_sources, options.lakh), open_sources(options.pop909)
+    lakh = read_tracks(chain.from_iterable(lakh_sources), "Lakh", groups)
+    content, report = fit_and_report(lakh, read_tracks(pop909_sources, "POP909", {}))
+    write_json(content, options.output)
+    if options.report:
+        write_json(report, options.report)
     print(table(report))
-    return 0
 
 
 if __name__ == "__main__":

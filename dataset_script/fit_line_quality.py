@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from command import run_command, write_json
 from dataset_script.extraction import Lines, extract_lines
-from dataset_script.fit_lead_score import read_groups, write_json
+from dataset_script.fit_lead_score import read_groups
 from dataset_script.labelled_tracks import CHUNK_FILES, STEPS_PER_BEAT, is_named_tune
 from dataset_script.lead_calibration import calibration_error, cross_fitted, fit_logistic, fold_of, reliability
 from dataset_script.lead_score import name_hint
@@ -116,21 +117,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dataset", type=Path, help="a data set built of them, for the groups of near-duplicates")
     parser.add_argument("--output", type=Path, default=WEIGHTS_PATH, help=f"the weights (default: {WEIGHTS_PATH})")
     parser.add_argument("--report", type=Path, help="a JSON file for the results; left out: they are only printed")
-    options = parser.parse_args(arguments)
-    try:
-        groups = read_groups(options.dataset)
-        content, report = fit_quality(*read_lines(chain.from_iterable(map(open_sources, options.input)), groups))
-        write_json(options.output, content)
-        if options.report:
-            write_json(options.report, report)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: cannot write {error.filename} ({error.strerror}); check --output and --report", file=sys.stderr)
-        return 2
+    return run_command(fit_weights, parser.parse_args(arguments), stopped="stopped; nothing was written")
+
+
+def fit_weights(options: argparse.Namespace) -> None:
+    """Fit the weights, write them and the report, and print the latter."""
+    groups = read_groups(options.dataset)
+    content, report = fit_quality(*read_lines(chain.from_iterable(map(open_sources, options.input)), groups))
+    write_json(content, options.output)
+    if options.report:
+        write_json(report, options.report)
     print(json.dumps(report, indent=2))
-    return 0
 
 
 if __name__ == "__main__":
