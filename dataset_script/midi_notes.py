@@ -142,21 +142,33 @@ def drop_ornaments(notes: np.ndarray, begin: np.ndarray, end: np.ndarray, first:
 
     Args:
         notes: packed notes; those from `first` on are moved together.
-        begin: onset of each of them in ticks.
-        end: end of each of them in ticks.
+        begin: onset of each of them in ticks, rising from `first` on.
+        end: end of each of them in ticks, later than the onset.
         first: index of the first note on the step.
         last: index after the last.
 
     Returns:
         Index after the last note that stays.
     """
-    kept = first
+    ends = end[first:last]
+    if begin[last - 1] < ends.min():  # a chord
+        return last
     is_ornament = np.zeros(last - first, dtype=np.bool_)
+    order = np.argsort(ends)
+    longest = seen = 0  # of the notes that end at or before a note's onset
     for one in range(first, last):
-        for other in range(first, last):
-            if end[one] <= begin[other] or end[other] <= begin[one]:
-                longer = (end[other] - begin[other]) - (end[one] - begin[one])
-                is_ornament[one - first] |= longer > 0 or (longer == 0 and begin[other] < begin[one])
+        while end[first + order[seen]] <= begin[one]:
+            longest = max(longest, end[first + order[seen]] - begin[first + order[seen]])
+            seen += 1
+        is_ornament[one - first] = longest >= end[one] - begin[one]
+    longest, left = 0, last - 1  # of the notes that begin at or after a note's end
+    for place in order[::-1]:
+        one = first + place
+        while begin[left] >= end[one]:
+            longest = max(longest, end[left] - begin[left])
+            left -= 1
+        is_ornament[place] |= longest > end[one] - begin[one]
+    kept = first
     for one in range(first, last):
         if not is_ornament[one - first]:
             notes[kept], begin[kept], end[kept] = notes[one], begin[one], end[one]

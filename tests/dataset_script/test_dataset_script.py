@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -20,7 +21,7 @@ from dataset_script.build import main, unfinished_build
 from dataset_script.chunks import lines_table, process_all
 from dataset_script.extraction import extract_lines
 from dataset_script.lead_score import read_weights
-from dataset_script.midi_notes import UnreadableMidiError, canonical_time_signature, read_notes
+from dataset_script.midi_notes import UnreadableMidiError, canonical_time_signature, drop_ornaments, read_notes
 from dataset_script.midi_sources import open_sources
 from dataset_script.parquet_files import split_of
 from dataset_script.schema import FEATURES, SPLITS
@@ -242,6 +243,34 @@ def test_an_ornament_does_not_take_the_step_of_its_note():
 
     assert played(7) == [pitch for *_, pitch in plain]
     assert played(30) == [pitch + 1 for *_, pitch in plain]  # they overlap: a strummed chord
+
+
+@settings(max_examples=200)
+@given(st.lists(st.tuples(st.integers(0, 11), st.integers(1, 13)), min_size=1, max_size=13))
+def test_ornaments_are_what_their_definition_says(played):
+    played.sort(key=lambda one: one[0])
+    begin, length = (np.array(values) for values in zip(*played, strict=True))
+    end = begin + length
+    stays = [
+        one
+        for one, _ in enumerate(played)
+        if not any(
+            length[other] > length[one] or (length[other] == length[one] and begin[other] < begin[one])
+            for other, _ in enumerate(played)
+            if end[other] <= begin[one] or end[one] <= begin[other]
+        )
+    ]
+    notes = np.arange(len(played))
+    assert notes[: drop_ornaments(notes, begin, end, 0, len(played))].tolist() == stays
+
+
+def test_many_ornaments_take_no_longer_than_as_many_notes():
+    begin = np.arange(300_000)
+    notes, end = begin.copy(), begin + 1
+    drop_ornaments(notes[:2], begin[:2], end[:2], 0, 2)  # compile
+    began = time.perf_counter()
+    assert drop_ornaments(notes, begin.copy(), end, 0, len(notes)) == 1
+    assert time.perf_counter() - began < 5  # pair by pair it would be minutes
 
 
 def test_grid_fit_is_the_mean_cosine_of_the_phases():
