@@ -8,6 +8,7 @@ import json
 import random
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from melody import (
     to_midi,
 )
 from originality import judge, load_index
+from ranking import Ranking
 from sound import to_wav
 
 ANY = "any"
@@ -56,6 +58,7 @@ VOICES: dict[str, tuple[int, int] | None] = {  # lowest and highest MIDI pitch
 }
 MAX_COUNT = 8
 MAX_SEED = 2**31 - 1
+OPENING_SEEDS = 32  # from 0 on, of which the page opens with the best
 MAX_AMOUNT = 3.0  # standard deviations
 PATH_POINTS = 9
 GRID_SIDE = 7
@@ -111,6 +114,14 @@ class Actions:
     def genres(self) -> list[str]:
         """What the model can be asked for as a genre."""
         return self.facts["conditions"].get("genre", [])
+
+    def opening(self, count: int) -> list[Melody]:
+        """Make the melodies that the page opens with: of many seeds', the nearest to the tunes of the Space."""
+        bars = min(8, self.max_bars)
+        with ThreadPoolExecutor(OPENING_SEEDS) as pool:  # so that they are made together
+            made = list(pool.map(lambda seed: self.make(count=1, bars=bars, seed=seed)[0], range(OPENING_SEEDS)))
+        best = Ranking([cut_bars(tune, 0, bars) for tune in self.tunes.values()]).best(made, count)
+        return [{**melody, "title": f"Melody {number}"} for number, melody in enumerate(best, start=1)]
 
     def make(
         self,

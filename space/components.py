@@ -39,7 +39,7 @@ class _Component(gr.HTML):
 
 
 class MelodyList(_Component):
-    """Cards of melodies; value `{"melodies": [...]}`, with `pick` (from 1) and `isBare` (for listening only).
+    """Cards of melodies; value `{"melodies": [...]}`, with `pick` (from 1), `isBare` (for listening only) and a `note`.
 
     Args:
         value: What it shows first.
@@ -79,7 +79,7 @@ class MelodySlot(_Component):
         super().__init__(
             value,
             '<div class="mv-slot"></div>',
-            f"MelodySpace.mountSlot(element, props, watch, {options})",
+            f"MelodySpace.mountSlot(element, props, watch, trigger, {options})",
             **kwargs,
         )
 

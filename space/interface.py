@@ -16,6 +16,7 @@ from actions import (
     MAX_FILE_BYTES,
     MAX_SEED,
     MODES,
+    OPENING_SEEDS,
     PATH_POINTS,
     TEMPOS,
     TONICS,
@@ -28,7 +29,6 @@ from gradio.events import api
 from melody import Melody, RefusedError, cut_bars
 
 TITLE = "Melody Space"
-FIRST_SEED = 8  # of the melodies that the page opens with
 FIRST_BLEND = ("Ode to Joy", "Korobeiniki", "Frère Jacques", "What Shall We Do with the Drunken Sailor")
 FIRST_TUNE = "Greensleeves"
 LINK_SETTINGS = ("count", "bars", "scale", "meter", "genre", "tempo", "voice", "temperature", "seed", "pick")
@@ -132,6 +132,11 @@ class Interface:
     def _make_tab(self, demo: gr.Blocks) -> None:
         actions = self.actions
         facts = actions.facts
+        first = {
+            "melodies": actions.opening(3),
+            "note": f"To begin with: of the melodies of {OPENING_SEEDS} seeds, the three that measure most like the "
+            "tunes that come with this page. What you make is shown as it comes.",
+        }
         gr.Markdown("New melodies out of nothing but a random point. Ask for a key, a meter or a voice if you like.")
         with gr.Row(elem_classes="mv-split"):
             with gr.Column(elem_classes="mv-actions"):
@@ -158,11 +163,15 @@ class Interface:
                     temperature = gr.Slider(0.1, 2.0, 1.0, step=0.05, label="Daring", info="1 is as it learned")
                     with gr.Row():
                         seed = gr.Number(
-                            FIRST_SEED, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=90
+                            first["melodies"][0]["origin"]["seed"],
+                            label="Seed",
+                            precision=0,
+                            minimum=0,
+                            maximum=MAX_SEED,
+                            min_width=90,
                         )
                         is_new = gr.Checkbox(True, label="New seed each time", min_width=120, container=False)
             with gr.Column(scale=2, min_width=320, elem_classes="mv-right"):
-                first = {"melodies": actions.make(**self._first())}
                 made = MelodyList(first, name="Make", elem_classes="mv-stage", min_height=320)
 
         settings = [count, bars, tonic, mode, meter, genre, tempo, voice, temperature]
@@ -179,8 +188,8 @@ class Interface:
         self._on(demo.load, open_page, None, [*settings, seed, is_new, made], show_progress="hidden", **self.together)
 
     def _first(self) -> dict[str, int]:
-        """Settings of the melodies that the page opens with."""
-        return {"count": 3, "bars": min(8, self.actions.max_bars), "seed": FIRST_SEED}
+        """Settings that a link need not name."""
+        return {"count": 3, "bars": min(8, self.actions.max_bars), "seed": 0}
 
     def _asked(
         self,
@@ -278,7 +287,13 @@ class Interface:
         self._on(button.click, change, inputs, changed, trigger_mode="once")
         for slider in (similarity, *sliders):
             self._on(slider.release, change, inputs, changed, trigger_mode="always_last")
-        self._at_once(reset.click, lambda: [1, *[0] * len(sliders)], None, [similarity, *sliders])
+        at_rest = [1, *[0] * len(sliders), None]  # and what was made before is gone while the new one is made
+        cleared = self._at_once(reset.click, lambda: at_rest, None, [similarity, *sliders, changed])
+        self._on(cleared.then, change, inputs, changed)
+
+    def _forget_tune(self, slot: MelodySlot, tunes: gr.Dropdown) -> None:
+        """Name no tune of the list any more when a melody was sent to a slot, or brought back by undo."""
+        slot.input(None, None, tunes, js="() => null", queue=False, api_visibility="private")
 
     def _sources(self, slot: MelodySlot, title: str | None = None) -> None:
         """Offer ways to a melody: a tune that comes with the Space, or a track of a MIDI file."""
@@ -313,6 +328,7 @@ class Interface:
                 gr.Dropdown(choices=names, value=read["best"]),
                 gr.Slider(1, max(starts, 2), 1, visible=starts > 1),
                 window(melody, 1),
+                None,
             ]
 
         def window(melody: Melody, first_bar: float) -> Melody:
@@ -321,15 +337,16 @@ class Interface:
         def take_track(tracks: list[dict], index: int) -> list[Any]:
             melody = tracks[index]["melody"]
             starts = max(1, melody["bars"] - actions.max_bars + 1)
-            return [gr.Slider(1, max(starts, 2), 1, visible=starts > 1), window(melody, 1)]
+            return [gr.Slider(1, max(starts, 2), 1, visible=starts > 1), window(melody, 1), None]
 
-        def take_bar(tracks: list[dict], index: int, first_bar: float) -> Melody:
-            return window(tracks[index]["melody"], first_bar)
+        def take_bar(tracks: list[dict], index: int, first_bar: float) -> list[Any]:
+            return [window(tracks[index]["melody"], first_bar), None]
 
         self._at_once(tunes.input, take_tune, tunes, slot)
-        self._on(upload.upload, take_file, upload, [files, choice, track, first_bar, slot])
-        self._at_once(track.input, take_track, [files, track], [first_bar, slot])
-        self._at_once(first_bar.release, take_bar, [files, track, first_bar], slot)
+        self._on(upload.upload, take_file, upload, [files, choice, track, first_bar, slot, tunes])
+        self._at_once(track.input, take_track, [files, track], [first_bar, slot, tunes])
+        self._at_once(first_bar.release, take_bar, [files, track, first_bar], [slot, tunes])
+        self._forget_tune(slot, tunes)
 
     # Blend
 
@@ -382,6 +399,7 @@ class Interface:
 
         for slot, tune in zip(slots, tunes, strict=True):
             self._at_once(tune.input, take, tune, slot)
+            self._forget_tune(slot, tune)
         self._on(button.click, blend, [ways, *slots], pad, trigger_mode="once")
         self._on(ways.input, blend, [ways, *slots], pad, trigger_mode="always_last")
 
@@ -402,7 +420,7 @@ class Interface:
             elem_classes="mv-stage",
             min_height=230,
         )
-        self._sources(slot)
+        self._sources(slot, FIRST_BLEND[0])
         with gr.Row(elem_classes="mv-split"):
             with gr.Column(elem_classes="mv-actions"), gr.Row():
                 fill = gr.Button("Fill bars", variant="primary", min_width=100)

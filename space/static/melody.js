@@ -161,12 +161,35 @@
     document.dispatchEvent(new Event("mv-undo"));
     if (undo) Space.toast(`Undone: ${undo()}`);
   };
+  // What is being typed has an undo of the browser's own; when it is entered, it is the page's turn again.
+  let typedIn = null;
+  document.addEventListener("input", (event) => (typedIn = event.target.type === "range" ? null : event.target), true);
+  document.addEventListener("change", () => (typedIn = null), true);
+  const takesKeys = (element) =>
+    element.closest("button, summary, select, textarea, a, canvas, [role=slider], [role=listbox], [contenteditable]") ||
+    (element.tagName === "INPUT" && element.type !== "range");
   document.addEventListener("keydown", (event) => {
-    const isTyping = /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName) && event.target.type !== "range";
-    if ((event.ctrlKey || event.metaKey) && event.key === "z" && !event.shiftKey && !isTyping && Space.canUndo()) {
+    if ((event.ctrlKey || event.metaKey) && event.key === "z" && !event.shiftKey && typedIn !== event.target && Space.canUndo()) {
       event.preventDefault();
       Space.undo();
+    } else if (event.key === " " && !event.defaultPrevented && !takesKeys(event.target) && Space.player.melody) {
+      event.preventDefault();
+      Space.player.toggle(Space.player.melody);
     }
+  });
+
+  // Gradio tells the server of a slider when it is let go; a number that is typed beside it is as good.
+  document.addEventListener("change", (event) => {
+    const slider = event.target.type === "number" && event.target.closest(".block")?.querySelector("input[type=range]");
+    if (!slider) return;
+    const [low, high, value] = [slider.min, slider.max, event.target.value].map(Number);
+    const inside = Math.max(low, Math.min(high, value));
+    if (inside !== value) {
+      event.target.value = String(inside);
+      event.target.dispatchEvent(new Event("input", { bubbles: true }));
+      typedIn = null;
+    }
+    setTimeout(() => slider.dispatchEvent(new PointerEvent("pointerup", { bubbles: true })), 50); // when it has moved
   });
 
   const load = () => {

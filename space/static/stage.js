@@ -111,16 +111,18 @@
       }
       const isSame = melodies.some((melody) => melody === player.melody);
       if (player.isPlaying && !isSame && holder.contains(document.activeElement)) player.stop();
-      holder.replaceChildren(...melodies.map((melody, index) =>
-        Space.card(melody, { isBare: value.isBare, isPicked: value.pick === index + 1 })));
-      if (value.pick) holder.children[value.pick - 1]?.scrollIntoView({ block: "center" });
+      const cards = melodies.map((melody, index) =>
+        Space.card(melody, { isBare: value.isBare, isPicked: value.pick === index + 1 }));
+      const note = value.note ? [el("p", { class: "mv-note" }, value.note)] : [];
+      holder.replaceChildren(...note, ...cards);
+      if (value.pick) cards[value.pick - 1]?.scrollIntoView({ block: "center" });
       player.select(melodies[(value.pick || 1) - 1]);
     };
     const arrive = (value, isUndoable = true) => {
       const before = shown;
       render(value);
       if (!value?.isBare) Space.record(value?.melodies || []);
-      if (isUndoable && before?.melodies?.length && !value?.isBare)
+      if (isUndoable && !value?.isBare && JSON.stringify(before) !== JSON.stringify(value))
         Space.remember(() => {
           render(before);
           return holder.dataset.name;
@@ -148,7 +150,7 @@
   };
 
   // A place for one melody that a tab works on, value a melody (with `chosen` bars) or null.
-  Space.mountSlot = (element, props, watch, { name, label, picksBars, isSmall }) => {
+  Space.mountSlot = (element, props, watch, trigger, { name, label, picksBars, isSmall }) => {
     const holder = element.querySelector(".mv-slot");
     let melody = null;
     let chosen = [];
@@ -200,6 +202,7 @@
         Space.remember(() => {
           take(before, false);
           push();
+          trigger("input"); // it came from elsewhere than the page's controls say
           return label;
         });
     };
@@ -216,6 +219,7 @@
         if (isNew) settled = performance.now() + 2000;
         take(value);
         push();
+        trigger("input");
       },
     });
   };

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -31,7 +32,7 @@ from tests.builders.space_server import ATTRIBUTES, BARS, ROOT, running_space, s
 sys.path.append(str(ROOT / "space"))
 
 import sound
-from actions import ANY, GRID_SIDE, MAX_FILE_BYTES, PATH_POINTS, TEMPOS, Actions
+from actions import ANY, GRID_SIDE, MAX_FILE_BYTES, OPENING_SEEDS, PATH_POINTS, TEMPOS, Actions
 from composer import Composer
 from engine import Engine, answer
 from listening import MAX_PENDING, Ballot, ListeningTest
@@ -48,6 +49,7 @@ from melody import (
 )
 from originality import judge
 from originality_index import OriginalityIndex
+from ranking import Ranking
 
 TUNES = ROOT / "space/tunes.json"
 MELODY = {
@@ -250,6 +252,38 @@ def test_a_sound_font_plays_the_pitch():
     audio = sound.play_sound_font(check_melody(melody), sound.sound_font() or "")
     spectrum = np.abs(np.fft.rfft(audio[: sound.SAMPLE_RATE]))
     assert min(abs(spectrum.argmax() - multiple * 440) for multiple in (1, 2)) < 10
+
+
+# What the page opens with
+
+
+def test_a_ranking_prefers_tunes_to_the_same_notes_in_disorder():
+    """Each tune, held out, lies nearer than its own notes shuffled; the nearest of all comes first."""
+    tunes = [cut_bars(tune, 0, 8) for tune in json.loads(TUNES.read_text(encoding="utf-8"))]
+    shuffle = random.Random(0)
+    disorder = [
+        {
+            **tune,
+            "pitch": shuffle.sample(
+                [pitch + shuffle.choice((-3, 0, 4)) for pitch in tune["pitch"]], len(tune["pitch"])
+            ),
+        }
+        for tune in tunes
+    ]
+    rankings = [Ranking([other for other in tunes if other is not tune]) for tune in tunes]
+    pairs = zip(rankings, tunes, disorder, strict=True)
+    assert sum(ranking.distance(tune) < ranking.distance(other) for ranking, tune, other in pairs) > 0.95 * len(tunes)
+    first = Ranking(tunes).best(disorder + tunes, 5)
+    assert all(each in tunes for each in first)
+    assert Ranking(tunes).distance({**tunes[0], "pitch": [], "start": [], "duration": []}) == math.inf
+
+
+def test_the_page_opens_with_the_best_ranked_seeds(actions):
+    opening = actions.opening(3)
+    ranking = Ranking([cut_bars(tune, 0, 8) for tune in actions.tunes.values()])
+    every = [actions.make(count=1, bars=8, seed=seed)[0] for seed in range(OPENING_SEEDS)]
+    assert [each["origin"]["seed"] for each in opening] == [each["origin"]["seed"] for each in ranking.best(every, 3)]
+    assert [each["title"] for each in opening] == ["Melody 1", "Melody 2", "Melody 3"]
 
 
 # Actions

@@ -1,122 +1,26 @@
 """The Space in a real browser: Debian's Chromium, driven by Playwright."""
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlparse
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 from symusic import Note, Score, Tempo, TimeSignature, Track
 
-from tests.builders.space_server import BARS, ROOT, running_space, save_model
+from tests.builders.space_browser import (
+    NEEDS_CHROMIUM,
+    PAGE_MELODY,
+    PHONE,
+    choose_tab,
+    download,
+    drawn,
+    make_melodies,
+    notes_of,
+    player_time,
+    shoot,
+)
+from tests.builders.space_server import BARS
 
-CHROMIUM = shutil.which("chromium")
-expect.set_options(timeout=30_000)  # ms; a machine may be busy
-SCREENSHOTS = ROOT / "outputs/screenshots"
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-PAGE_MELODY = """element => {
-  const melody = element.melody;
-  return {pitch: melody.pitch, start: melody.start, duration: melody.duration, bars: melody.bars,
-    tempo: melody.tempo, program: melody.program, title: melody.title,
-    time_signature: melody.time_signature, steps_per_beat: melody.steps_per_beat};
-}"""
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium"),
-]
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("space")
-    with running_space(save_model(folder / "model"), folder / "run") as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
-        )
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def open_page(browser, url):
-    """Open pages whose complaints and requests to other machines fail the test."""
-    complaints: list[str] = []
-    contexts = []
-
-    def on_request(request):
-        address = urlparse(request.url)
-        if address.scheme not in ("data", "blob") and address.hostname != "127.0.0.1":
-            complaints.append(f"request to {request.url}")
-
-    def make(path: str = "/", viewport: dict = DESKTOP, **options):
-        context = browser.new_context(viewport=viewport, permissions=["clipboard-read", "clipboard-write"], **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", on_request)
-        page.goto(url + path)
-        page.wait_for_selector("#tab-make .mv-card", timeout=30000)
-        page.wait_for_function("MelodySpace.player && document.querySelector('.mv-dock .mv-play')")
-        return page
-
-    yield make
-    for context in contexts:
-        context.close()
-    assert complaints == []
-
-
-def shoot(page, name: str) -> None:
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SCREENSHOTS / f"{name}.png")
-
-
-def choose_tab(page, name: str):
-    page.locator(f"#tab-{name}-button").click()
-    tab = page.locator(f"#tab-{name}")
-    tab.wait_for(state="visible")
-    return tab
-
-
-def download(page, card, what: str) -> Path:
-    card.locator("summary[aria-label^='Download']").click()
-    with page.expect_download() as caught:
-        card.get_by_role("button", name=what).click()
-    return Path(caught.value.path())
-
-
-def notes_of(path: Path, steps_per_quarter: int = 4) -> list[tuple[int, int, int]]:
-    score = Score.from_midi(path.read_bytes())
-    assert len(score.tracks) == 1
-    step = score.ticks_per_quarter / steps_per_quarter
-    return sorted((round(note.start / step), round(note.duration / step), note.pitch) for note in score.tracks[0].notes)
-
-
-def drawn(card) -> list[tuple[int, int, int]]:
-    melody = card.evaluate(PAGE_MELODY)
-    return sorted(zip(melody["start"], melody["duration"], melody["pitch"], strict=True))
-
-
-def player_time(page) -> float:
-    return page.evaluate("MelodySpace.player.position")
-
-
-def make_melodies(page, tab) -> None:
-    before = tab.locator(".mv-card").first.evaluate(PAGE_MELODY)
-    tab.get_by_role("button", name="Make melodies").click()
-    page.wait_for_function(
-        "before => JSON.stringify(document.querySelector('#tab-make .mv-card')?.melody.pitch) !== before",
-        arg=str(before["pitch"]).replace(" ", ""),
-        timeout=30000,
-    )
+pytestmark = NEEDS_CHROMIUM
 
 
 def test_make_play_and_take_home(open_page):
