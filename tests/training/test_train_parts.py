@@ -17,7 +17,7 @@ from training.batches import EndlessBatches, WindowBatches, genre_weights
 from training.data import check_grid, evaluation_windows, load_lines, load_split, words_of
 from training.loaders import StreamLoader
 from training.objective import smoothing_nats
-from training.optimizers import build_optimizer, orthogonalised
+from training.optimizers import NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS, build_optimizer, orthogonalised
 from training.options import OWN_FILES, SCHEDULES, parse_args
 from training.schedules import curriculum_pacing, kl_weight_at, learning_rate_schedule
 from training.validation import is_best, is_time_to_stop, warnings_of
@@ -220,6 +220,22 @@ def test_orthogonalising_keeps_singular_vectors_and_evens_singular_values(shape)
     values = torch.diagonal(found, dim1=-2, dim2=-1)
     assert (found - torch.diag_embed(values)).abs().max() < 1e-9
     assert 0.6 < values.min() <= values.max() < 1.3
+
+
+@pytest.mark.parametrize("decades", [1, 5, 20])  # over which singular values spread; the least ones are zero, rounded
+def test_orthogonalising_in_single_precision_is_the_iteration_step_by_step(decades):
+    torch.manual_seed(0)
+    matrices = torch.randn(2, 40, 96) @ (
+        torch.randn(96, 24) @ torch.logspace(0, -decades, 24).diag() @ torch.randn(24, 96)
+    )
+    a, b, c = NEWTON_SCHULZ
+    rows = matrices.double() / torch.linalg.matrix_norm(matrices.double(), keepdim=True)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = rows @ rows.mT
+        rows = a * rows + (b * gram + c * gram @ gram) @ rows
+    found = orthogonalised(matrices)
+    assert found.dtype == torch.float32
+    assert ((found - rows).norm() / rows.norm()).item() < 2e-3
 
 
 def muon_and_adamw(steps: int, **kept):
