@@ -3,6 +3,7 @@
 It imports nothing but the standard library, so that `--help` answers at once.
 """
 
+import errno
 import io
 import json
 import os
@@ -11,6 +12,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+FULL_DISK = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows has no quota of its own
 
 
 class UserError(Exception):
@@ -26,7 +29,7 @@ def run_command(work: Callable[..., object], *arguments: Any, stopped: str = "st
         stopped: Said when the user interrupts it.
 
     Returns:
-        0, 2 after one line about a `UserError`, 130 when stopped.
+        0, 2 after one line about a `UserError` or a full disk, 130 when stopped.
     """
     for stream in (sys.stdout, sys.stderr):  # titles and names of files have letters that Windows' code pages lack
         if isinstance(stream, io.TextIOWrapper):
@@ -36,10 +39,30 @@ def run_command(work: Callable[..., object], *arguments: Any, stopped: str = "st
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Exception as error:
+        if (reason := full_disk(error)) is None:
+            raise
+        print(f"error: {reason}; free some space; {stopped}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         return 130
     return code if isinstance(code, int) else 0
+
+
+def full_disk(error: BaseException) -> str | None:
+    """Return one line if a full disk, or a limit on files, is why something failed; None for other errors.
+
+    Libraries written in Rust or C++ hand on the system's words only.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in FULL_DISK:
+            return f"{cause.filename or 'the disk'}: {os.strerror(cause.errno)}"
+        if any(f"os error {number}" in str(cause) or os.strerror(number) in str(cause) for number in FULL_DISK):
+            return first_line(cause)
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def first_line(error: BaseException) -> str:

@@ -29,6 +29,7 @@ from training.adapters import add_adapters
 from training.averaging import AveragedWeights
 from training.batches import WindowBatches
 from training.checkpoints import (
+    Checkpointer,
     TrainingState,
     checkpoints,
     find_checkpoint,
@@ -36,7 +37,6 @@ from training.checkpoints import (
     position_in,
     remove_partial,
     restore_kept_weights,
-    save_checkpoint,
 )
 from training.data import (
     COLUMNS,
@@ -241,12 +241,16 @@ def pacing_of(args: argparse.Namespace, lines: datasets.Dataset):
 def training_function(args: argparse.Namespace) -> None:
     """Train from the command line's arguments."""
     output_dir = Path(args.output_dir)
-    checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir) if args.resume_from_checkpoint else None
-    if checkpoint is None and checkpoints(output_dir):
+    if not args.resume_from_checkpoint and checkpoints(output_dir):
         raise UserError(
             f"{output_dir}: has checkpoints already; add --resume_from_checkpoint latest, or choose another"
         )
     accelerator = start_accelerator(args)
+    checkpoint = None
+    if args.resume_from_checkpoint:
+        checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir, accelerator.print)
+        if checkpoint is None:
+            accelerator.print(f"{output_dir}: no checkpoint yet; training begins")
     with only_run(output_dir) if accelerator.is_main_process else nullcontext():
         fit(args, accelerator, checkpoint)
 
@@ -283,15 +287,19 @@ def fit(args: argparse.Namespace, accelerator: Accelerator, checkpoint: Path | N
     )
     average = AveragedWeights(whole, args.ema_decay)
     state = TrainingState()
-    accelerator.register_for_checkpointing(state, scheduler, average)
+    checkpointer = Checkpointer(
+        accelerator,
+        model,
+        optimizer,
+        {"scheduler": scheduler, "average": average},
+        state,
+        output_dir,
+        args.save_total_limit,
+        args.checkpointing_minutes,
+    )
     set_seed(args.seed, device_specific=True)  # each process draws noise of its own
     if checkpoint:
-        try:
-            accelerator.load_state(str(checkpoint))
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise UserError(
-                f"{checkpoint}: a checkpoint of another model; resume with the options it began with"
-            ) from error
+        checkpointer.load(checkpoint)
         loader.position = position_in(state, accelerator.process_index, accelerator.num_processes)
         if accelerator.is_main_process:
             restore_kept_weights(checkpoint, output_dir)
@@ -304,7 +312,17 @@ def fit(args: argparse.Namespace, accelerator: Accelerator, checkpoint: Path | N
 
     shipped = processor_for(args.model_type, processor)
     run_logger = RunLogger(args, accelerator, model, adapted, shipped, eval_loader, average, state)
-    train(args, accelerator, model, optimizer, scheduler, average, loader, state, run_logger)
+    # Closed whatever happens: an error's one line is a line of its own.
+    with tqdm(
+        total=args.max_train_steps,
+        initial=state.step,
+        disable=not accelerator.is_main_process,
+        desc="Training",
+        smoothing=0.05,
+    ) as progress:
+        train(
+            args, accelerator, model, optimizer, scheduler, average, loader, state, run_logger, checkpointer, progress
+        )
     run_logger.finish()
     accelerator.end_training()
 
@@ -319,15 +337,10 @@ def train(
     loader: WindowLoader | StreamLoader,
     state: TrainingState,
     run_logger: RunLogger,
+    checkpointer: Checkpointer,
+    progress: tqdm,
 ) -> None:
     """Take steps from where `state` stands to the last, or until validation has stopped to improve."""
-    progress = tqdm(
-        total=args.max_train_steps,
-        initial=state.step,
-        disable=not accelerator.is_main_process,
-        desc="Training",
-        smoothing=0.05,
-    )
     stopwatch, means, is_stopped = Stopwatch(state.seconds), Means(), False
     logging_rates, evaluation_rates = (Rates(stopwatch, run_logger.melodies_seen) for _ in range(2))
     kl_weight_of_model = accelerator.unwrap_model(model).config.kl_weight
@@ -372,14 +385,16 @@ def train(
                 for line in run_logger.evaluate(entry):
                     accelerator.print(line) if progress.disable else progress.write(line)
             is_stopped = is_time_to_stop(state.history, args.early_stopping_patience)
-        if state.step % args.checkpointing_steps == 0:
+        is_logged = state.step % args.logging_steps == 0
+        if state.step % args.checkpointing_steps == 0 or checkpointer.is_time(is_cheap=is_logged):
             state.seconds = stopwatch.training
+            # A step that overflowed in fp16 was left out, and its gradient with it.
+            figures = {"loss": loss.detach()} | ({} if optimizer.step_was_skipped else {"gradient": grad_norm})
             with stopwatch.paused():
-                save_checkpoint(accelerator, state, loader.position, run_logger.output_dir, args.save_total_limit)
+                checkpointer.save(loader.position, figures)
         if is_last or is_stopped:
             break
     state.seconds = stopwatch.training
-    progress.close()
     if is_stopped:
         accelerator.print(
             f"stopped at step {state.step}: {args.early_stopping_patience} evaluations brought nothing better"

@@ -49,7 +49,7 @@ class AveragedWeights:
             mean.copy_(kept)
 
     def state_dict(self) -> dict:
-        """Return the mean for `Accelerator.save_state`."""
+        """Return the mean for a checkpoint."""
         return {"mean": self.mean}
 
     def load_state_dict(self, state: dict) -> None:

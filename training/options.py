@@ -266,8 +266,14 @@ def add_output_options(output: argparse._ArgumentGroup) -> None:
         help="at each evaluation, write so many samples and reconstructions as MIDI, WAV and piano roll",
     )
     output.add_argument("--checkpointing_steps", type=int, default=1000, help="steps between checkpoints")
+    output.add_argument(
+        "--checkpointing_minutes", type=float, default=5.0, help="minutes after which one is written before that"
+    )
     output.add_argument("--save_total_limit", type=int, default=2, help="checkpoints to keep")
-    output.add_argument("--resume_from_checkpoint", help="a checkpoint folder, or 'latest' in --output_dir")
+    output.add_argument(
+        "--resume_from_checkpoint",
+        help="a checkpoint folder, or 'latest' in --output_dir; where there is none yet, training begins",
+    )
     output.add_argument(
         "--report_to",
         choices=TRACKERS,
@@ -289,6 +295,7 @@ POSITIVE = (
     "max_eval_samples",
     "per_device_eval_batch_size",
     "checkpointing_steps",
+    "checkpointing_minutes",
     "save_total_limit",
     "logging_steps",
     "genre_temperature",

@@ -191,7 +191,6 @@ def test_errors_name_the_input_and_the_remedy(dataset, trained, tmp_path, capsys
         (["--dataset", str(tmp_path / "empty"), "--output_dir", new], "empty: no data set"),
         (["--dataset", str(tmp_path / "missing"), "--output_dir", new], "missing: no data set"),
         (["--dataset", str(tmp_path / "foreign"), "--output_dir", new], "column bars is missing"),
-        (["--dataset", str(dataset), "--output_dir", new, "--resume_from_checkpoint", "latest"], "no checkpoint"),
         (["--dataset", str(dataset), "--output_dir", new, "--resume_from_checkpoint", "x"], "x: not a checkpoint"),
         (["--dataset", str(dataset), "--output_dir", str(trained)], "has checkpoints already"),
         (["--dataset", str(dataset), "--output_dir", new, "--config_overrides", "hidden_size=7"], "hidden_size=7"),
