@@ -246,6 +246,11 @@ class MelodyProcessor(ProcessorMixin):
         self.max_bars = max_bars
         super().__init__(tokenizer, **kwargs)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """Load a processor from a folder or a Hub id; with the class at hand, no remote code is run or asked for."""
+        return super().from_pretrained(pretrained_model_name_or_path, **{"trust_remote_code": False, **kwargs})
+
     @property
     def remi(self) -> REMI:
         """The MidiTok tokenizer under the BPE."""

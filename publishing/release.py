@@ -52,7 +52,7 @@ def write_release(source: Path, output: Path, sampling: Mapping[str, float]) -> 
     model.to(torch.bfloat16).save_pretrained(part)  # pyright: ignore[reportArgumentType] - torch's own signature
     written = json.loads((part / "config.json").read_text(encoding="utf-8"))
     (part / "config.json").write_text(json.dumps(written | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
-    MelodyProcessor.from_pretrained(source, trust_remote_code=False).save_pretrained(part)
+    MelodyProcessor.from_pretrained(source).save_pretrained(part)
     for log in model_card.LOGS.values():
         if (source / log).is_file():
             shutil.copy(source / log, part)

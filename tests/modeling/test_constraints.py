@@ -666,7 +666,7 @@ def test_none_of_ten_thousand_random_samples_is_invalid(steps_per_beat):
 
 @pytest.mark.slow
 def test_none_of_the_releases_samples_is_invalid():
-    processor = MelodyProcessor.from_pretrained(RELEASE, trust_remote_code=False)
+    processor = MelodyProcessor.from_pretrained(RELEASE)
     model = MelodyVAEModel.from_pretrained(RELEASE)
     torch.manual_seed(13)
     counted = 0

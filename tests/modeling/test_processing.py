@@ -2,6 +2,7 @@
 
 import random
 from itertools import pairwise
+from pathlib import Path
 
 import datasets
 import pytest
@@ -41,6 +42,8 @@ from tests.builders.lines import (
     track_of,
     training_words,
 )
+
+RELEASE = Path(__file__).parents[2] / "release" / "melody-vae-16bar"
 
 # --- Lines, words, ids ----------------------------------------------------------------------------------------------
 
@@ -492,6 +495,14 @@ def test_a_saved_processor_loads(steps_per_beat, tmp_path):
     for kwargs in ({}, {"primer": True}):
         assert loaded(lines=line, **kwargs)["input_ids"] == processor(lines=line, **kwargs)["input_ids"]
     assert loaded.bar_token_ids == processor.bar_token_ids
+
+
+def test_a_published_processor_loads_without_a_question(monkeypatch):
+    """Beside its configuration the tokenizer lies in a folder with remote code, about which transformers may ask."""
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "n")
+    assert len(MelodyProcessor.from_pretrained(RELEASE).tokenizer) > 0
+    assert asked == []
 
 
 def test_rows_of_a_data_set_are_tokenised_by_map():
