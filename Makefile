@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/
 
 .PHONY: help install lock demo demo-training space test test-slow test-real test-gpu test-oldest test-newest resolve always \
-  quality report docs figures dataset-results evaluate clean
+  quality report docs figures dataset-results evaluate release clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -151,6 +151,9 @@ evaluate: install $(addsuffix /build.json,$(BUILT) outputs/pop909 outputs/folk o
 	rm -f results/model.json
 	$(RUN)python -m evaluation.operations --model $(RELEASE) --dataset $(BUILT) --output results/model.json
 	$(MAKE) report figures
+
+release: install  ## make the release, stage by stage (configs/release.yaml); RECIPE=--dry_run lists them with their times
+	$(RUN)python -m publishing.recipe --set 'lakh=$(LAKH)' 'metadata=$(METADATA)' $(RECIPE)
 
 clean:  ## remove what the targets above made
 	rm -rf outputs .pytest_cache .ruff_cache .venv-*

@@ -33,7 +33,7 @@ TOP_LEVEL = {  # what each top-level entry is for
     "train_prior.py": "stage 2: fit a rectified-flow prior over latents",
     "training": "what both use: data, batches, objective, schedules, checkpoints, monitoring",
     "baselines": "MusicVAE, LSTM, RNN, absolute positions, trained by the same train.py",
-    "configs": "accelerate's configurations: processes on a CPU, GPUs, FSDP2",
+    "configs": "release.yaml, the recipe of the release; accelerate's configurations: processes on a CPU, GPUs, FSDP2",
     "generate.py": "sample, reconstruct, continue, interpolate, vary, fill in, shift",
     "generation": "what generate.py does: a model is loaded, plays, leaves a page",
     "rendering": "a melody as sound, piano roll and page",
