@@ -34,10 +34,14 @@ LIMITS = {  # --bars ends at what the model can hold, see Session
     "temperature": (0.01, 100),
     "similarity": (0, 1),
     "amounts": (-5, 5),
+    "track": (0, 10_000),
     "tempo": (10, 400),
     "program": (0, 127),
     "seed": (0, 2**32 - 1),
 }
+
+TEMPO_NAMES = ("slow", "medium", "fast")
+MOST_DEVIATIONS = 5
 
 COMMANDS: dict[str, tuple[Sequence[Callable[[Session], Section | None]], str, str]] = {
     "sample": ([sample], "New melodies", "write melodies from nothing"),
@@ -68,6 +72,22 @@ def bar_numbers(text: str) -> list[int]:
     return sorted(bars)
 
 
+def tempo(text: str) -> float | str:
+    """Read a tempo: quarter notes per minute, or a class of tempos."""
+    return text if text in TEMPO_NAMES else float(text)
+
+
+def attribute(text: str) -> tuple[str, float]:
+    """Read an attribute such as note_density=1.5, in standard deviations of the training data."""
+    found = re.fullmatch(r"([a-z_]+)=([+-]?\d+(?:\.\d+)?)", text)
+    if found is None or abs(float(found[2])) > MOST_DEVIATIONS:
+        raise argparse.ArgumentTypeError(
+            f"{text}: name an attribute and standard deviations from -{MOST_DEVIATIONS} to {MOST_DEVIATIONS}, "
+            "as in note_density=1.5"
+        )
+    return found[1], float(found[2])
+
+
 def check(args: argparse.Namespace) -> None:
     """Check all that can be checked before anything heavy is imported.
 
@@ -77,7 +97,7 @@ def check(args: argparse.Namespace) -> None:
     for name, (low, high) in LIMITS.items():
         value = vars(args).get(name)
         for each in value if isinstance(value, list | tuple) else (value,):
-            if each is not None and not low <= each <= high:
+            if each is not None and not isinstance(each, str) and not low <= each <= high:
                 raise UserError(f"--{name} {each}: must lie between {low} and {high}")
     check_model(args.model)
 
@@ -93,6 +113,8 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--output", required=True, metavar="DIR", help="folder for everything that is written")
         add_source_options(command, name)
         add_command_options(command, name)
+        if name in ("sample", "continue", "infill"):
+            add_conditions(command, name)
         add_output_options(command)
     return parser
 
@@ -107,6 +129,8 @@ def add_source_options(command: argparse.ArgumentParser, name: str) -> None:
         nargs, metavar = several.get(name, (1, "FILE"))
         source.add_argument("--midi", nargs=nargs, metavar=metavar, help="MIDI files; the tune is found in each")
         source.add_argument("--dataset", metavar="DIR", help="take melodies of this data set, chosen by the seed")
+        help_ = "of the MIDI file, counted from 0, that has the tune (by default the likeliest, which is named)"
+        command.add_argument("--track", type=int, help=help_)
     if name != "sample":
         splits = ("validation", "test", "train")
         command.add_argument("--split", choices=splits, default=splits[0], help="of the data set (%(default)s)")
@@ -140,10 +164,23 @@ def add_command_options(command: argparse.ArgumentParser, name: str) -> None:
         command.add_argument("--check_originality", metavar="INDEX", help=help_)
 
 
+def add_conditions(command: argparse.ArgumentParser, name: str) -> None:
+    """Say what new notes are to be like; the names are those of the model's `sample`, the pipeline and the Space."""
+    conditions = command.add_argument_group("conditions", "what is written shall be like this")
+    conditions.add_argument("--key", help='such as "D minor"')
+    conditions.add_argument("--scale", help='the only pitches, such as "D dorian" or "A minor pentatonic"')
+    if name == "sample":
+        conditions.add_argument("--time_signature", help="such as 3/4 or 6/8")
+    conditions.add_argument("--genre", help="a wrong one is answered with all that there are")
+    help_ = "standard deviations from the training data's mean, as in note_density=1 syncopation=-0.5"
+    conditions.add_argument("--attributes", type=attribute, nargs="+", default=(), metavar="NAME=NUMBER", help=help_)
+
+
 def add_output_options(command: argparse.ArgumentParser) -> None:
     """Say what the melodies are to be like, whatever the command."""
     command.add_argument("--bars", type=int, help="length of the melodies (as many as the model holds, often 16)")
-    command.add_argument("--tempo", type=float, help="quarter notes per minute (the original's, or 120)")
+    help_ = "quarter notes per minute, or slow, medium or fast; new notes are written for it (the original's, or 120)"
+    command.add_argument("--tempo", type=tempo, help=help_)
     command.add_argument("--program", type=int, help="General MIDI instrument, 0 to 127 (the original's, or 0: piano)")
     command.add_argument("--audio", choices=("wav", "mp3"), default="wav", help="sound files (%(default)s)")
     command.add_argument("--seed", type=int, default=0, help="same seed, same melodies (%(default)s)")
@@ -163,6 +200,7 @@ def write(args: argparse.Namespace) -> None:
     written = [section for write_section in sections if (section := write_section(session))]
     size = f"{session.model.num_parameters() / 1e6:.1f} million parameters"
     introduction = f"Melodies of {session.name}, a variational autoencoder of {size}. Not cherry-picked, not edited."
+    introduction += "".join(f"\n\nRead from {source}." for source in session.sources)
     footer = f"Written by generate.py {args.command}, seed {args.seed}. The same seed gives the same melodies."
     page = session.output_page.publish(title, introduction, written, footer)
     print(f"Listen and look: {page}")

@@ -4,15 +4,25 @@ torch, transformers and matplotlib are imported inside functions, so that `--hel
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from command import UserError
 from generation.session import TEMPO, Session
-from rendering.page import Item, Section
+from rendering.page import Item, Section, Table
 
+ATTRIBUTE_DIGITS = {  # after the point, of what a shift changes
+    "note_density": 1,
+    "rhythmic_complexity": 2,
+    "pitch_range": 0,
+    "mean_pitch": 1,
+    "contour": 2,
+    "repetition": 2,
+    "syncopation": 2,
+}
 LOG_NAME = "training_log.json"  # what train.py leaves beside the weights
 
 
@@ -20,17 +30,41 @@ def sample(session: Session) -> Section:
     """Write melodies from nothing, each by a seed of its own."""
     options = session.options
     seeds = range(options.seed, options.seed + options.num)
-    drawn = generators(session)
-    with session.progress("Writing samples") as counter:
+    drawn, asked = generators(session), session.conditions()
+    with session.progress("Writing samples") as counter, refusals():
         batch = session.model.sample(
-            options.num, generator=drawn, temperature=options.temperature, bars=session.bars, logits_processor=counter
+            options.num,
+            generator=drawn,
+            temperature=options.temperature,
+            bars=session.bars,
+            logits_processor=counter,
+            **asked,
         )
     items = [
         session.output_page.melody(f"sample-seed{seed}", f"Sample of seed {seed}", session.score(ids, {}), session.bars)
         for seed, ids in zip(seeds, batch, strict=True)
     ]
     items = session.with_originality(items, batch)
-    return Section("Samples", "Melodies from nothing: the model drew a latent from its prior and wrote it out.", items)
+    text = "Melodies from nothing: the model drew a latent from its prior and wrote it out."
+    return Section("Samples", text + describe_conditions(session), items)
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Say in a line what the model refuses of that which it is asked for."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{error}; ask for another, or for nothing of this kind") from error
+
+
+def describe_conditions(session: Session) -> str:
+    """Say what new notes were asked to be like; nothing if nothing was asked."""
+    options = session.options
+    asked = [options.key, options.scale and f"only pitches of {options.scale}", options.time_signature, options.genre]
+    asked += [f"{name.replace('_', ' ')} {amount:+g}" for name, amount in options.attributes]
+    words = [each for each in asked if each]
+    return f" Asked for: {', '.join(words)}." if words else ""
 
 
 def reconstruct(session: Session) -> Section:
@@ -74,9 +108,10 @@ def continue_melody(session: Session) -> Section:
     if options.primer_bars > line["bars"]:
         raise UserError(f"--primer_bars {options.primer_bars}: {line['name']} has only {line['bars']} bars; lower it")
     primer = session.processor(lines=line, bars=options.primer_bars, primer=True, return_tensors="pt")
-    with session.progress("Continuing") as counter:
+    with session.progress("Continuing") as counter, refusals():
         batch = model.continue_melody(
             **{name: value.repeat(options.num, 1) for name, value in primer.items()},
+            **session.conditions(),
             bars=session.bars,
             generator=generators(session),
             temperature=options.temperature,
@@ -87,7 +122,7 @@ def continue_melody(session: Session) -> Section:
     versions = show_versions(session, "continuation", (f"The first {options.primer_bars} bars", start), line, batch)
     text = (
         f"The first {options.primer_bars} bars of {line['name']} are kept; "
-        f"the model wrote on, up to bar {session.bars}."
+        f"the model wrote on, up to bar {session.bars}.{describe_conditions(session)}"
     )
     return Section("Continuations", text, [beginning, *versions])
 
@@ -160,9 +195,10 @@ def infill(session: Session) -> Section:
     if not session.model.config.grammar_columns:
         raise UserError(f"{options.model}: knows no grammar of its tokens, as models of train.py do; take one of those")
     batch = session.processor(lines=line, bars=session.bars, return_tensors="pt")
-    with session.progress("Filling") as counter:
+    with session.progress("Filling") as counter, refusals():
         filled = session.model.infill(
             **{name: value.repeat(options.num, 1) for name, value in batch.items()},
+            **session.conditions(),
             bars=[bar - 1 for bar in options.fill_bars],
             generator=generators(session),
             temperature=options.temperature,
@@ -170,6 +206,7 @@ def infill(session: Session) -> Section:
         )
     told = ", ".join(map(str, options.fill_bars))
     text = f"Of {line['name']}, bars {told} were written anew; the others are as they were."
+    text += describe_conditions(session)
     return Section("Fillings", text, show_beside_melody(session, "filling", line, batch, filled))
 
 
@@ -190,8 +227,32 @@ def shift(session: Session) -> Section:
     shifted = session.model.decode(torch.cat(latents), bars=session.bars)
     name = options.attribute.replace("_", " ")
     titles = [f"{name[0].upper()}{name[1:]} {amount:+g}" for amount in options.amounts]
-    text = f"{line['name']} with more and less {name}, in standard deviations of the training data; all else as it was."
-    return Section("Shifts", text, show_beside_melody(session, "shift", line, batch, shifted, titles))
+    text = f"{line['name']} with more and less {name}, in standard deviations of the training data; as measured."
+    items = show_beside_melody(session, "shift", line, batch, shifted, titles)
+    (before,) = session.processor.to_lines(batch["input_ids"])
+    after = session.processor.to_lines(shifted)
+    table = Table(
+        ["", "notes", "kept of the melody's", *(each.replace("_", " ") for each in ATTRIBUTE_DIGITS)],
+        [
+            [title, len(line["pitch"]), count_kept(before, line), *measured(line)]
+            for title, line in zip(["The melody", *titles], [before, *after], strict=True)
+        ],
+    )
+    return Section("Shifts", text, items, tables=[table])
+
+
+def count_kept(before: dict, after: dict) -> int:
+    """Count the notes of a melody that another has with the same onset and pitch."""
+    return len(
+        set(zip(before["start"], before["pitch"], strict=True)) & set(zip(after["start"], after["pitch"], strict=True))
+    )
+
+
+def measured(line: dict) -> list[str]:
+    """Measure the attributes of a melody, with as many digits as each needs."""
+    from modeling.melody_line_melody_vae import ATTRIBUTES
+
+    return [f"{ATTRIBUTES[name](line):.{digits}f}" for name, digits in ATTRIBUTE_DIGITS.items()]
 
 
 def interpolate(session: Session) -> Section:

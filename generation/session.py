@@ -4,10 +4,12 @@ datasets is imported inside functions, so that `--help` and a wrong option answe
 """
 
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -42,8 +44,14 @@ class Options:
         amounts: See `attribute`.
         fill_bars: Bars to write anew, counted from 1.
         temperature: Of sampling.
+        track: Of a MIDI file; None is the likeliest tune.
+        key: What new notes shall be like; see `MelodyVAEModel.sample` for this and the next four.
+        scale: Their only pitches.
+        time_signature: Their meter.
+        genre: Their genre.
+        attributes: Pairs of an attribute and standard deviations from the training data's mean.
         check_originality: Index of training melodies to compare with.
-        tempo: In quarter notes per minute; None is the original's.
+        tempo: In quarter notes per minute, or a class of tempos; None is the original's.
         program: General MIDI instrument; None is the original's.
         audio: Sound files, `wav` or `mp3`.
         seed: Of everything random.
@@ -65,8 +73,14 @@ class Options:
     amounts: Sequence[float] = (-2.0, -1.0, 1.0, 2.0)
     fill_bars: Sequence[int] = ()
     temperature: float = 1.0
+    track: int | None = None
+    key: str | None = None
+    scale: str | None = None
+    time_signature: str | None = None
+    genre: str | None = None
+    attributes: Sequence[tuple[str, float]] = ()
     check_originality: str | None = None
-    tempo: float | None = None
+    tempo: float | str | None = None
     program: int | None = None
     audio: str = "wav"
     seed: int = 0
@@ -80,6 +94,7 @@ class Session:
 
     Attributes:
         bars: Length of the melodies, which the model decides where the options do not.
+        sources: A sentence on each MIDI file that was read.
 
     Raises:
         UserError: If the model cannot be loaded or cannot do what is asked.
@@ -102,6 +117,7 @@ class Session:
             raise UserError(
                 f"--primer_bars {options.primer_bars}: nothing is left to write of --bars {self.bars}; lower it"
             )
+        self.sources: list[str] = []
         self.output_page = OutputPage(Path(options.output), options.audio)
         self.originality = load_originality(index) if (index := options.check_originality) else None
 
@@ -118,9 +134,16 @@ class Session:
             UserError: If it has none that the model can read.
         """
         try:
-            (line,) = self.processor.read(file)
+            (line,) = self.processor.read(file, self.options.track)
         except ValueError as error:
             raise UserError(str(error)) from error
+        first = line["first_bar"]
+        taken = f"bars {first + 1} to {first + min(self.bars, line['bars'])} are taken"
+        said = f"{self.processor.describe({**line, 'file': Path(file).name})}; {taken}"
+        self.sources.append(said)
+        print(said, flush=True)
+        if not line["is_lead"] and self.options.track is None:
+            print(f"{file}: no track is surely the tune; choose one by --track if it is another", file=sys.stderr)
         return {**line, "name": Path(file).name}
 
     def choose_lines(self, count: int) -> list[dict]:
@@ -155,6 +178,22 @@ class Session:
             )
         random.Random(options.seed).shuffle(fitting)
         return [{**lines[index], "name": lines[index]["melody_id"]} for index in fitting[:count]]
+
+    def conditions(self) -> dict[str, Any]:
+        """Return what the model is asked for: arguments of `sample`, `infill` and `continue_melody`."""
+        from modeling.melody_line_melody_vae import tempo_class
+
+        options, config = self.options, self.model.config
+        known = config.conditions or {} if config.num_prior_layers else {}
+        asked: dict[str, Any] = {"key": options.key, "genre": options.genre, **dict(options.attributes)}
+        pace = options.tempo if options.tempo is None or isinstance(options.tempo, str) else tempo_class(options.tempo)
+        if pace in known.get("tempo", ()):  # for others the tempo is how fast it is played
+            asked["tempo"] = pace
+        if options.time_signature in known.get("time_signature", ()):
+            asked["time_signature"] = options.time_signature
+        constraints = {"scale": options.scale, "time_signature": options.time_signature}
+        given = {name: value for name, value in constraints.items() if value is not None}
+        return {**given, "conditions": {name: value for name, value in asked.items() if value is not None}}
 
     def score(self, ids, line: dict):
         """Write one melody's ids as a score, with a line's tempo and program unless the command line says otherwise."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import Pipeline
 
-from .melody_line_melody_vae import TEMPO_CLASSES
+from .melody_line_melody_vae import TEMPO_CLASSES, tempo_class
 
 TASK = "melody-generation"
 MODES = ("sample", "reconstruct", "vary", "shift", "infill", "continue")
@@ -66,18 +66,21 @@ class MelodyGenerationPipeline(Pipeline):
                 attribute (`str`): What a shift changes, one of `config.attributes`.
                 amount (`float`): By how much, in standard deviations of the training data, 1 by default.
                 fill (`list[int]`): Bars that an infill writes anew, from 0.
-                conditions (`dict`): What samples, infills and continuations shall be like; see
-                    `MelodyVAEModel.sample`.
+                key, genre, time_signature, note_density and the like: What samples, infills and continuations shall be
+                    like; any of the model's `config.conditions` and `config.attributes`, or all in a dict, conditions;
+                    see `MelodyVAEModel.sample`.
                 guidance (`float`): By how much conditions are exaggerated; 1, not at all, by default.
                 seed (`int`): Makes the result repeatable; the global random state is left alone.
-                tempo (`float`): Quarter notes per minute; that of the tempo class among the conditions, the melody's
-                    own, or 120.
+                tempo (`float` or `str`): Quarter notes per minute, or `slow`, `medium` or `fast`, of the score and, as
+                    far as the model knows tempos, of what is written; the melody's own by default, or 120.
+                track (`int`): Of a MIDI file, that has the tune; the likeliest by default.
                 program (`int`): General MIDI program; the melody's own, or 0.
                 Others are passed to `generate`.
 
         Returns:
             A list of melodies; of a list of inputs, one such list for each. A melody is a dict: `midi`, the bytes of
-            a MIDI file, and `line`, its notes with the columns of the data set, `tempo` and `program`.
+            a MIDI file, and `line`, its notes with the columns of the data set, `tempo` and `program`; and where it
+            comes from a MIDI file, `source`, a sentence on the track and the bars that were read and how sure that is.
 
         Raises:
             ValueError: If an input is no melody, or the mode is unknown or does not fit it.
@@ -98,8 +101,12 @@ class MelodyGenerationPipeline(Pipeline):
         def take(*names: str) -> dict:
             return {name: parameters.pop(name) for name in names if name in parameters}
 
-        read = take("mode", "num", "first_bar", "bars", "primer_bars")
+        read = take("mode", "num", "first_bar", "bars", "primer_bars", "track")
         written = take("tempo", "program")
+        if "tempo" in written:
+            parameters["tempo"] = tempo = written["tempo"]
+            if isinstance(tempo, str) and tempo not in TEMPO_CLASSES:
+                raise ValueError(f"tempo={tempo!r} is neither a number nor one of {', '.join(TEMPO_CLASSES)}")
         return read, parameters, written
 
     def preprocess(
@@ -110,6 +117,7 @@ class MelodyGenerationPipeline(Pipeline):
         first_bar: int = 0,
         bars: int | None = None,
         primer_bars: int = 4,
+        track: int | None = None,
     ) -> dict[str, Any]:
         """Read melodies and cut them to the bars that the mode needs."""
         is_count = isinstance(inputs, int)
@@ -133,7 +141,7 @@ class MelodyGenerationPipeline(Pipeline):
         if mode == "sample":
             return prepared
         melodies = inputs if isinstance(inputs, list) else [inputs]
-        lines = [each if isinstance(each, dict) else self.processor.read(self._path(each))[0] for each in melodies]
+        lines = [each if isinstance(each, dict) else self._read(each, track) for each in melodies]
         is_primer = mode == "continue"
         if is_primer and not 1 <= primer_bars < prepared["bars"]:
             raise ValueError(f"primer_bars={primer_bars}: must leave something to write of bars={prepared['bars']}")
@@ -146,10 +154,10 @@ class MelodyGenerationPipeline(Pipeline):
         )
         return {**prepared, **batch, "lines": lines, "is_list": isinstance(inputs, list)}
 
-    @staticmethod
-    def _path(melody: Any) -> Any:
-        """Write a path as the processor takes it; leave the rest."""
-        return str(melody) if isinstance(melody, PathLike) else melody
+    def _read(self, melody: Any, track: int | None) -> dict:
+        """Find the tune of a MIDI file, and keep in words what was found."""
+        (line,) = self.processor.read(str(melody) if isinstance(melody, PathLike) else melody, track)
+        return {**line, "source": self.processor.describe(line)}
 
     def _forward(
         self,
@@ -162,10 +170,22 @@ class MelodyGenerationPipeline(Pipeline):
         fill: Sequence[int] = (),
         conditions: dict[str, Any] | None = None,
         guidance: float = 1.0,
+        tempo: float | str | None = None,
         **generate_kwargs,
     ) -> dict[str, Any]:
         """Write ids `(B * num, T)`, those of each melody in a row."""
         model, mode, num = self.model, model_inputs["mode"], model_inputs["num"]
+        known = {*(model.config.conditions or {}), *(model.config.attributes or [])} - {"tempo", "time_signature"}
+        named = {name: generate_kwargs.pop(name) for name in known & generate_kwargs.keys()}
+        # The grammar enforces any time signature; the prior knows some.
+        if (meter := generate_kwargs.get("time_signature")) in (model.config.conditions or {}).get(
+            "time_signature", ()
+        ):
+            named["time_signature"] = meter
+        conditions = {**named, **(conditions or {})}
+        pace = tempo if tempo is None or isinstance(tempo, str) else tempo_class(tempo)
+        if mode not in NEEDS_LATENT and pace in (model.config.conditions or {}).get("tempo", ()):
+            conditions.setdefault("tempo", pace)
         options = {"seed": seed, **generate_kwargs}
         if mode in NEEDS_LATENT:
             if conditions:
@@ -185,13 +205,13 @@ class MelodyGenerationPipeline(Pipeline):
                     ids = model.infill(**batch, bars=fill, **options)
                 else:
                     ids = model.continue_melody(**batch, bars=model_inputs["bars"], **options)
-        tempo = (conditions or {}).get("tempo")
+        asked = conditions.get("tempo")
         return {
             "ids": ids,
             "num": num,
             "lines": model_inputs["lines"],
             "is_list": model_inputs.get("is_list", False),
-            "tempos": [tempo] * len(ids) if tempo is None or isinstance(tempo, str) else tempo,
+            "tempos": [asked] * len(ids) if asked is None or isinstance(asked, str) else asked,
         }
 
     def _decode(
@@ -214,7 +234,7 @@ class MelodyGenerationPipeline(Pipeline):
         return model.decode(latent, bars=bars, **options)
 
     def postprocess(
-        self, model_outputs: dict[str, Any], tempo: float | None = None, program: int | None = None
+        self, model_outputs: dict[str, Any], tempo: float | str | None = None, program: int | None = None
     ) -> list:
         """Write ids as MIDI files and lines."""
         num, sources = model_outputs["num"], model_outputs["lines"]
@@ -222,14 +242,16 @@ class MelodyGenerationPipeline(Pipeline):
         for index, ids in enumerate(model_outputs["ids"]):
             source = sources[index // num] if sources else {}
             asked = model_outputs["tempos"][index]
-            own = TEMPO_CLASSES[asked][-1] if asked else source.get("tempo", 120.0)
+            own = asked or source.get("tempo", 120.0)
+            sounding = own if tempo is None else tempo
             sound = {
-                "tempo": float(own if tempo is None else tempo),
+                "tempo": float(TEMPO_CLASSES[sounding][-1] if isinstance(sounding, str) else sounding),
                 "program": int(source.get("program", 0) if program is None else program),
             }
             (midi,) = self.processor.to_midi_bytes(ids[None], **sound)
             (line,) = self.processor.to_lines(ids[None])
-            melodies.append({"midi": midi, "line": {**line, **sound}})
+            said = {"source": source["source"]} if "source" in source else {}
+            melodies.append({"midi": midi, "line": {**line, **sound}, **said})
         if model_outputs["is_list"]:
             return [melodies[start : start + num] for start in range(0, len(melodies), num)]
         return melodies

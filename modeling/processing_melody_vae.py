@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from itertools import chain
+from logging import INFO, WARNING
 from typing import Any
 
 import torch
@@ -335,7 +336,8 @@ class MelodyProcessor(ProcessorMixin):
     def read(self, midi: MidiInput | Iterable[MidiInput], track: int | None = None) -> list[dict]:
         """Find the tune of each MIDI file; whole lines, not yet cut into windows.
 
-        What was found is logged, see [`MelodyProcessor.describe`], after `transformers.logging.set_verbosity_info()`.
+        What was found is logged, see [`MelodyProcessor.describe`], after `transformers.logging.set_verbosity_info()`;
+        as a warning where the best track's lead score is below `LEAD_FLOOR`.
 
         Args:
             midi: Path, content of a MIDI file, open file, score, ZIP archive of MIDI files, or any number of these in a
@@ -349,7 +351,8 @@ class MelodyProcessor(ProcessorMixin):
         for file, content in each_file(midi):
             tunes = find_tunes(content, self.steps_per_beat, file)
             lines.append(choose_tune(tunes, track))
-            logger.info(describe_line(lines[-1], self.max_bars, tunes))
+            is_certain = track is not None or lines[-1]["is_lead"]
+            logger.log(INFO if is_certain else WARNING, describe_line(lines[-1], self.max_bars, tunes))
         return lines
 
     def windows(self, line: dict) -> list[dict]:

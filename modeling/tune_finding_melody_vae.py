@@ -33,6 +33,7 @@ from .midi_reading_melody_vae import MidiInput, MidiNotes, read_midi
 MAX_STRANDS = 1 << 20  # voices times stretches: what the sort key of a note has room for
 SLOWEST, FASTEST = 4.0, 1000.0  # quarter notes per minute that are played and written; a file's are clamped to them
 MAJOR_SCALE, MINOR_SCALE = (0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 9, 10, 11)  # minor: natural, harmonic, melodic
+LEAD_FLOOR = 0.8  # lead score below which the data set takes no track for a file's lead, see its card
 IN_KEY = 0.85  # share of a melody's time in the scale of a key signature from which on that is its key
 
 
@@ -52,11 +53,11 @@ def find_tunes(midi: MidiInput, steps_per_beat: int = 4, file: str | None = None
         file: What to call it.
 
     Returns:
-        Lines with more of the data set's columns, `track` (index in the file), `program`, `lead_score`, `tempo` and
-        `key`; and with `file`, `tracks` (how many the file has), `track_name`, `track_notes` (before any is left out),
-        `out_of_range` (notes left out for their pitch), `written_time_signature` (in the file), `barred_anew` (other
-        time signatures that some of its notes are written in), `first_bar` (bars of the file before the line), and
-        `repairs` (what was put right in the file).
+        Lines with more of the data set's columns, `track` (index in the file), `program`, `lead_score`, `is_lead` (the
+        best, if its lead score reaches `LEAD_FLOOR`), `tempo` and `key`; and with `file`, `tracks` (how many the file
+        has), `track_name`, `track_notes` (before any is left out), `out_of_range` (notes left out for their pitch),
+        `written_time_signature` (in the file), `barred_anew` (other time signatures that some of its notes are written
+        in), `first_bar` (bars of the file before the line), and `repairs` (what was put right in the file).
 
     Raises:
         ValueError: If the file cannot be read or has no notes; names it.
@@ -127,7 +128,8 @@ def _find_tunes(notes: MidiNotes, steps_per_beat: int) -> list[dict]:
             "repairs": notes.repairs,
         }
         lines.append((not is_melody[owner], -lead_scores[owner], owner, {**line, "key": _key_at(onset, notes, line)}))
-    return [line for *_, line in sorted(lines, key=lambda ranked: ranked[:3])]
+    found = [line for *_, line in sorted(lines, key=lambda ranked: ranked[:3])]
+    return [{**line, "is_lead": line is found[0] and line["lead_score"] >= LEAD_FLOOR} for line in found]
 
 
 def _meter_at(grid: Sequence[Stretch], ticks: float) -> Stretch:
@@ -277,7 +279,9 @@ def describe_line(line: dict, max_bars: int, tunes: Iterable[dict] = ()) -> str:
         of = f" of {line['tracks']}" if "tracks" in line else ""
         other = next((each for each in tunes if each["track"] != line["track"]), None)
         beside = f", next {label_of(other)} {other['lead_score']:.2f}" if other else ""
-        parts.append(f"the tune is {label_of(line)}{of} (lead score {line['lead_score']:.2f}{beside})")
+        is_doubtful = not line.get("is_lead", True) and line["lead_score"] < LEAD_FLOOR
+        doubt = f"; below {LEAD_FLOOR}, so it may be another track" if is_doubtful else ""
+        parts.append(f"the tune is {label_of(line)}{of} (lead score {line['lead_score']:.2f}{beside}{doubt})")
     place, written = f"in {line['time_signature']}", line.get("written_time_signature", line["time_signature"])
     place += f" (written as {written})" if written != line["time_signature"] else ""
     if line.get("barred_anew"):

@@ -236,6 +236,51 @@ class TestShift:
         assert len(found["shift-1"]) < len(found["original"]) < len(found["shift-2"])
         assert "Note density -1" in page
         assert "Note density +1" in page
+        rows = re.findall(r"<tr><th[^>]*>([^<]*)</th>((?:<td[^>]*>[^<]*</td>)+)</tr>", page)
+        table = {title: re.findall(r">([^<]*)</td>", cells) for title, cells in rows}
+        for title, name in (("Note density -1", "shift-1"), ("Note density +1", "shift-2")):
+            kept = len(set(found["original"]) & set(found[name]))
+            assert table[title][:3] == [str(len(found[name])), str(kept), f"{len(found[name]) / BARS:.1f}"]
+        assert table["The melody"][:2] == [str(len(found["original"]))] * 2
+
+
+class TestConditions:
+    def test_a_sample_is_as_it_was_asked_for(self, tmp_path, capsys):
+        release = ROOT / "release" / "melody-vae-16bar"
+        options = ("--num", 2, "--bars", 4, "--scale", "A minor", "--key", "A minor", "--time_signature", "3/4")
+        options += ("--tempo", "slow", "--attributes", "note_density=1", "mean_pitch=-1")
+        folder = run(capsys, "sample", "--model", release, "--output", tmp_path, *options)
+        for path in folder.glob("*.mid"):
+            score = Score(path)
+            assert (score.time_signatures[0].numerator, score.time_signatures[0].denominator) == (3, 4)
+            assert round(score.tempos[0].qpm) == 76
+            assert {note.pitch % 12 for note in score.tracks[0].notes} <= {9, 11, 0, 2, 4, 5, 7}
+        page = (folder / "index.html").read_text(encoding="utf-8")
+        assert "Asked for: A minor, only pitches of A minor, 3/4, note density +1, mean pitch -1." in page
+
+    def test_what_the_model_does_not_know_is_one_line(self, model, tmp_path, capsys):
+        for option, value in (("--key", "A minor"), ("--scale", "H dorian"), ("--time_signature", "4/5")):
+            arguments = ["sample", "--model", str(model), "--output", str(tmp_path), option, value]
+            assert generate.main(arguments) == 2
+            (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+            assert "ask for another, or for nothing of this kind" in line
+
+    def test_what_was_read_is_said_and_doubt_too(self, model, tmp_path, capsys):
+        path = tmp_path / "bass.mid"
+        score = Score(480)
+        notes = [Note(480 * index, 480, (36, 43, 36, 38)[index % 4], 90) for index in range(40)]
+        score.tracks = [Track("Bass", 33, notes=notes), Track("Drums", is_drum=True, notes=[Note(0, 99, 36, 90)])]
+        score.dump_midi(str(path))
+        arguments = ["continue", "--model", str(model), "--output", str(tmp_path / "out"), "--midi", str(path)]
+        assert generate.main(arguments) == 0
+        out, err = capsys.readouterr()
+        assert 'bass.mid: the tune is track=0 "Bass" of 2 (lead score 0.' in out
+        assert f"bars 1 to {BARS} are taken" in out
+        assert "no track is surely the tune; choose one by --track" in err
+        assert "the tune is track=0" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+        assert generate.main([*arguments, "--track", "0"]) == 0
+        assert "surely" not in capsys.readouterr().err
+        assert generate.main([*arguments, "--track", "7"]) == 2
 
     def test_attributes_that_a_model_has_not(self, model, midi, tmp_path, capsys):
         options = ("--output", str(tmp_path), "--midi", str(midi / "tune1.mid"), "--attribute", "mood")

@@ -6,7 +6,8 @@ import pytest
 
 from dataset_script import fit_lead_score, lead_score
 from dataset_script.labelled_tracks import Tracks, is_named_tune
-from dataset_script.lead_score import TRACK_FEATURES, lead_scores, name_hint, track_features, utilities
+from dataset_script.lead_score import TRACK_FEATURES, lead_scores, name_hint, read_weights, track_features, utilities
+from modeling.tune_finding_melody_vae import LEAD_FLOOR
 
 COLUMN = {name: place for place, name in enumerate(TRACK_FEATURES)}
 RELATIONS = [COLUMN[name] for name in lead_score.RELATIONS]
@@ -337,3 +338,7 @@ class TestFit:
         assert error.startswith("error: ")
         assert error.count("\n") == 1
         assert not output.exists()
+
+
+def test_the_floor_of_a_lead_is_the_same_for_the_data_set_and_the_processor():
+    assert read_weights()["floor"] == LEAD_FLOOR

@@ -4,6 +4,7 @@ What must work without this repository runs in a process of its own, in another 
 """
 
 import json
+import logging
 import os
 import random
 import subprocess
@@ -14,10 +15,11 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from symusic import Note, Score, Track
 from transformers import GenerationConfig, pipeline
 
 from modeling import MelodyGenerationPipeline, MelodyProcessor, MelodyVAEModel
-from modeling.melody_line_melody_vae import tempo_class
+from modeling.melody_line_melody_vae import TEMPO_CLASSES, tempo_class
 from modeling.processing_melody_vae import line_to_words
 from tests.builders.fake_hub import running_hub
 from tests.builders.models import make_model
@@ -242,13 +244,60 @@ def pipe(model, processor) -> MelodyGenerationPipeline:
 def test_the_pipeline_samples(pipe, model, processor):
     assert isinstance(pipe, MelodyGenerationPipeline)
     melodies = pipe(3, bars=2, seed=5, tempo=90, program=40)
-    ids = model.sample(3, seed=5, bars=2)
+    ids = model.sample(3, seed=5, bars=2)  # it knows slow and fast alone
     assert [each["midi"] for each in melodies] == processor.to_midi_bytes(ids, tempo=90.0, program=40)
     assert melodies[0]["line"] == {**processor.to_lines(ids)[0], "tempo": 90.0, "program": 40}
     assert len(pipe()) == 1
     asked = {"tempo": ["fast", "slow"]}
     assert [tempo_class(melody["line"]["tempo"]) for melody in pipe(2, bars=1, conditions=asked)] == asked["tempo"]
     assert pipe(1, bars=1, conditions={"tempo": "slow"}, tempo=100.0)[0]["line"]["tempo"] == 100.0
+
+
+def test_the_pipeline_takes_conditions_by_their_names(processor, monkeypatch):
+    model = make_model(processor, num_prior_layers=1, conditions={"key": ["A minor"], "tempo": ["slow", "fast"]})
+    model.set_grammar(processor.grammar_table())
+    pipe, asked = make_pipeline(model, processor), {}
+    sample = type(model).sample
+
+    def watched(self, n, **options):
+        asked.update(options)
+        return sample(self, n, **options)
+
+    monkeypatch.setattr(type(model), "sample", watched)
+    (melody,) = pipe(1, bars=2, seed=1, key="A minor", tempo="slow", time_signature="3/4", scale="A minor")
+    assert asked["conditions"] == {"key": "A minor", "tempo": "slow"}
+    assert (asked["scale"], asked["time_signature"]) == ("A minor", "3/4")
+    assert melody["line"]["time_signature"] == "3/4"
+    assert melody["line"]["tempo"] == TEMPO_CLASSES["slow"][-1]
+    assert round(Score.from_midi(melody["midi"]).tempos[0].qpm) == TEMPO_CLASSES["slow"][-1]
+    same = {"conditions": asked["conditions"], "scale": "A minor", "time_signature": "3/4"}
+    assert pipe(1, bars=2, seed=1, **same) == [melody]
+    pipe(1, bars=2, tempo=170)
+    assert asked["conditions"] == {"tempo": "fast"}
+    with pytest.raises(ValueError, match="tempo='quick' is neither a number nor one of slow, medium, fast"):
+        pipe(1, tempo="quick")
+
+
+def test_the_pipeline_says_what_it_read_and_how_sure_it_is(pipe, processor, caplog):
+    score = Score(480)
+    for name, pitches in (("Bass", (36, 36, 43, 36)), ("Pad", (60, 60, 60, 60))):
+        track = Track(name, 32)
+        for index in range(32):
+            track.notes.append(Note(480 * index, 480, pitches[index % 4], 90))
+        score.tracks.append(track)
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)  # it does not propagate
+    try:
+        with caplog.at_level(logging.WARNING, logger="transformers"):
+            (melody,) = pipe(score, track=1)
+            assert caplog.messages == []  # it was asked for
+            pipe(score)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert ["below 0.8, so it may be another track" in message for message in caplog.messages] == [True]
+    assert 'the tune is track=1 "Pad" of 2 (lead score 0.' in melody["source"]
+    assert "bars 1 to 8" in melody["source"]
+    assert "source" not in pipe(LINE)[0]
 
 
 def test_the_pipeline_reads_paths_bytes_scores_and_lines(pipe, model, processor, tmp_path):
