@@ -157,6 +157,7 @@ class BlockwiseRelativeAttention(torch.autograd.Function):
             yield Block(logits.softmax(-1), block_query, block_key, distances, begin, end)
 
     @staticmethod
+    @torch.autocast("cpu", enabled=False)  # what is accumulated in place is of the dtype that the products have
     def forward(
         ctx,
         query: torch.Tensor,
@@ -195,6 +196,7 @@ class BlockwiseRelativeAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @torch.autocast("cpu", enabled=False)
     def backward(ctx, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Compute the gradients of `query`, `key`, `value` and `embedding`."""
         query, key, value, embedding, mask, attended = ctx.saved_tensors
@@ -296,12 +298,12 @@ class RelativeAttention(nn.Module):
         """Whether [`BlockwiseRelativeAttention`] takes over from `scaled_dot_product_attention`.
 
         It does where the latter would have to keep every logit, and where nobody wants plain operations to compile or
-        export. Sums over blocks ask for single precision.
+        export.
         """
         return (
             query.requires_grad
             and query.device.type == "cpu"
-            and query.dtype in (torch.float32, torch.float64)
+            and query.dtype != torch.float16
             and self.config._attn_implementation == "sdpa"
             and cache is None
             and not (self.training and self.config.dropout)
@@ -335,7 +337,7 @@ class RelativeAttention(nn.Module):
         if self.is_blockwise(query, cache):
             embedding = self.embedding_of_distances(length, 2 if self.is_causal else length + 1)
             attended = BlockwiseRelativeAttention.apply(
-                query, key, value, embedding, attention_mask, self.scaling, self.is_causal
+                query, key, value, embedding.to(query.dtype), attention_mask, self.scaling, self.is_causal
             )
             return self.o_proj(attended.flatten(2))
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)

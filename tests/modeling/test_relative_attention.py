@@ -277,6 +277,26 @@ def test_blocks_of_queries_change_no_value_and_no_gradient(
         assert (blockwise - plain).abs().max() < 1e-10 * plain.abs().max()
 
 
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_blocks_under_autocast_are_nearly_as_exact_as_plain_operations(is_causal, monkeypatch):
+    """Longer than a block, so that gradients are sums over blocks."""
+    inputs = torch.randn(B, QUERIES_PER_BLOCK + 13, H * D, generator=torch.Generator().manual_seed(1))
+
+    def run(is_blockwise, dtype=torch.float32):
+        attention = make_attention(is_causal, 31, dtype=dtype)
+        if not is_blockwise:
+            monkeypatch.setattr(attention, "is_blockwise", lambda *given: False)
+        hidden_states = inputs.to(dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+            output = attention(hidden_states)
+            output.float().square().sum().backward()
+        return [output, hidden_states.grad, *(parameter.grad for parameter in attention.parameters())]
+
+    for exact, blockwise, plain in zip(run(False, torch.float64), run(True), run(False), strict=True):
+        allowed = 2 * (plain - exact).norm()
+        assert 0 < (blockwise - exact).norm() < allowed
+
+
 def test_every_size_of_block_is_the_double_loop():
     """At lengths about the block's own size and its multiples."""
     for length in (QUERIES_PER_BLOCK - 1, QUERIES_PER_BLOCK, QUERIES_PER_BLOCK + 1, 2 * QUERIES_PER_BLOCK + 3):
@@ -298,11 +318,12 @@ def test_every_size_of_block_is_the_double_loop():
         ("cache", False),
         ("dropout", False),
         ("eager", False),
-        ("bfloat16", False),
+        ("bfloat16", True),
+        ("float16", False),
     ],
 )
-def test_blocks_are_for_training_in_single_precision(change, is_blockwise):
-    dtype = torch.bfloat16 if change == "bfloat16" else torch.float32
+def test_blocks_are_for_training(change, is_blockwise):
+    dtype = getattr(torch, change) if "float" in change else torch.float32
     attention = make_attention(True, implementation="eager" if change == "eager" else "sdpa", dtype=dtype).train()
     attention.config.dropout = 0.1 if change == "dropout" else 0.0
     cache = DynamicCache(config=attention.config) if change == "cache" else None
