@@ -144,9 +144,9 @@ def get_dataloaders(
             if own.is_small and not pretrained:
                 accelerator.print("few songs for a new model; go on from a trained one: --init_from MODEL, for minutes")
         if args.streaming:
-            stream = load_split(dataset, "train", streaming=True).select_columns(sorted(COLUMNS))
+            stream = load_split(dataset, "train", args.lines, streaming=True).select_columns(sorted(COLUMNS))
             lines = read_ahead(filter(is_trained_on, stream.take(args.streaming_buffer)), args)
-            held_out = load_split(dataset, "validation", streaming=True)
+            held_out = load_split(dataset, "validation", args.lines, streaming=True)
             unseen = (words_of(line) for line in held_out if is_trained_on(line))
         else:
             lines, unseen = (load_lines(dataset, split, args.lines, time_signature) for split in SPLITS)

@@ -40,13 +40,13 @@ from dataset_script.midi_notes import UnreadableMidiError, read_notes
 from dataset_script.midi_repair import repair_midi
 from dataset_script.midi_sources import InputError, MidiSource, UnreadableFileError, open_all, read_content
 from dataset_script.near_duplicates import (
-    add_outlines,
     components,
     groups,
     line_runs,
     mix,
     near_duplicate_lines,
     outlines,
+    side_by_side,
     signatures,
     stretches,
     verified_pairs,
@@ -245,7 +245,7 @@ class Corpus:
         melodic = np.unique(lines.file)
         began = time.perf_counter()
         for make in (signatures, stretches):
-            make(lines.pitch, lines.start, lines.offsets, lines.file)
+            make(lines.pitch, lines.offsets, lines.file)
         self.seconds += time.perf_counter() - began
         self.md5 += [names[file] for file in melodic]
         for hashes, found in zip(self.hashes, (lines.signatures, lines.stretches), strict=True):
@@ -253,8 +253,8 @@ class Corpus:
         self.verbatim += by_file(lines.verbatim, melodic)
         if with_mirrors:
             last = lines.offsets[-1] - lines.offsets[::-1]
-            backwards = (lines.pitch[::-1].copy(), -lines.start[::-1], last, lines.file[::-1].copy())
-            upside_down = (127 - lines.pitch, lines.start, lines.offsets, lines.file)
+            backwards = (lines.pitch[::-1].copy(), last, lines.file[::-1].copy())
+            upside_down = (127 - lines.pitch, lines.offsets, lines.file)
             for of_mirror, music in zip(self.mirrored, (backwards, upside_down), strict=True):
                 for hashes, make in zip(of_mirror, (signatures, stretches), strict=True):
                     hashes.extend(by_file(make(*music), melodic))
@@ -493,7 +493,7 @@ def stretches_of(content: bytes, notes: int) -> set[bytes]:
     files = [read_notes(content, STEPS_PER_BEAT)]
     lines, batch = extract_lines(files, STEPS_PER_BEAT), Batch(files)
     edges = outlines(batch.packed, batch.file_notes, batch.stretches)
-    pitch, _, offsets, _ = add_outlines(lines.pitch, lines.start, lines.offsets, lines.file, *edges)
+    pitch, offsets, _ = side_by_side([(lines.pitch, lines.offsets, lines.file), edges])
     found = set()
     for line in np.split(pitch.astype(np.int16), offsets[1:-1]):
         steps = np.diff(line).tobytes()  # two bytes a step
@@ -590,7 +590,7 @@ def measure(
         InputError: for bad input.
     """
     leak = measure_leak(dataset) if dataset else None  # first: bad input shows at once
-    signatures(*(np.zeros(size, dtype=kind) for size, kind in ((2, "u1"), (2, "i4"), (1, "i8"), (0, "i8"))))  # compile
+    signatures(*(np.zeros(size, dtype=kind) for size, kind in ((2, "u1"), (1, "i8"), (0, "i8"))))  # compile
     corpus = read_corpus(given)
     chosen = np.random.default_rng(seed).permutation(len(corpus.md5))[:planted]
     copies = plant(given, [corpus.md5[index] for index in chosen], seed)

@@ -37,7 +37,7 @@ from dataset_script.midi_notes import (
     TICKS_DOWN,
     FileNotes,
 )
-from dataset_script.near_duplicates import add_outlines, mix, outlines, signatures, stretches, verbatim_runs
+from dataset_script.near_duplicates import mix, outlines, side_by_side, signatures, stretches, verbatim_runs
 
 LOWEST_PITCH, HIGHEST_PITCH = 21, 108  # the piano's 88 keys, MusicVAE's range
 MIN_BARS = 4
@@ -62,6 +62,7 @@ class Batch:
     Attributes:
         packed: all notes, packed and sorted as in `FileNotes`.
         file_notes: where each file's notes begin and the last ends, shape (F + 1,).
+        coarse: `packed` and `file_notes` on a grid of half the resolution.
         file_tracks: where each file's tracks begin and the last ends, shape (F + 1,).
         file_strands: where each file's strands begin and the last ends, shape (F + 1,).
         track: index of each track in its file.
@@ -79,6 +80,7 @@ class Batch:
         stretches = np.array([len(item.grid) for item in files])
         self.packed = np.concatenate([item.notes for item in files])
         self.file_notes = bounds([len(item.notes) for item in files])
+        self.coarse = np.concatenate([item.coarse for item in files]), bounds([len(item.coarse) for item in files])
         self.file_tracks = bounds(tracks)
         self.file_strands = bounds(tracks * stretches)
         self.track = np.array([index for item in files for index in item.track])
@@ -372,9 +374,8 @@ def extract_lines(files: Sequence[FileNotes], steps_per_beat: int) -> Lines:
     is_double = ~is_chords & (double_of != np.arange(len(double_of)))
 
     # The lines that stay.
-    first, end, bar, bars, verdict = find_lines(
-        strand, step, pitch, duration, to_next, bar_steps, (is_chords | is_double)[batch.strand_track]
-    )
+    is_left_out = (is_chords | is_double)[batch.strand_track]
+    first, end, bar, bars, verdict = find_lines(strand, step, pitch, duration, to_next, bar_steps, is_left_out)
     is_kept = verdict == KEPT
     first, end, bar, bars = first[is_kept], end[is_kept], bar[is_kept], bars[is_kept]
     of = strand[first]
@@ -392,8 +393,13 @@ def extract_lines(files: Sequence[FileNotes], steps_per_beat: int) -> Lines:
     figures = line_quality.describe_lines(line_pitch, start, line_duration, line_phase, offsets, bars, bar_steps[of])
     complexity = features.complexities(line_pitch, start, offsets, 4 * bars * numerator / denominator, steps_per_beat)
 
-    # The files' music, whatever their tracks, for the search for near-duplicates.
-    music = add_outlines(line_pitch, start, offsets, file, *outlines(batch.packed, batch.file_notes, batch.stretches))
+    music = side_by_side(
+        [
+            (line_pitch, offsets, file),
+            outlines(batch.packed, batch.file_notes, batch.stretches),
+            *coarse_reading(batch, is_left_out),
+        ]
+    )
     outcome = Counter({"melody": int(has_lines.sum()), "chords": int(is_chords.sum())})
     outcome["doubles another"] = int(is_double.sum())
     outcome["no line left"] = len(batch.track) - outcome.total()
@@ -433,6 +439,29 @@ def extract_lines(files: Sequence[FileNotes], steps_per_beat: int) -> Lines:
         dropped=Counter({reason: int((verdict == number).sum()) for number, reason in LINE_REASONS.items()}),
         displacement_steps=sum(item.displacement_steps for item in files),
     )
+
+
+def coarse_reading(batch: Batch, is_left_out: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Find the lines and outlines of a batch on its grid of half the resolution, for the search for near-duplicates.
+
+    A bar has as many steps there as on the fine grid: so the lines are those of a copy in notes half as long.
+
+    Args:
+        batch: the files.
+        is_left_out: whether a strand is left out altogether, shape (S,).
+
+    Returns:
+        Arguments of `near_duplicates.signatures`: of the lines, and of the outlines.
+    """
+    tracks = batch.file_strands, batch.strand_track, len(batch.track)
+    strand, step, pitch, duration, to_next, *_ = skyline(*batch.coarse, *tracks)
+    bar_steps = batch.grid[:, BAR_STEPS]
+    first, end, _, _, verdict = find_lines(strand, step, pitch, duration, to_next, bar_steps, is_left_out)
+    first, lengths = first[verdict == KEPT], (end - first)[verdict == KEPT]
+    offsets = bounds(lengths)
+    notes = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], lengths)
+    lines = pitch[notes], offsets, batch.strand_file[strand[first]]
+    return [lines, outlines(*batch.coarse, batch.stretches)]
 
 
 def find_leads(lead_score: np.ndarray, track: np.ndarray, file: np.ndarray) -> np.ndarray:

@@ -48,6 +48,7 @@ class FileNotes:
         notes: packed notes (int64, shape (N,)), sorted by strand, onset, falling pitch, falling duration, phase. A
             *strand* is a track inside one stretch of constant time signature: strand = position of the track * G +
             stretch.
+        coarse: likewise on a grid of half the resolution, for the search for near-duplicates.
         grid: the stretches, see `GRID_COLUMNS`.
         has_time_signature: whether the file states one.
         track: index in the file of each pitched voice that has notes, see `join_voices`.
@@ -60,6 +61,7 @@ class FileNotes:
     """
 
     notes: np.ndarray
+    coarse: np.ndarray
     grid: np.ndarray
     has_time_signature: bool
     track: list[int]
@@ -365,12 +367,16 @@ def read_notes(midi: bytes | ScoreTick, steps_per_beat: int) -> FileNotes:
     )
     if len(events.track) * len(grid) > MAX_STRANDS or events.track[-1] >= MAX_TRACKS:
         raise UnreadableMidiError("too many tracks or time signatures")
-    notes, displacement = pack_notes(events.time, events.duration, events.pitch, events.track_notes, grid)
+    columns = events.time, events.duration, events.pitch, events.track_notes
+    notes, displacement = pack_notes(*columns, grid)
     if not len(notes):
         raise UnreadableMidiError("notes at impossible times")
+    coarse, _ = pack_notes(*columns, grid * np.where(np.arange(GRID_COLUMNS) == TICKS_DOWN, 2, 1))
     notes.sort()
+    coarse.sort()
     return FileNotes(
         notes=notes,
+        coarse=coarse,
         grid=grid,
         has_time_signature=len(events.numerators) > 0,
         track=events.track,

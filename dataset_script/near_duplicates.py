@@ -2,8 +2,10 @@
 
 A file is described by its runs of eight notes, each by its seven intervals alone: whatever the key, the tempo, the
 instruments and the order of the tracks. Beside its melody lines these are runs of its top and its bottom line, which do
-not depend on how the notes are divided into tracks. Runs that occur in few files count more, so that a bass pattern
-which every second boogie has links nobody; and what is linked must have a stretch of sixteen notes in common.
+not depend on how the notes are divided into tracks. All are read twice, on the grid and on one of half the resolution:
+a copy in notes half as long has lost every other sixteenth, and equals the original on the coarser grid. Runs that
+occur in few files count more, so that a bass pattern which every second boogie has links nobody; and what is linked
+must have a stretch of sixteen notes in common.
 `benchmarks/near_duplicates.py` measures what that finds and what it confuses.
 """
 
@@ -118,57 +120,24 @@ def intervals(pitch: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
 
 @njit(cache=True)
-def coarsen(pitch: np.ndarray, start: np.ndarray, coarse: np.ndarray) -> np.ndarray:
-    """Read a line on a grid of half the resolution as extraction would: odd onsets move up, the highest pitch stays.
-
-    Args:
-        pitch: MIDI pitches, shape (N,).
-        start: onsets in steps, rising, shape (N,).
-        coarse: scratch for the result.
-
-    Returns:
-        The pitches that are left, shape (C,).
-    """
-    count, last = 0, -1
-    for note in range(len(pitch)):
-        step = (start[note] + 1) >> 1
-        if count == 0 or step != last:
-            coarse[count] = pitch[note]
-            count += 1
-        elif pitch[note] > coarse[count - 1]:
-            coarse[count - 1] = pitch[note]
-        last = step
-    return coarse[:count]
-
-
-@njit(cache=True)
-def signatures(
-    pitch: np.ndarray, start: np.ndarray, offsets: np.ndarray, line_file: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Hash the melody lines of a batch of files: at most `MAX_HASHES` for each file.
-
-    Each line is read twice, as it is and on a grid of half the resolution: a copy written in notes half as long has
-    lost every other sixteenth, and equals the original on the coarser grid.
+def signatures(pitch: np.ndarray, offsets: np.ndarray, line_file: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Hash the lines of a batch of files: at most `MAX_HASHES` for each file.
 
     Args:
         pitch: MIDI pitches, lines one after the other (uint8), shape (N,).
-        start: onsets in steps from a bar line (int32), rising in each line, shape (N,).
         offsets: where each line's notes begin and the last ends, shape (L + 1,).
         line_file: file of each line, rising, shape (L,).
 
     Returns:
         Hashes (uint64), those of each file together and each once, and the file of each, shape (M,).
     """
-    codes, coarse = np.empty(len(pitch), dtype=np.uint8), np.empty(len(pitch), dtype=np.uint8)
-    seen = np.zeros(256, dtype=np.int32)
-    hashes, table = np.empty(2 * len(pitch), dtype=np.uint64), np.empty(8 * len(pitch) + 2, dtype=np.uint64)
-    files = np.empty(2 * len(pitch), dtype=np.int64)
+    codes, seen = np.empty(len(pitch), dtype=np.uint8), np.zeros(256, dtype=np.int32)
+    hashes, table = np.empty(len(pitch), dtype=np.uint64), np.empty(4 * len(pitch) + 2, dtype=np.uint64)
+    files = np.empty(len(pitch), dtype=np.int64)
     kept = count = 0  # hashes of the files before this one, and with those of this one
     for line in range(len(line_file)):
-        melody, steps = pitch[offsets[line] : offsets[line + 1]], start[offsets[line] : offsets[line + 1]]
-        count = hash_runs(intervals(melody, codes), NOTES - 1, seen, hashes, count)
-        if (steps & 1).any():
-            count = hash_runs(intervals(coarsen(melody, steps, coarse), codes), NOTES - 1, seen, hashes, count)
+        steps = intervals(pitch[offsets[line] : offsets[line + 1]], codes)
+        count = hash_runs(steps, NOTES - 1, seen, hashes, count)
         if line + 1 == len(line_file) or line_file[line + 1] != line_file[line]:
             begin, end = kept, kept + keep_distinct(hashes[kept:count], table)
             if end - begin > MAX_HASHES:
@@ -190,11 +159,11 @@ def outlines(
         file_stretches: number of stretches of constant time signature of each file, shape (F,).
 
     Returns:
-        Pitch and start of the lines' notes, shape (M,), and where each line's begin and the last ends, shape
-        (2 F + 1,): top and bottom of the first file, of the second, ...
+        Pitches of the lines' notes, shape (M,), where each line's begin and the last ends, shape (2 F + 1,), and the
+        file of each: top and bottom of the first, of the second, ...
     """
     files = len(file_stretches)
-    pitch, start = np.empty(2 * len(packed), dtype=np.uint8), np.empty(2 * len(packed), dtype=np.int32)
+    pitch, line_file = np.empty(2 * len(packed), dtype=np.uint8), np.empty(2 * files, dtype=np.int64)
     offsets = np.zeros(2 * files + 1, dtype=np.int64)
     count = 0
     for file in range(files):
@@ -212,59 +181,30 @@ def outlines(
                 if 0 <= edge < len(notes) and notes[edge] >> PITCH_BITS == notes[note] >> PITCH_BITS:
                     continue
                 pitch[count] = notes[note] & ((1 << PITCH_BITS) - 1)
-                start[count] = notes[note] >> PITCH_BITS & (MAX_STEPS - 1)
                 count += 1
-            offsets[2 * file + is_bottom + 1] = count
-    return pitch[:count], start[:count], offsets
+            offsets[2 * file + is_bottom + 1], line_file[2 * file + is_bottom] = count, file
+    return pitch[:count], offsets, line_file
 
 
-@njit(cache=True)
-def add_outlines(
-    pitch: np.ndarray,
-    start: np.ndarray,
-    offsets: np.ndarray,
-    line_file: np.ndarray,
-    outline_pitch: np.ndarray,
-    outline_start: np.ndarray,
-    outline_offsets: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Put each file's melody lines and its two outlines side by side.
+def side_by_side(
+    readings: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bring the lines of each file together that several readings of a batch of files have found.
 
     Args:
-        pitch: of the melody lines, as in `signatures`.
-        start: likewise.
-        offsets: likewise.
-        line_file: likewise.
-        outline_pitch: what `outlines` gave, with the two that follow.
-        outline_start: likewise.
-        outline_offsets: likewise.
+        readings: arguments of `signatures`.
 
     Returns:
-        The arguments of `signatures`.
+        The arguments of `signatures` for all lines.
     """
-    lines, edges = len(line_file), len(outline_offsets) - 1
-    all_pitch = np.empty(len(pitch) + len(outline_pitch), dtype=np.uint8)
-    all_start = np.empty(len(all_pitch), dtype=np.int32)
-    all_offsets, all_file = np.zeros(lines + edges + 1, dtype=np.int64), np.empty(lines + edges, dtype=np.int64)
-    line = count = at = 0
-    for edge in range(edges):
-        while True:
-            is_line = edge % 2 == 0 and line < lines and line_file[line] == edge // 2
-            if is_line:
-                first, end = offsets[line], offsets[line + 1]
-                all_pitch[at : at + end - first], all_start[at : at + end - first] = pitch[first:end], start[first:end]
-                line += 1
-            else:
-                first, end = outline_offsets[edge], outline_offsets[edge + 1]
-                all_pitch[at : at + end - first] = outline_pitch[first:end]
-                all_start[at : at + end - first] = outline_start[first:end]
-            at += end - first
-            all_file[count] = edge // 2
-            count += 1
-            all_offsets[count] = at
-            if not is_line:
-                break
-    return all_pitch, all_start, all_offsets, all_file
+    pitch, lengths, line_file = (
+        np.concatenate(values)
+        for values in zip(*((pitch, np.diff(offsets), file) for pitch, offsets, file in readings), strict=True)
+    )
+    order = np.argsort(line_file, kind="stable")
+    offsets = np.append(0, np.cumsum(lengths[order]))
+    moved = np.repeat((np.cumsum(lengths) - lengths)[order] - offsets[:-1], lengths[order])
+    return pitch[moved + np.arange(len(pitch))], offsets, line_file[order]
 
 
 @njit(cache=True)
@@ -325,31 +265,23 @@ def winnow_stretches(
 
 
 @njit(cache=True)
-def stretches(
-    pitch: np.ndarray, start: np.ndarray, offsets: np.ndarray, line_file: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def stretches(pitch: np.ndarray, offsets: np.ndarray, line_file: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Hash stretches of `STRETCH_NOTES` notes of a batch of files, enough of them to find any 32 notes in common.
-
-    Like `signatures`, each line is read on its grid and on one of half the resolution.
 
     Args:
         pitch: as in `signatures`.
-        start: likewise.
         offsets: likewise.
         line_file: likewise.
 
     Returns:
         Hashes (uint64), those of each file together, rising and each once, and the file of each, shape (M,).
     """
-    codes, coarse = np.empty(len(pitch), dtype=np.uint8), np.empty(len(pitch), dtype=np.uint8)
-    seen, values = np.zeros(256, dtype=np.int32), np.empty(len(pitch) + 1, dtype=np.uint64)
-    hashes, files = np.empty(2 * len(pitch), dtype=np.uint64), np.empty(2 * len(pitch), dtype=np.int64)
+    codes, seen = np.empty(len(pitch), dtype=np.uint8), np.zeros(256, dtype=np.int32)
+    values, hashes = np.empty(len(pitch) + 1, dtype=np.uint64), np.empty(len(pitch), dtype=np.uint64)
+    files = np.empty(len(pitch), dtype=np.int64)
     kept = count = 0
     for line in range(len(line_file)):
-        melody, steps = pitch[offsets[line] : offsets[line + 1]], start[offsets[line] : offsets[line + 1]]
-        count = winnow_stretches(melody, codes, seen, values, hashes, count)
-        if (steps & 1).any():
-            count = winnow_stretches(coarsen(melody, steps, coarse), codes, seen, values, hashes, count)
+        count = winnow_stretches(pitch[offsets[line] : offsets[line + 1]], codes, seen, values, hashes, count)
         if line + 1 == len(line_file) or line_file[line + 1] != line_file[line]:
             hashes[kept:count].sort()
             begin = kept

@@ -14,6 +14,7 @@ from modeling.processing_melody_vae import is_supported, line_to_words, make_rem
 from training.batches import transposition_limits, uniform_integers
 
 COLUMNS = {"pitch", "start", "duration", "time_signature", "steps_per_beat", "bars", "is_lead"}
+LEADS = "leads"  # the configuration of a data set from which tunes are taken: those on the grid that are no junk
 KEPT_COLUMNS = ("bars", "steps_per_beat", "complexity", "genre")  # beside the words; the last two where they are there
 
 WindowKey = tuple[int, int, int, int]
@@ -77,13 +78,13 @@ def load_lines(dataset: str, split: str, which: str, time_signature: str | None 
     Args:
         dataset: Folder or Hub id.
         split: Its name.
-        which: "lead" for each file's tune, "all" for every line.
+        which: "lead" for each file's tune (see `load_split`), "all" for every line.
         time_signature: The only one that is wanted; by default all that the vocabulary can write.
 
     Raises:
         UserError: If there is no such data set, or it is none of melodies.
     """
-    lines = load_split(dataset, split)
+    lines = load_split(dataset, split, which)
     kept = [
         index
         for index, (signature, is_lead) in enumerate(zip(lines["time_signature"][:], lines["is_lead"][:], strict=True))
@@ -94,14 +95,22 @@ def load_lines(dataset: str, split: str, which: str, time_signature: str | None 
     return lines.select(kept)
 
 
-def load_split(dataset: str, split: str, streaming: bool = False) -> Any:
+def load_split(dataset: str, split: str, which: str, streaming: bool = False) -> Any:
     """Load a split as it is, or open it as a stream.
+
+    Args:
+        dataset: Folder or Hub id.
+        split: Its name.
+        which: "lead" for the data set's own choice of tunes worth training on, its configuration `leads`, where it has
+            one with this split; else every line.
+        streaming: Whether to open it as a stream.
 
     Raises:
         UserError: If there is no such data set, or it is none of melodies.
     """
     try:
-        lines = datasets.load_dataset(dataset, split=split, streaming=streaming)
+        config = LEADS if which == "lead" and has_leads(dataset, split) else None
+        lines = datasets.load_dataset(dataset, config, split=split, streaming=streaming)
         names = lines.column_names or next(iter(lines)).keys()  # a stream may not know them beforehand
     except Exception as error:  # a folder without data, an unknown id, a missing split: each has its own class
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -112,6 +121,13 @@ def load_split(dataset: str, split: str, streaming: bool = False) -> Any:
     if missing := COLUMNS - set(names):
         raise UserError(f"{dataset}: the column {sorted(missing)[0]} is missing; build it with dataset_script.build")
     return lines
+
+
+def has_leads(dataset: str, split: str) -> bool:
+    """Whether a data set has a configuration `leads` with this split; one of a few off-grid recordings may not."""
+    return LEADS in datasets.get_dataset_config_names(dataset) and split in datasets.get_dataset_split_names(
+        dataset, LEADS
+    )
 
 
 def is_wanted(line: dict, which: str, time_signature: str | None = None) -> bool:

@@ -10,7 +10,9 @@ from torch import nn
 from transformers import get_scheduler
 
 from command import UserError
+from dataset_script import build
 from modeling.processing_melody_vae import line_to_words
+from tests.builders.midi_files import midi_bytes, tune
 from tests.builders.training import make_batches
 from training.averaging import AveragedWeights
 from training.batches import EndlessBatches, WindowBatches, genre_weights
@@ -79,6 +81,24 @@ def lines(dataset):
             | {"num_tokens": tokens}
         )
     return datasets.Dataset.from_list(rows)
+
+
+def test_tunes_are_the_leads_that_lie_on_the_grid(tmp_path):
+    for number in range(23):
+        late = 15 * (number % 2)  # ticks: every other file lies half-way between two steps of 30
+        notes = [(start + late, length, pitch) for start, length, pitch in tune(8, seed=number)]
+        (tmp_path / f"{number}.mid").write_bytes(midi_bytes([{"notes": notes, "name": "melody", "program": 73}]))
+    built = tmp_path / "built"
+    assert build.main(["--input", str(tmp_path), "--output", str(built)]) == 0
+    every = load_lines(str(built), "train", "all")
+    tunes = load_lines(str(built), "train", "lead")
+    assert 0 < len(tunes) < len(every)
+    assert tunes["melody_id"][:] == [line["melody_id"] for line in every if line["is_lead"] and line["grid_fit"] > 0.6]
+    stream = load_split(str(built), "train", "lead", streaming=True)
+    assert [line["melody_id"] for line in stream] == tunes["melody_id"][:]
+    plain = datasets.load_dataset("parquet", data_files=str(built / "data" / "train*"), split="train")
+    plain.to_parquet(tmp_path / "plain" / "train.parquet")
+    assert len(load_lines(str(tmp_path / "plain"), "train", "lead")) == sum(every["is_lead"][:])
 
 
 def draw(lines, epochs: int, **options) -> list[list[int]]:
@@ -356,7 +376,7 @@ def shards(dataset, tmp_path_factory) -> Path:
 
 def stream_loader(shards: Path, rank: int = 0, processes: int = 1, workers: int = 1) -> StreamLoader:
     return StreamLoader(
-        load_split(str(shards), "train", streaming=True),
+        load_split(str(shards), "train", "lead", streaming=True),
         Texts(),
         rank,
         processes,
