@@ -8,7 +8,7 @@ import pytest
 from symusic import Note, Score, Tempo, TimeSignature, Track
 
 from benchmarks import near_duplicates as benchmark
-from dataset_script.extraction import Batch
+from dataset_script.extraction import Batch, extract_lines
 from dataset_script.midi_notes import read_notes
 from dataset_script.near_duplicates import (
     MAX_HASHES,
@@ -25,6 +25,7 @@ from dataset_script.near_duplicates import (
     line_runs,
     near_duplicate_lines,
     outlines,
+    side_by_side,
     signatures,
     stretches,
     verbatim_pairs,
@@ -57,19 +58,10 @@ def runs_of(codes, length):
     return {hash_of(run) for run in runs if len(set(run)) >= MIN_DISTINCT}
 
 
-def coarse_pitches(line):
-    highest = {}
-    for pitch, start in line:
-        step = (start + 1) // 2
-        highest[step] = max(pitch, highest.get(step, 0))
-    return [highest[step] for step in sorted(highest)]
-
-
 def plain_signature(lines):
     found = set()
     for line in lines:
-        for pitches in ([pitch for pitch, _ in line], coarse_pitches(line)):
-            found |= runs_of([high - low + 127 for low, high in pairwise(pitches)], NOTES - 1)
+        found |= runs_of([high - low + 127 for (low, _), (high, _) in pairwise(line)], NOTES - 1)
     return set(sorted(found)[:MAX_HASHES])
 
 
@@ -114,13 +106,19 @@ def flat(files):
     return notes[:, 0].astype(np.uint8), notes[:, 1].astype(np.int32), offsets, owner
 
 
+def pitches_of(files):
+    """The same, without onsets."""
+    pitch, _, offsets, owner = flat(files)
+    return pitch, offsets, owner
+
+
 def material_of(files):
-    hashes, file = signatures(*flat(files))
+    hashes, file = signatures(*pitches_of(files))
     return [hashes[file == index] for index in range(len(files))]
 
 
 def stretches_of(files):
-    hashes, file = stretches(*flat(files))
+    hashes, file = stretches(*pitches_of(files))
     return [hashes[file == index] for index in range(len(files))]
 
 
@@ -176,9 +174,9 @@ def test_line_runs_equal_plain_python():
 
 
 def test_no_file_and_no_line_have_no_hashes():
-    assert [len(item) for item in signatures(*flat([]))] == [0, 0]
+    assert [len(item) for item in signatures(*pitches_of([]))] == [0, 0]
     assert [item.tolist() for item in line_runs(*flat([])[:3])] == [[], [0]]
-    assert [len(item) for item in stretches(*flat([]))] == [0, 0]
+    assert [len(item) for item in stretches(*pitches_of([]))] == [0, 0]
     assert groups([], [], []) == []
 
 
@@ -189,13 +187,25 @@ def test_signatures_do_not_depend_on_key_tempo_and_order():
     assert len(set(map(frozenset, sets(material_of([lines, changed]))))) == 1
 
 
-def test_twice_as_fast_on_the_grid_is_found_on_the_coarser_grid():
+@pytest.mark.parametrize("length_ticks", [30, 60, 17], ids=["legato", "overlapping", "staccato"])
+def test_notes_half_as_long_are_read_on_the_coarser_grid(length_ticks):
     random = np.random.default_rng(3)
-    sixteenths = [(int(pitch), step) for step, pitch in enumerate(random.integers(55, 80, 120))]
-    halved = [(pitch, step) for step, pitch in enumerate(coarse_pitches(sixteenths))]
-    whole, fast = sets(material_of([[sixteenths], [halved]]))
-    assert len(runs_of([high - low + 127 for (low, _), (high, _) in pairwise(halved)], NOTES - 1) & whole) > 40
-    assert len(whole & fast) > 40
+    pitches = random.integers(55, 80, 240).tolist()
+    found = []
+    for step_ticks, length in ((30, length_ticks), (15, length_ticks / 2)):
+        score = Score(TPQ * 2)
+        track = Track("", 73, False)
+        track.notes.extend(
+            [Note(2 * step_ticks * step, round(2 * length), pitch, 90) for step, pitch in enumerate(pitches)]
+        )
+        score.tracks.append(track)
+        lines = extract_lines([read_notes(score.dumps_midi(), 4)], 4)
+        found.append(([set(lines.signatures[0].tolist()), set(lines.stretches[0].tolist())], lines.pitch.tolist()))
+    (whole, _), (halved, of_copy) = found
+    assert len(of_copy) == 121  # every other note is lost
+    runs = runs_of([high - low + 127 for low, high in pairwise(of_copy)], NOTES - 1)
+    assert len(runs & whole[0]) == len(runs) > 80
+    assert len(halved[1] & whole[1]) > 10
 
 
 def test_trivial_runs_and_runs_across_lines_are_left_out():
@@ -242,9 +252,7 @@ def test_any_32_notes_in_common_are_a_common_stretch(place):
     random = np.random.default_rng(14)
     one, other = random_line(random, 90), random_line(random, 90)
     shared = [(pitch + 5, start) for pitch, start in one[place : place + 32]]
-    mixed = [(pitch, number) for number, (pitch, _) in enumerate(other[:31] + shared + other[31:])]
-    fine = [[(pitch, 2 * step) for step, (pitch, _) in enumerate(line)] for line in (one, mixed)]  # no coarser reading
-    first, second = stretches_of([[fine[0]], [fine[1]]])
+    first, second = stretches_of([[one], [other[:31] + shared + other[31:]]])
     assert np.isin(first, second).any()
 
 
@@ -256,6 +264,16 @@ def test_leads_that_share_32_notes_are_linked(notes, is_lead, is_linked):
     pitch, _, offsets, owner = flat([[one], [other[:70] + shared + other[70:]]])
     hashes, file = verbatim_runs(pitch, offsets, owner, np.array([True, is_lead]))
     assert verbatim_pairs([hashes[file == 0], hashes[file == 1]]) == [(0, 1)] * is_linked
+
+
+def test_readings_of_a_file_come_together():
+    random = np.random.default_rng(17)
+    one, other = (
+        [[random_line(random, 20) for _ in range(lines)] for lines in sizes] for sizes in ((2, 0, 1), (1, 2, 0))
+    )
+    both = [first + second for first, second in zip(one, other, strict=True)]
+    found = side_by_side([pitches_of(one), pitches_of(other)])
+    assert [values.tolist() for values in found] == [values.tolist() for values in pitches_of(both)]
 
 
 def test_top_and_bottom_line_do_not_depend_on_tracks():
@@ -270,8 +288,7 @@ def test_top_and_bottom_line_do_not_depend_on_tracks():
             track.notes.extend([Note(start, length, pitch, 90) for start, length, pitch in notes])
             score.tracks.append(track)
         batch = Batch([read_notes(score.dumps_midi(), 4)])
-        pitch, start, offsets = outlines(batch.packed, batch.file_notes, batch.stretches)
-        found.append([values.tolist() for values in (pitch, start, offsets)])
+        found.append([values.tolist() for values in outlines(batch.packed, batch.file_notes, batch.stretches)])
     assert found[0] == found[1]
     assert found[0][0] == [pitch for *_, pitch in right] + [pitch for *_, pitch in left]
 
