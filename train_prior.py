@@ -222,7 +222,7 @@ def training_function(args: argparse.Namespace) -> None:
         config = MelodyVAEConfig(**old.config.to_dict() | sampling)
     except ValueError as error:
         raise UserError(f"{args.model}: {error}") from error
-    old.set_grammar(processor.grammar_table())
+    old.set_grammar(processor.grammar_table(), processor.fingerprint())
     began = time.perf_counter()
     encoded = {}
     for split, epochs in (("train", args.epochs_of_windows), ("validation", 1)):

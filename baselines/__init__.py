@@ -107,7 +107,7 @@ def build(model_type: str, processor: MelodyProcessor, **overrides) -> PreTraine
     _, model_class = LANGUAGE_MODELS.get(model_type, (MusicVAEConfig, MusicVAEModel))
     model = model_class(config)
     if isinstance(model, MelodyVAEModel):
-        model.set_grammar(processor.grammar_table())
+        model.set_grammar(processor.grammar_table(), processor.fingerprint())
     return model
 
 

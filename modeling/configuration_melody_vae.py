@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from transformers import PreTrainedConfig
 
 from .cache_melody_vae import OTHER_OUTPUTS
+from .fingerprint_melody_vae import check, hash_conditions
 
 # What transformers takes beside the fields and properties of `PreTrainedConfig`.
 COMMON_ARGUMENTS = ("attn_implementation", "experts_implementation", "auto_map", "custom_pipelines")
@@ -26,6 +27,8 @@ class MelodyVAEConfig(PreTrainedConfig):
         max_bars: Bars that one latent holds.
         grammar_columns: Width of the table that says what each token stands for, see
             [`MelodyVAEModel.set_grammar`]; 0 while the model has none.
+        fingerprint: Hashes of the tokens, the grammar and the conditions that the weights are of; None in models of
+            before. To change conditions or attributes, set it to None.
         num_prior_layers: Layers of the learned prior over latents; 0 leaves N(0, I).
         conditions: What the learned prior can be asked for: the values of each condition, by its name.
         attributes: What [`MelodyVAEModel.shift`] can change and samples can be asked for.
@@ -72,6 +75,7 @@ class MelodyVAEConfig(PreTrainedConfig):
     latent_size: int = 512
     max_bars: int = 16
     grammar_columns: int = 0
+    fingerprint: dict[str, str] | None = None
     num_prior_layers: int = 0
     conditions: dict[str, list[str]] | None = None
     attributes: list[str] | None = None
@@ -133,4 +137,6 @@ class MelodyVAEConfig(PreTrainedConfig):
         self.conditions = self.conditions or {}
         self.attributes = self.attributes or []
         self.section_returns = self.section_returns or []
+        own = hash_conditions(self.conditions, self.attributes)
+        check(self.fingerprint, "conditions", own, "other conditions or attributes, or in another order")
         super().__post_init__(**kwargs)

@@ -24,6 +24,7 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .cache_melody_vae import CACHE_NAME, given_cache
 from .configuration_melody_vae import MelodyVAEConfig
+from .fingerprint_melody_vae import FingerprintedModel, check
 from .generation_melody_vae import MelodyVAEGenerationMixin
 from .logits_process_melody_vae import MAX_TOKENS_PER_BAR, NO_ONSET, SPECIAL_ROW, TokenColumn
 from .pipeline_melody_vae import custom_pipelines
@@ -227,7 +228,7 @@ class BarConditioner(nn.Module):
         return self.condition_proj(pairs).unflatten(-1, (self.config.num_hidden_layers, -1))  # (B, N + 1, K, C)
 
 
-class MelodyVAEPreTrainedModel(PreTrainedModel):
+class MelodyVAEPreTrainedModel(FingerprintedModel, PreTrainedModel):
     """Weight initialisation and what the model supports."""
 
     config: MelodyVAEConfig
@@ -317,8 +318,8 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         mask[self.config.bar_token_ids] = True
         return mask
 
-    def set_grammar(self, table: torch.Tensor) -> None:
-        """Set what each token stands for, `MelodyProcessor.grammar_table()`.
+    def set_grammar(self, table: torch.Tensor, tokens: str = "") -> None:
+        """Set what each token stands for, `MelodyProcessor.grammar_table()` and `.fingerprint()`.
 
         From then on it generates valid melodies only, `generate` takes a scale, a range, a time signature and bars to
         keep (see [`MelodyLogitsProcessor`]), and the model can read what it wrote.
@@ -328,6 +329,9 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         """
         if table.dim() != 2 or table.shape[0] != self.config.vocab_size or table.shape[1] < len(SPECIAL_ROW):
             raise ValueError(f"a table of {tuple(table.shape)} is no grammar of {self.config.vocab_size} tokens")
+        if tokens:
+            check(self.config.fingerprint, "tokens", tokens, "a grammar of another tokenizer or grid")
+            self.config.fingerprint = (self.config.fingerprint or {}) | {"tokens": tokens}
         self.config.grammar_columns = table.shape[1]
         self.register_buffer("token_grammar", table.to(self.device, torch.int32))
 
@@ -348,6 +352,8 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         """Resize the vocabulary as transformers does; new tokens open no bar, and the grammar never allows them."""
         embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
         size = self.config.vocab_size
+        if size != len(self.is_bar_token):
+            self.config.fingerprint = None  # the tokens are others now
         self.config.bar_token_ids = [token for token in self.config.bar_token_ids or [] if token < size]
         self.is_bar_token = self._bar_token_mask().to(self.device)
         if "token_grammar" in self._buffers:

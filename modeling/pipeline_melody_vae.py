@@ -45,6 +45,10 @@ class MelodyGenerationPipeline(Pipeline):
     _load_image_processor = False
     _load_feature_extractor = False
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.processor.check_fingerprint(self.model.config.fingerprint)
+
     def __call__(self, inputs: Any = None, **kwargs) -> Any:
         """Write melodies.
 

@@ -22,9 +22,10 @@ from symusic import KeySignature, Note, Score, Tempo, TimeSignature, Track, type
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, cached_file, logging
 
 from .arguments_melody_vae import check_count, check_number
+from .fingerprint_melody_vae import check, hash_tokens
 from .logits_process_melody_vae import SPECIAL_ROW, UNUSABLE, TokenColumn, encode_base_token, summarise_token
 from .melody_line_melody_vae import (
     MAX_NOTE_BEATS,
@@ -45,6 +46,10 @@ FIRST_CHARACTER = 33  # MidiTok writes the base token i as chr(i + 33)
 WORD_PREFIX = "\u2581"  # what the fast tokenizer puts before each word, so before each bar
 SPECIAL_TOKENS = ["PAD", "BOS", "EOS", "MASK"]
 TICKS_PER_QUARTER = 480  # of the scores that are handed out
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+IF_THERE = dict.fromkeys(
+    (f"_raise_exceptions_for_{case}" for case in ("gated_repo", "missing_entries", "connection_errors")), False
+)
 
 
 @lru_cache
@@ -301,6 +306,38 @@ class MelodyProcessor(ProcessorMixin):
     def bar_token_ids(self) -> list[int]:
         """Ids of the tokens that open a bar, for [`MelodyVAEConfig`]."""
         return sorted(index for token, index in self.tokenizer.get_vocab().items() if token.startswith(WORD_PREFIX))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args, **kwargs) -> MelodyProcessor:
+        """Load a processor as transformers does, and refuse one that is not of the model beside it.
+
+        Raises:
+            ValueError: If the model beside it was trained with other tokens, another grid or other windows.
+        """
+        processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        asked = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
+        config = cached_file(pretrained_model_name_or_path, CONFIG_NAME, **asked, **IF_THERE)
+        if config is not None:
+            with open(config, encoding="utf-8") as file:
+                beside = json.load(file).get("fingerprint")
+            processor.check_fingerprint(beside, f"{pretrained_model_name_or_path}")
+        return processor
+
+    def fingerprint(self) -> str:
+        """Hash the vocabulary, the grid and the length of windows, for [`MelodyVAEModel.set_grammar`]."""
+        return hash_tokens(self.tokenizer.get_vocab(), self.steps_per_beat, self.max_bars)
+
+    def check_fingerprint(self, fingerprint: dict[str, str] | None, name: str = "the model") -> None:
+        """Make sure that this is the processor of a model.
+
+        Args:
+            fingerprint: The model's `config.fingerprint`.
+            name: What to call the model.
+
+        Raises:
+            ValueError: If the model was trained with other tokens, another grid or other windows.
+        """
+        check(fingerprint, "tokens", self.fingerprint(), f"{name}: a model of another tokenizer or grid")
 
     def grammar_table(self) -> torch.Tensor:
         """Summarise each token, for [`MelodyVAEModel.set_grammar`].

@@ -99,7 +99,7 @@ def build_model(args: argparse.Namespace, processor: MelodyProcessor) -> PreTrai
         previous_token=True,
     )
     model = MelodyVAEModel(overridden(config, args.config_overrides))
-    model.set_grammar(processor.grammar_table())
+    model.set_grammar(processor.grammar_table(), processor.fingerprint())
     return model
 
 
@@ -160,7 +160,7 @@ def load_model(source: str, config_overrides: str, processor: MelodyProcessor) -
         )
     if depth != trained:
         model = deepen(model, MelodyVAEConfig(**config.to_dict() | depth))
-    model.set_grammar(processor.grammar_table())
+    model.set_grammar(processor.grammar_table(), processor.fingerprint())
     return model
 
 

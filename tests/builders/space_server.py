@@ -56,7 +56,7 @@ def save_model(folder: Path) -> Path:
         conditions=CONDITIONS,
         attributes=ATTRIBUTES,
     )
-    model.set_grammar(processor.grammar_table())
+    model.set_grammar(processor.grammar_table(), processor.fingerprint())
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

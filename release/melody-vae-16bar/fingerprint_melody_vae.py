@@ -1,0 +1,1 @@
+../../modeling/fingerprint_melody_vae.py
