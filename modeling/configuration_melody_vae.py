@@ -27,8 +27,8 @@ class MelodyVAEConfig(PreTrainedConfig):
         max_bars: Bars that one latent holds.
         grammar_columns: Width of the table that says what each token stands for, see
             [`MelodyVAEModel.set_grammar`]; 0 while the model has none.
-        fingerprint: Hashes of the tokens, the grammar and the conditions that the weights are of; None in models of
-            before. To change conditions or attributes, set it to None.
+        fingerprint: Hashes of the tokens, the grammar and the conditions that the weights are of; None in earlier
+            models. To change conditions or attributes, set it to None.
         num_prior_layers: Layers of the learned prior over latents; 0 leaves N(0, I).
         conditions: What the learned prior can be asked for: the values of each condition, by its name.
         attributes: What [`MelodyVAEModel.shift`] can change and samples can be asked for.

@@ -1,9 +1,9 @@
 """Files that belong together: what a model's configuration says of its tokens, its grammar and its conditions.
 
-`config.fingerprint` holds up to three hashes: `tokens` (the tokenizer's vocabulary in the order of its ids, the grid and
-the bars of a window, as the processor has them), `grammar` (the table in the weights) and `conditions` (conditions and
-attributes in their order, which rows of the weights follow). Each is compared where it is there; models of before have
-none and load as they did.
+`config.fingerprint` holds up to three hashes: `tokens` (the vocabulary in the order of its ids, the grid and the bars
+of a window, as the processor has them), `grammar` (the table in the weights) and `conditions` (the values of
+conditions, and the attributes, in their order, which rows of the weights follow). Each is compared where it is there;
+earlier models have none and load as they did.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ def hash_grammar(table: torch.Tensor) -> str:
 
 def hash_conditions(conditions: Mapping[str, list[str]] | None, attributes: list[str] | None) -> str:
     """Hash conditions and attributes; "" where there are none."""
-    return hash_of([list((conditions or {}).items()), attributes or []]) if conditions or attributes else ""
+    return hash_of([sorted((conditions or {}).items()), attributes or []]) if conditions or attributes else ""
 
 
 def check(fingerprint: Fingerprint | None, name: str, found: str, what: str) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from itertools import chain
 from logging import INFO, WARNING
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -254,8 +255,18 @@ class MelodyProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """Load a processor from a folder or a Hub id; with the class at hand, no remote code is run or asked for."""
-        return super().from_pretrained(pretrained_model_name_or_path, **{"trust_remote_code": False, **kwargs})
+        """Load a processor from a folder or a Hub id; with the class at hand, no remote code is run or asked for.
+
+        Raises:
+            ValueError: If the model beside it was trained with other tokens, another grid or other windows.
+        """
+        kwargs = {"trust_remote_code": False, **kwargs}
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        asked = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
+        if config := cached_file(pretrained_model_name_or_path, CONFIG_NAME, **asked, **IF_THERE):
+            beside = json.loads(Path(config).read_text(encoding="utf-8")).get("fingerprint")
+            processor.check_fingerprint(beside, str(pretrained_model_name_or_path))
+        return processor
 
     @property
     def remi(self) -> REMI:
@@ -306,22 +317,6 @@ class MelodyProcessor(ProcessorMixin):
     def bar_token_ids(self) -> list[int]:
         """Ids of the tokens that open a bar, for [`MelodyVAEConfig`]."""
         return sorted(index for token, index in self.tokenizer.get_vocab().items() if token.startswith(WORD_PREFIX))
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args, **kwargs) -> MelodyProcessor:
-        """Load a processor as transformers does, and refuse one that is not of the model beside it.
-
-        Raises:
-            ValueError: If the model beside it was trained with other tokens, another grid or other windows.
-        """
-        processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        asked = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
-        config = cached_file(pretrained_model_name_or_path, CONFIG_NAME, **asked, **IF_THERE)
-        if config is not None:
-            with open(config, encoding="utf-8") as file:
-                beside = json.load(file).get("fingerprint")
-            processor.check_fingerprint(beside, f"{pretrained_model_name_or_path}")
-        return processor
 
     def fingerprint(self) -> str:
         """Hash the vocabulary, the grid and the length of windows, for [`MelodyVAEModel.set_grammar`]."""

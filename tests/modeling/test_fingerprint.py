@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoProcessor, pipeline
+from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
 
 from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel
 from modeling.processing_melody_vae import line_to_words
@@ -65,7 +65,7 @@ def test_a_processor_of_another_model_is_refused(saved, folder, exchange):
     for loader in (MelodyProcessor, AutoProcessor):
         with pytest.raises(ValueError, match=r"model: a model of another tokenizer or grid: .* take the whole folder"):
             loader.from_pretrained(folder, trust_remote_code=True)
-    change(folder / CONFIG, fingerprint=None)  # a model of before
+    change(folder / CONFIG, fingerprint=None)  # an earlier model
     processor = MelodyProcessor.from_pretrained(folder)
     with pytest.raises(ValueError, match="another tokenizer or grid"):
         pipeline(model=str(saved), processor=processor, trust_remote_code=True)
@@ -125,11 +125,8 @@ def test_a_flipped_bit_in_the_header_of_the_weights_is_refused(folder):
     """One letter of a tensor's name: transformers would initialise the tensor anew."""
     content = (folder / WEIGHTS).read_bytes()
     assert content.count(b'"norm.weight"') == 1
-    (folder / WEIGHTS).write_bytes(content.replace(b'"norm.weight"', b'"norm.vight"', 1).replace(b" ", b"  ", 0))
-    with pytest.raises(Exception, match=r"norm\.weight|header"):
-        MelodyVAEModel.from_pretrained(folder)
-    (folder / WEIGHTS).write_bytes(content.replace(b'"norm.weight"', b'"norm.wehght"', 1))
-    with pytest.raises(ValueError, match="no weights for norm.weight"):
+    (folder / WEIGHTS).write_bytes(content.replace(b'"norm.weight"', b'"norm.wehght"'))
+    with pytest.raises(ValueError, match=r"no weights for norm\.weight"):
         MelodyVAEModel.from_pretrained(folder)
 
 
@@ -157,7 +154,7 @@ def test_the_fingerprint_follows_what_is_changed_and_saved(saved, tmp_path):
 
 def test_a_model_from_a_configuration_is_bound_by_its_grammar(saved):
     """Its own weights and table make it the model that was saved; until then it refuses to write."""
-    config = MelodyVAEConfig.from_pretrained(saved)
+    config = AutoConfig.from_pretrained(saved, trust_remote_code=True)
     processor, model = MelodyProcessor.from_pretrained(saved), MelodyVAEModel.from_pretrained(saved).eval()
     new = AutoModel.from_config(config, trust_remote_code=True).eval()
     with pytest.raises(ValueError, match="does not know its tokens"):
