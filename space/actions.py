@@ -18,6 +18,7 @@ from listening import Ballot, ListeningTest
 from melody import (
     Melody,
     RefusedError,
+    check_length,
     check_melody,
     check_number,
     clean_text,
@@ -27,7 +28,6 @@ from melody import (
 )
 from originality import judge, load_index
 from ranking import Ranking
-from sound import to_wav
 
 ANY = "any"
 TONICS = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
@@ -379,7 +379,11 @@ class Actions:
             name, and base64, the file: 16 bits, mono.
         """
         checked = check_melody(melody)
-        return {"name": file_name(checked, "wav"), "base64": base64.b64encode(to_wav(checked)).decode()}
+        check_length(checked)
+        return {
+            "name": file_name(checked, "wav"),
+            "base64": base64.b64encode(self.engine("wav", melody=checked)).decode(),
+        }
 
     def about(self) -> dict:
         """Say what the model is and what it can be asked for.

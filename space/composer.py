@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from melody import MAX_BARS, MAX_NOTES, Melody, RefusedError, append, check_melody, clean_text, cut_bars
-from symusic import Score
+from melody import MAX_BARS, MAX_NOTES, Melody, RefusedError, append, check_melody, clamp_tempo, clean_text, cut_bars
+from sound import to_wav
 from transformers import AutoModel, AutoProcessor
 
 METERS = (
@@ -26,7 +26,6 @@ METERS = (
     "12/8",
 )  # offered where the vocabulary has them
 MAX_TRACKS = 32
-MAX_FILE_NOTES = 100_000
 ATTEMPTS = 6  # at a melody in the key that is asked for
 
 
@@ -37,8 +36,8 @@ def generators(seed: int, count: int, **_: Any) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(each) for each in seeds]
 
 
-class Composer:
-    """A model and its processor.
+class FileReader:
+    """A processor, which reads files, and the instruments: what needs no model.
 
     Args:
         model_id: A model id on the Hub, or a folder.
@@ -47,8 +46,57 @@ class Composer:
 
     def __init__(self, model_id: str, threads: int = 1):
         torch.set_num_threads(threads)
-        self.model = AutoModel.from_pretrained(model_id, trust_remote_code=True).eval()
         self.processor = AutoProcessor.from_pretrained(model_id, trust_remote_code=True)
+
+    def wav(self, **played: Any) -> bytes:
+        """Play a melody into a WAV file, see [`to_wav`]."""
+        return to_wav(**played)
+
+    def read_midi(self, content: bytes) -> dict[str, Any]:
+        """Read every track of a MIDI file that could be a tune.
+
+        Returns:
+            `tracks`, each with `name` and `melody`, in the order of the file, and `best`, the index of the likeliest
+            tune among them; the model's own processor decides.
+
+        Raises:
+            RefusedError: If the file is none, or has no tune that the model can read.
+        """
+        if content[:4] not in (b"MThd", b"RIFF"):
+            raise RefusedError("This is not a MIDI file. Export the tune as standard MIDI (.mid) and bring that.")
+        try:
+            lines = self.processor.tunes(content)  # best first; a track may have several
+        except ValueError as error:
+            problem = clean_text(str(error).split(": ", 1)[-1], 120)
+            raise RefusedError(f"No tune to be found in this file: {problem}") from error
+        of_track: dict[int, Melody] = {}
+        for line in lines:
+            if len(of_track) < MAX_TRACKS and len(line["pitch"]) <= MAX_NOTES and line["bars"] <= MAX_BARS:
+                of_track.setdefault(line["track"], line)
+        if not of_track:
+            raise RefusedError(f"The tunes of this file are longer than {MAX_BARS} bars. Export a part of one.")
+        order = sorted(of_track)
+        tracks = []
+        for number in order:
+            line = of_track[number]
+            name = clean_text(line["track_name"]) or f"Track {number + 1}"
+            tracks.append(
+                {"name": name, "melody": check_melody({**line, "tempo": clamp_tempo(line["tempo"]), "title": name})}
+            )
+        return {"tracks": tracks, "best": order.index(next(iter(of_track)))}
+
+
+class Composer(FileReader):
+    """A model and its processor.
+
+    Args:
+        model_id: A model id on the Hub, or a folder.
+        threads: Of torch.
+    """
+
+    def __init__(self, model_id: str, threads: int = 1):
+        super().__init__(model_id, threads)
+        self.model = AutoModel.from_pretrained(model_id, trust_remote_code=True).eval()
         if not self.model.config.grammar_columns:
             self.model.set_grammar(self.processor.grammar_table())
 
@@ -147,43 +195,6 @@ class Composer:
         batch = self.processor(lines=[melody] * count, return_tensors="pt")
         ids = self.model.infill(**batch, bars=list(bars), seed=seed, temperature=temperature)
         return self._melodies(ids, melody["tempo"], melody["program"])
-
-    def read_midi(self, content: bytes) -> dict[str, Any]:
-        """Read every track of a MIDI file that could be a tune.
-
-        Returns:
-            `tracks`, each with `name` and `melody`, in the order of the file, and `best`, the index of the likeliest
-            tune among them; the model's own processor decides.
-
-        Raises:
-            RefusedError: If the file is none, or has no tune that the model can read.
-        """
-        if content[:4] != b"MThd":
-            raise RefusedError("This is not a MIDI file. Export the tune as standard MIDI (.mid) and bring that.")
-        try:
-            score = Score.from_midi(content)
-        except Exception as error:  # symusic raises plain RuntimeError, and others, on what it cannot parse
-            raise RefusedError("This MIDI file is damaged. Open it in a music program and export it again.") from error
-        if (notes := score.note_num()) > MAX_FILE_NOTES:
-            raise RefusedError(f"This file has {notes:,} notes; {MAX_FILE_NOTES:,} is the most. Export the tune alone.")
-        try:
-            lines = self.processor.tunes(score)  # best first; a track may have several
-        except ValueError as error:
-            problem = clean_text(str(error).split(": ", 1)[-1], 120)
-            raise RefusedError(f"No tune to be found in this file: {problem}") from error
-        of_track: dict[int, Melody] = {}
-        for line in lines:
-            if len(of_track) < MAX_TRACKS and len(line["pitch"]) <= MAX_NOTES and line["bars"] <= MAX_BARS:
-                of_track.setdefault(line["track"], line)
-        if not of_track:
-            raise RefusedError(f"The tunes of this file are longer than {MAX_BARS} bars. Export a part of one.")
-        order = sorted(of_track)
-        tracks = []
-        for number in order:
-            line = of_track[number]
-            name = clean_text(line["track_name"]) or f"Track {number + 1}"
-            tracks.append({"name": name, "melody": check_melody({**line, "title": name})})
-        return {"tracks": tracks, "best": order.index(next(iter(of_track)))}
 
     @torch.no_grad()
     def _encode(self, melodies: Sequence[Melody]) -> torch.Tensor:

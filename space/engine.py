@@ -2,13 +2,15 @@
 
 Generation is a long chain of small steps, which more threads hardly speed up, but eight people's melodies take little
 longer than one's when they are made together. So those who come within a moment share the idle workers, and those who
-come while all are busy share the next one. A worker that dies, of a hostile file or for want of memory, is replaced,
-and the others' work goes on.
+come while all are busy share the next one. A worker that dies, of a hostile file or for want of memory, or that is at
+one request for longer than its deadline, is ended and replaced, and the others' work goes on. What needs no model, to
+read a file and to play a melody, has a worker of its own, and so never waits for melodies that are being made.
 """
 
 import math
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections import deque
@@ -23,6 +25,9 @@ SHARED = "make"  # the action whose requests are worked on together
 MOST_TOGETHER = 32  # melodies; more cost as much each, and keep the first of them waiting
 GATHERING_SECONDS = 0.15  # for which the first waits for others
 PATIENCE_SECONDS = 5.0  # with a worker that is busy when the server ends
+DEADLINE_SECONDS = 60.0  # for a request, once it is worked on
+WITHOUT_MODEL = {"read_midi": 20.0, "wav": 30.0}  # actions of the worker that has no model, and their deadlines
+TOO_LONG = "This took too long and was stopped. Ask for less, or bring a smaller file."
 DIED = "This could not be finished; the worker has been restarted. Please try again."
 CLOSING = "The server is shutting down."
 WARMING = {
@@ -52,16 +57,16 @@ def _end_with_parent() -> None:
     os._exit(0)
 
 
-def _load(model_id: str) -> None:
-    """Load the model in a worker."""
+def _load(model_id: str, has_model: bool = True) -> None:
+    """Load the model, or the processor alone, in a worker."""
     global _composer, _failure
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if hasattr(os, "nice"):  # not on Windows
         os.nice(5)  # the server's own answers, such as a place in the queue, come first
-    from composer import Composer  # torch: only the workers pay for it
+    from composer import Composer, FileReader  # torch: only the workers pay for it
 
     try:
-        _composer = Composer(model_id)
+        _composer = Composer(model_id) if has_model else FileReader(model_id)
     except (OSError, ValueError, ImportError) as error:
         _failure = f"MODEL_ID={model_id} cannot be loaded: {str(error).splitlines()[0]}"
 
@@ -69,6 +74,12 @@ def _load(model_id: str) -> None:
 def _run(action: str, requests: list[dict[str, Any]]) -> list[tuple[bool, Any]]:
     """Answer requests in a worker."""
     return [(False, _failure)] * len(requests) if _failure else answer(_composer, action, requests)
+
+
+def kill(process: int) -> None:
+    """End a worker that does not answer."""
+    if process != os.getpid():  # tests have workers that are threads
+        os.kill(process, getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
 def answer(composer: Any, action: str, requests: list[dict[str, Any]]) -> list[tuple[bool, Any]]:
@@ -98,28 +109,30 @@ class Request:
 
 
 class Engine:
-    """A pool of workers.
+    """A pool of workers that hold the model, and one that does not.
 
     Args:
         model_id: A model id on the Hub, or a folder.
-        workers: How many; one for each core by default, and four at most.
+        workers: How many hold it; one for each core by default, and four at most.
     """
 
     def __init__(self, model_id: str, workers: int | None = None):
         self.model_id = model_id
         self.workers = workers or max(1, min(4, available_cores()))
         self._waiting: deque[Request] = deque()
+        self._waiting_without: deque[Request] = deque()  # for the worker that has no model
         self._changed = threading.Condition()
         self._is_closed = False
         self._idle = 0  # workers
         self._warm: list[Future] = [Future() for _ in range(self.workers)]
         self._threads = [threading.Thread(target=self._serve, args=(warm,), daemon=True) for warm in self._warm]
+        self._threads.append(threading.Thread(target=self._serve_without_model, daemon=True))
         for thread in self._threads:
             thread.start()
 
-    def _start(self) -> ProcessPoolExecutor:
+    def _start(self, has_model: bool = True) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")  # a fork would copy the server's threads and locks
-        return ProcessPoolExecutor(1, mp_context=context, initializer=_load, initargs=(self.model_id,))
+        return ProcessPoolExecutor(1, mp_context=context, initializer=_load, initargs=(self.model_id, has_model))
 
     def _serve(self, warm: Future) -> None:
         """Give one worker, and its successors, something to do until the engine is closed."""
@@ -130,19 +143,44 @@ class Engine:
         except Exception as error:
             warm.set_exception(error)
         while requests := self._next():
-            try:
-                answers = pool.submit(_run, requests[0].action, [each.arguments for each in requests]).result()
-                for request, each in zip(requests, answers, strict=True):
-                    request.answer.set_result(each)
-            except BrokenProcessPool:
-                pool.shutdown(wait=False)
-                pool = self._start()
-                for request in requests:
-                    request.answer.set_result((False, DIED))
-            except Exception as error:  # a fault of the program, which belongs in the log of who asked
-                for request in requests:
-                    request.answer.set_exception(error)
+            pool = self._work(pool, requests, has_model=True)
         pool.shutdown()
+
+    def _serve_without_model(self) -> None:
+        """Let a worker read files and play melodies, one after the other, until the engine is closed."""
+        pool = self._start(has_model=False)
+        pool.submit(os.getpid)  # begins to load
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_closed or self._waiting_without)
+                if self._is_closed:
+                    break
+                request = self._waiting_without.popleft()
+            pool = self._work(pool, [request], has_model=False)
+        pool.shutdown()
+
+    def _work(self, pool: Any, requests: list[Request], *, has_model: bool) -> Any:
+        """Have requests answered by a worker; returns it, or its successor where it died or had to be ended."""
+        action = requests[0].action
+        try:
+            process = pool.submit(os.getpid).result()  # a new worker loads its model before that
+            answering = pool.submit(_run, action, [each.arguments for each in requests])
+            answers = answering.result(WITHOUT_MODEL.get(action, DEADLINE_SECONDS))
+            for request, each in zip(requests, answers, strict=True):
+                request.answer.set_result(each)
+            return pool
+        except (BrokenProcessPool, TimeoutError) as error:
+            is_late = isinstance(error, TimeoutError)
+            if is_late:
+                kill(process)
+            pool.shutdown(wait=False)
+            pool = self._start(has_model)
+            for request in requests:
+                request.answer.set_result((False, TOO_LONG if is_late else DIED))
+        except Exception as error:  # a fault of the program, which belongs in the log of who asked
+            for request in requests:
+                request.answer.set_exception(error)
+        return pool
 
     def _next(self) -> list[Request]:
         """Wait for the request that came first, and take with it what can be done together; nothing if closed."""
@@ -187,7 +225,7 @@ class Engine:
         with self._changed:
             if self._is_closed:
                 raise RefusedError(CLOSING)
-            self._waiting.append(request)
+            (self._waiting_without if action in WITHOUT_MODEL else self._waiting).append(request)
             self._changed.notify_all()
         is_done, result = request.answer.result()
         if not is_done:
@@ -209,8 +247,9 @@ class Engine:
         """End the workers; who still waits is told so."""
         with self._changed:
             self._is_closed = True
-            while self._waiting:
-                self._waiting.popleft().answer.set_result((False, CLOSING))
+            for waiting in (self._waiting, self._waiting_without):
+                while waiting:
+                    waiting.popleft().answer.set_result((False, CLOSING))
             self._changed.notify_all()
         for thread in self._threads:
             thread.join(PATIENCE_SECONDS)

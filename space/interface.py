@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def friendly(function: Callable) -> Callable:
         try:
             return function(*args, **kwargs)
         except RefusedError as refusal:
-            raise gr.Error(str(refusal), duration=8, print_exception=False) from refusal
+            # A toast is HTML, and a refusal names what a stranger wrote.
+            raise gr.Error(escape(str(refusal)), duration=8, print_exception=False) from refusal
 
     return wrapped
 
@@ -62,6 +64,16 @@ def file_function(name: str, write: Callable[[dict], dict]) -> Callable:
     return answer
 
 
+class Page(gr.Blocks):
+    """Gradio's blocks, which refuse too few arguments at the API in a line."""
+
+    def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
+        """Count the arguments of a request."""
+        if len(inputs) < len(block_fn.inputs):
+            needs = f"{block_fn.api_name or 'this action'} takes {len(block_fn.inputs)} arguments, not {len(inputs)}"
+            raise gr.Error(f"{needs}; see the API's description", print_exception=False)
+
+
 class Interface:
     """Builds the page around the actions.
 
@@ -74,6 +86,7 @@ class Interface:
         self.actions = actions
         self.workers = workers
         self.one_each = {"concurrency_id": "model", "concurrency_limit": workers}
+        self.without_model = {"concurrency_id": "files", "concurrency_limit": 2}
         self.together = {"concurrency_id": "make", "concurrency_limit": PEOPLE_PER_WORKER * workers}
 
     @property
@@ -84,7 +97,7 @@ class Interface:
     def build(self) -> gr.Blocks:
         """Lay out the page."""
         actions = self.actions
-        with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(300, 300), fill_width=True) as demo:
+        with Page(title=TITLE, analytics_enabled=False, delete_cache=(300, 300), fill_width=True) as demo:
             self._endpoints()  # before the page's own events, which would take their names
             Header(elem_classes="mv-top")
             with gr.Tabs(elem_id="tabs", overflow_behavior="wrap"):
@@ -112,9 +125,11 @@ class Interface:
         actions = self.actions
         for action in (actions.make, actions.listening_pair):
             api(friendly(action), api_name=action.__name__, **self.together)
-        for action in (actions.change, actions.blend, actions.extend, actions.fill, actions.read_midi):
+        for action in (actions.change, actions.blend, actions.extend, actions.fill):
             api(friendly(action), api_name=action.__name__, **self.one_each)
-        for action in (actions.tune, actions.midi, actions.wav, actions.about, actions.listening_vote):
+        for action in (actions.read_midi, actions.wav):
+            api(friendly(action), api_name=action.__name__, **self.without_model)
+        for action in (actions.tune, actions.midi, actions.about, actions.listening_vote):
             api(friendly(action), api_name=action.__name__, concurrency_limit=self.workers)
 
     def _on(self, event: Callable, function: Callable, inputs: Any, outputs: Any, **kwargs: Any) -> Any:
@@ -233,7 +248,7 @@ class Interface:
             melodies = actions.make(**asked)
         except (ValueError, RefusedError) as error:
             reason = str(error) if isinstance(error, RefusedError) else "its numbers are damaged"
-            gr.Warning(f"The link cannot be followed: {reason}")
+            gr.Warning(f"The link cannot be followed: {escape(reason)}")
             return gr.skip()
         settings = melodies[0]["origin"]
         tonic, _, mode = settings["scale"].partition(" ")

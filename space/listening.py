@@ -15,6 +15,7 @@ from melody import Melody, RefusedError, cut_bars, transpose
 
 BARS = 8
 MAX_PENDING = 2000
+MAX_FILE_BYTES = 16 * 2**20  # of votes, some 50,000; more are not kept
 MINUTES_BETWEEN_COMMITS = 10
 HEARD = ("pitch", "start", "duration", "time_signature", "steps_per_beat", "bars", "tempo")  # and nothing that betrays
 
@@ -40,9 +41,11 @@ class Ballot:
             self.lock = scheduler.lock  # it must not read half a line
 
     def write(self, vote: dict[str, Any]) -> None:
-        """Add a vote as a line of JSON."""
+        """Add a vote as a line of JSON, while there is room."""
+        line = json.dumps(vote, ensure_ascii=False) + "\n"
         with self.lock, self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(vote, ensure_ascii=False) + "\n")
+            if file.tell() + len(line.encode()) <= MAX_FILE_BYTES:
+                file.write(line)
 
 
 class ListeningTest:
@@ -61,7 +64,7 @@ class ListeningTest:
         self.tunes = [tune for tune in tunes if tune["bars"] >= BARS]
         self.compose = compose
         self.ballot = ballot
-        self.model_id = model_id
+        self.model_id = Path(model_id).name if Path(model_id).exists() else model_id  # no path of this server
         self.pending: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self.lock = threading.Lock()
 

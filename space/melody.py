@@ -17,6 +17,7 @@ Melody = dict[str, Any]
 MAX_BARS = 256
 MAX_NOTES = 4096
 MAX_TITLE = 60
+MAX_NOTE_SECONDS = 900  # of all notes of what is played, summed: those that overlap cost as much as others
 TEMPO_RANGE = (30.0, 300.0)
 TICKS_PER_QUARTER = 480
 
@@ -154,3 +155,19 @@ def file_name(melody: Melody, suffix: str) -> str:
     """Name a file after a melody, in plain ASCII."""
     stem = re.sub(r"[^A-Za-z0-9]+", "-", melody["title"]).strip("-").lower()
     return f"{stem or 'melody'}.{suffix}"
+
+
+def clamp_tempo(tempo: float) -> float:
+    """Bring a file's tempo within what is played here; one that is no number becomes 120."""
+    low, high = TEMPO_RANGE
+    return min(max(tempo, low), high) if math.isfinite(tempo) else 120.0
+
+
+def check_length(melody: Melody) -> None:
+    """Make sure that a melody can be played in a moment, before any of it is.
+
+    Raises:
+        RefusedError: If its notes would last longer than `MAX_NOTE_SECONDS` one after the other.
+    """
+    if sum(melody["duration"]) * seconds_per_step(melody) > MAX_NOTE_SECONDS:
+        raise RefusedError(f"The notes of this melody sound for more than {MAX_NOTE_SECONDS} seconds: cut it")

@@ -4,6 +4,7 @@
 """
 
 import base64
+import html
 import io
 import json
 import math
@@ -18,19 +19,23 @@ import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import gradio as gr
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from symusic import Note, Score, TimeSignature, Track, types
+from symusic import Note, Score, Tempo, TimeSignature, Track, types
 
 from modeling.melody_line_melody_vae import TEMPO_CLASSES
 from tests.builders.space_server import ATTRIBUTES, BARS, ROOT, running_space, save_model
 
 sys.path.append(str(ROOT / "space"))
 
+import interface
+import listening
 import sound
 from actions import ANY, GRID_SIDE, MAX_FILE_BYTES, OPENING_SEEDS, PATH_POINTS, TEMPOS, Actions
 from composer import Composer
@@ -414,7 +419,7 @@ def many_notes() -> bytes:
         (b"<html><script>alert(1)</script>", "not a MIDI file"),
         (b"MThd" + bytes(range(256)), "damaged|No tune"),
         (b"MThd" + b"\xff" * 1000, "damaged|No tune"),
-        (file_of(tune_track("Melody"))[:200], "damaged|No tune"),
+        (file_of(tune_track("Melody"))[:40], "damaged|No tune"),
         (file_of(tune_track("Drums", is_drum=True)), "No tune to be found"),
         (many_notes(), "at most 2 MB|notes"),
         (bytes(MAX_FILE_BYTES + 1), "at most 2 MB"),
@@ -529,6 +534,56 @@ def test_votes_of_many_are_whole_lines(tmp_path):
     assert sorted(vote["number"] for vote in votes) == list(range(101))
 
 
+def test_votes_say_no_path_and_their_file_is_bounded(model_folder, tmp_path, monkeypatch):
+    actions = Actions(InProcess(model_folder), tmp_path)
+    monkeypatch.setattr(listening, "MAX_FILE_BYTES", 1500)
+    for _ in range(30):
+        actions.listening_vote(actions.listening_pair()["pair"], "a")
+    (file,) = tmp_path.iterdir()
+    votes = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert 1 < len(votes) < 30
+    assert file.stat().st_size <= 1500
+    assert {vote["model"] for vote in votes} == {model_folder.name}
+    assert str(model_folder.parent) not in file.read_text(encoding="utf-8")
+
+
+# What strangers send
+
+
+def test_a_refusal_is_text_in_a_toast():
+    def refuse():
+        raise RefusedError("unknown scale <img src=x onerror=alert(1)> & 'more'")
+
+    with pytest.raises(gr.Error) as caught:
+        interface.friendly(refuse)()
+    assert html.unescape(caught.value.message) == "unknown scale <img src=x onerror=alert(1)> & 'more'"
+    assert not set("<>") & set(caught.value.message)
+
+
+def test_too_few_arguments_get_a_line():
+    add = SimpleNamespace(api_name="add", inputs=["one", "two"])
+    interface.Page.validate_inputs(None, add, [1, 2])
+    with pytest.raises(gr.Error, match=r"add takes 2 arguments, not 1; see the API's description"):
+        interface.Page.validate_inputs(None, add, [1])
+
+
+def test_sound_that_would_take_hours_is_refused_before_it_is_begun(actions, monkeypatch):
+    monkeypatch.setattr(actions.engine.composer, "wav", lambda **_: pytest.fail("it was begun"))
+    notes = 4096
+    melody = {**MELODY, "bars": 256, "pitch": [60] * notes, "start": [0] * notes, "duration": [4096] * notes}
+    with pytest.raises(RefusedError, match="sound for more than 900 seconds"):
+        actions.wav(melody)
+
+
+@pytest.mark.parametrize(("written", "played"), [(10, 30), (29.5, 30), (90, 90), (299, 299), (500, 300)])
+def test_a_files_tempo_is_brought_within_what_is_played(actions, written, played):
+    score = Score.from_midi(file_of(tune_track("Melody")))
+    score.tempos.clear()
+    score.tempos.append(Tempo(0, qpm=written))
+    read_back = actions.read_midi_bytes(score.dumps_midi())
+    assert read_back["tracks"][read_back["best"]]["melody"]["tempo"] == pytest.approx(played, abs=0.1)
+
+
 # The Space as a process
 
 
@@ -620,6 +675,8 @@ def test_strangers_at_the_api_get_a_line_and_leave_nothing(space):
     ):
         with pytest.raises(Exception, match=message):
             client.predict(**asked, api_name=name)
+    event = httpx.post(f"{url}/gradio_api/call/make", json={"data": [1]}, timeout=30).json()["event_id"]
+    assert "make takes 9 arguments, not 1" in httpx.get(f"{url}/gradio_api/call/make/{event}", timeout=30).text
     answer = httpx.post(f"{url}/gradio_api/upload", files={"files": ("big.mid", bytes(100 * 2**20))}, timeout=120)
     assert answer.status_code == 413
     for path in ("/etc/passwd", str(ROOT / "pyproject.toml"), str(ROOT / "space/app.py"), str(folder / "log.txt")):

@@ -50,12 +50,15 @@ class Slow:
     def facts(self) -> dict:
         return {"max_bars": 16}
 
+    def wav(self, **played: Any) -> bytes:
+        return b"RIFF"
+
 
 @pytest.fixture
 def slow(monkeypatch) -> Slow:
     composer = Slow()
     monkeypatch.setattr(engine, "_composer", composer)
-    monkeypatch.setattr(engine.Engine, "_start", lambda self: ThreadPoolExecutor(1))
+    monkeypatch.setattr(engine.Engine, "_start", lambda self, has_model=True: ThreadPoolExecutor(1))
     return composer
 
 
@@ -125,6 +128,49 @@ def test_a_fault_reaches_who_asked_and_the_worker_goes_on(slow):
     pool.close()
     with pytest.raises(RefusedError, match="shutting down"):
         pool("facts")
+
+
+def test_files_and_sound_do_not_wait_for_melodies(slow):
+    pool = Engine("model", workers=1)
+    until(lambda: len(slow.batches) == 1)  # the only worker with a model is busy
+    with ThreadPoolExecutor(1) as people:
+        assert people.submit(pool, "wav", melody={}).result(30) == b"RIFF"
+    slow.is_free.set()
+    pool.close()
+
+
+def test_a_request_beyond_its_deadline_is_ended_and_the_next_is_answered(slow, monkeypatch):
+    slow.is_free.set()
+    pool = Engine("model", workers=1)
+    pool.wait()
+    slow.is_free.clear()
+    monkeypatch.setattr(engine, "DEADLINE_SECONDS", 0.2)
+    with pytest.raises(RefusedError, match="took too long"):
+        pool("make", seed=1, count=1)
+    assert pool("facts") == {"max_bars": 16}  # by a new worker: the old one is still at it
+    slow.is_free.set()
+    assert pool("make", seed=2, count=1) == [2]
+    pool.close()
+
+
+@pytest.mark.slow
+def test_the_process_of_a_late_request_is_killed(model_folder, monkeypatch):
+    monkeypatch.setitem(engine.WITHOUT_MODEL, "wav", 0.3)
+    pool = Engine(str(model_folder), workers=1)
+    pool.wait()
+    until(lambda: len(multiprocessing.active_children()) == 2)
+    before = {child.pid for child in multiprocessing.active_children()}
+    notes = 4096
+    played = {"pitch": [60] * notes, "start": [0] * notes, "duration": [4 * 256] * notes, "time_signature": "4/4"}
+    played |= {"steps_per_beat": 4, "bars": 256, "tempo": 300.0, "program": 0, "title": "hours of work"}
+    with pytest.raises(RefusedError, match="took too long"):
+        pool("wav", melody=played)
+    until(lambda: len(before & {child.pid for child in multiprocessing.active_children()}) == 1)
+    monkeypatch.setitem(engine.WITHOUT_MODEL, "wav", 60.0)
+    short = {**played, "pitch": [60], "start": [0], "duration": [1]}
+    assert pool("wav", melody=short)[:4] == b"RIFF"
+    assert pool("facts")["max_bars"] == BARS
+    pool.close()
 
 
 def test_who_waits_is_told_when_the_server_ends(slow, monkeypatch):
