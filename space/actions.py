@@ -16,6 +16,7 @@ from typing import Any
 from engine import Engine
 from listening import Ballot, ListeningTest
 from melody import (
+    TEMPO_RANGE,
     Melody,
     RefusedError,
     check_length,
@@ -45,6 +46,7 @@ MODES = (
     "chromatic",
 )
 TEMPOS = {ANY: 115.0, "slow": 76.0, "medium": 115.0, "fast": 150.0}  # quarter notes per minute, as the model has them
+SLOW_BELOW, FAST_FROM = 90.0, 130.0
 VOICES: dict[str, tuple[int, int] | None] = {  # lowest and highest MIDI pitch
     ANY: None,
     "soprano": (60, 81),
@@ -127,11 +129,13 @@ class Actions:
         self,
         count: int = 4,
         bars: int = 8,
+        key: str = ANY,
         scale: str = ANY,
-        meter: str = ANY,
+        time_signature: str = ANY,
         genre: str = ANY,
-        tempo: str = ANY,
+        tempo: str | float = ANY,
         voice: str = ANY,
+        attributes: dict[str, float] | None = None,
         temperature: float = 1.0,
         seed: int = 0,
     ) -> list[dict]:
@@ -140,11 +144,14 @@ class Actions:
         Args:
             count: How many, 1 to 8.
             bars: How long each is, in bars, from 1 to twice what the model holds at once.
+            key: Such as "D minor"; other pitches than its own may occur. "any" leaves it open.
             scale: The only pitches, as tonic and mode, such as "D dorian" or "F# minor"; "any" leaves it open.
-            meter: Time signature, such as "6/8"; "any" leaves it open.
+            time_signature: Such as "6/8"; "any" leaves it open.
             genre: One of the model's genres; "any" leaves it open.
-            tempo: "slow", "medium", "fast" or "any".
+            tempo: Quarter notes per minute, 30 to 300, or "slow", "medium", "fast" or "any".
             voice: Whose range, such as "alto" or "violin"; "any" leaves it open.
+            attributes: For attributes such as "note_density" how much more than usual (or less, if negative), -3 to 3
+                standard deviations.
             temperature: How daring, 0.1 to 2; 1 is as the model learned.
             seed: 0 to 2147483647.
 
@@ -156,57 +163,52 @@ class Actions:
         bars = int(check_number("bars", bars, 1, self.most_bars, whole=True))
         seed = int(check_number("seed", seed, 0, MAX_SEED, whole=True))
         temperature = check_number("temperature", temperature, 0.1, 2.0)
-        scale = self._check_scale(scale)
-        meter = self._check_choice("meter", meter, self.facts["meters"])
-        genre = self._check_choice("genre", genre, self.genres)
-        tempo = self._check_choice("tempo", tempo, list(TEMPOS))
-        voice = self._check_choice("voice", voice, list(VOICES))
-        made = self._make(count, bars, scale, meter, genre, tempo, voice, temperature, seed)
+        asked = {
+            "key": self._check_scale("key", key, ("major", "minor")),
+            "scale": self._check_scale("scale", scale, MODES),
+            "time_signature": self._check_choice("time_signature", time_signature, self.facts["meters"]),
+            "genre": self._check_choice("genre", genre, self.genres),
+            "tempo": self._check_tempo(tempo),
+            "voice": self._check_choice("voice", voice, list(VOICES)),
+        }
+        more = self._check_attributes(attributes)
+        made = self._make(count, bars, temperature, seed, tuple(asked.items()), tuple(more.items()))
         return [dict(melody) for melody in made]
 
     def _make_uncached(
         self,
         count: int,
         bars: int,
-        scale: str,
-        meter: str,
-        genre: str,
-        tempo: str,
-        voice: str,
         temperature: float,
         seed: int,
+        asked: tuple[tuple[str, Any], ...],
+        attributes: tuple[tuple[str, float], ...],
     ) -> list[Melody]:
-        asked = {"key": scale, "time_signature": meter, "genre": genre, "tempo": tempo}
+        wanted = dict(asked)
         known = self.facts["conditions"]
-        constraints: dict[str, Any] = {}
-        if scale != ANY:
-            constraints["scale"] = scale
-        if meter != ANY:
-            constraints["time_signature"] = meter
-        if limits := VOICES[voice]:
+        constraints = {name: wanted[name] for name in ("scale", "time_signature") if wanted[name] != ANY}
+        if limits := VOICES[wanted["voice"]]:
             constraints["lowest_pitch"], constraints["highest_pitch"] = limits
+        tempo = wanted["tempo"]
+        conditions = {
+            "key": wanted["scale"] if wanted["key"] == ANY else wanted["key"],
+            "time_signature": wanted["time_signature"],
+            "genre": wanted["genre"],
+            "tempo": tempo if isinstance(tempo, str) else tempo_class(tempo),
+        }
         melodies = self.engine(
             "make" if bars <= self.max_bars else "compose",
             count=count,
             bars=bars,
             seed=seed,
             temperature=temperature,
-            conditions={name: value for name, value in asked.items() if value in known.get(name, ())},
+            conditions={name: value for name, value in conditions.items() if value in known.get(name, ())}
+            | dict(attributes),
             constraints=constraints,
-            tempo=TEMPOS[tempo],
+            tempo=TEMPOS[tempo] if isinstance(tempo, str) else tempo,
         )
-        origin = {
-            "tab": "make",
-            "count": count,
-            "bars": bars,
-            "scale": scale,
-            "meter": meter,
-            "genre": genre,
-            "tempo": tempo,
-            "voice": voice,
-            "temperature": temperature,
-            "seed": seed,
-        }
+        origin = {"tab": "make", "count": count, "bars": bars, **wanted, **dict(attributes)}
+        origin |= {"temperature": temperature, "seed": seed}
         return [
             {**self._judged(melody), "title": f"Melody {number}", "origin": {**origin, "pick": number}}
             for number, melody in enumerate(melodies, start=1)
@@ -234,15 +236,7 @@ class Actions:
             Melodies.
         """
         source = self._window(melody)
-        if not isinstance(amounts or {}, dict):
-            raise RefusedError("amounts must name attributes and how much, such as {'note_density': 1}")
-        checked = {}
-        for attribute, amount in (amounts or {}).items():
-            if attribute not in self.facts["attributes"]:
-                known = ", ".join(self.facts["attributes"]) or "none"
-                raise RefusedError(f"unknown attribute {clean_text(attribute, 24)}; this model has {known}")
-            if checked_amount := check_number(attribute, amount, -MAX_AMOUNT, MAX_AMOUNT):
-                checked[attribute] = checked_amount
+        checked = self._check_attributes(amounts)
         similarity = check_number("similarity", similarity, 0, 1)
         count = int(check_number("count", count, 1, MAX_COUNT, whole=True))
         seed = int(check_number("seed", seed, 0, MAX_SEED, whole=True))
@@ -327,7 +321,8 @@ class Actions:
             midi_base64: The file, at most 2 MB, in base64.
 
         Returns:
-            tracks, each with name and melody, and best, the index of the likeliest tune.
+            tracks, each with name, melody and found (a sentence: which track and bars, and how sure it is the tune);
+            best, the index of the likeliest tune; and is_certain, whether it is likely enough to be taken for it.
         """
         text = str(midi_base64)
         if len(text) > MAX_FILE_BYTES * 4 // 3 + 4:
@@ -473,6 +468,25 @@ class Actions:
             for number, melody in enumerate(melodies, start=1)
         ]
 
+    def _check_attributes(self, amounts: Any) -> dict[str, float]:
+        """Return how much of which attribute; those of which nothing is asked are left out."""
+        if not isinstance(amounts or {}, dict):
+            raise RefusedError("amounts must name attributes and how much, such as {'note_density': 1}")
+        checked = {}
+        for attribute, amount in (amounts or {}).items():
+            if attribute not in self.facts["attributes"]:
+                known = ", ".join(self.facts["attributes"]) or "none"
+                raise RefusedError(f"unknown attribute {clean_text(attribute, 24)}; this model has {known}")
+            if checked_amount := check_number(attribute, amount, -MAX_AMOUNT, MAX_AMOUNT):
+                checked[attribute] = checked_amount
+        return checked
+
+    def _check_tempo(self, value: Any) -> str | float:
+        """Return quarter notes per minute, or the name of a tempo."""
+        if isinstance(value, int | float):
+            return check_number("tempo", value, *TEMPO_RANGE)
+        return self._check_choice("tempo", value, list(TEMPOS)[1:])
+
     def _check_choice(self, name: str, value: Any, known: Sequence[str]) -> str:
         """Return a word that is known, or `any`."""
         if value in (None, "", ANY):
@@ -481,18 +495,23 @@ class Actions:
             raise RefusedError(f"unknown {name} {clean_text(value, 24)}; there is {ANY}, {', '.join(known)}")
         return value
 
-    def _check_scale(self, value: Any) -> str:
-        """Return a scale as the model's conditions write it (sharps), or `any`."""
+    def _check_scale(self, name: str, value: Any, modes: Sequence[str]) -> str:
+        """Return a key or scale as the model's conditions write it (sharps), or `any`."""
         if value in (None, "", ANY):
             return ANY
         match = re.fullmatch(r"([A-G])([#♯b♭]?) +([a-z ]+)", str(value)[:40].strip())
-        if match is None or match[3] not in MODES:
+        if match is None or match[3] not in modes:
             raise RefusedError(
-                f"unknown scale {clean_text(value, 24)}: give a tonic and a mode, as in 'D dorian'; "
-                f"modes: {', '.join(MODES)}"
+                f"unknown {name} {clean_text(value, 24)}: give a tonic and a mode, as in 'D {modes[-1]}'; "
+                f"modes: {', '.join(modes)}"
             )
         place = TONICS.index(match[1]) + {"": 0, "#": 1, "♯": 1, "b": -1, "♭": -1}[match[2]]
         return f"{TONICS[place % 12]} {match[3]}"
+
+
+def tempo_class(quarters_per_minute: float) -> str:
+    """Name the model's class of a tempo."""
+    return "slow" if quarters_per_minute < SLOW_BELOW else "medium" if quarters_per_minute < FAST_FROM else "fast"
 
 
 def new_seed() -> int:

@@ -56,8 +56,9 @@ class FileReader:
         """Read every track of a MIDI file that could be a tune.
 
         Returns:
-            `tracks`, each with `name` and `melody`, in the order of the file, and `best`, the index of the likeliest
-            tune among them; the model's own processor decides.
+            `tracks`, each with `name`, `melody` and `found` (where it comes from, in a sentence), in the order of the
+            file; `best`, the index of the likeliest tune among them, and `is_certain`, whether it is likely enough to
+            be taken for the tune; the model's own processor decides.
 
         Raises:
             RefusedError: If the file is none, or has no tune that the model can read.
@@ -80,10 +81,11 @@ class FileReader:
         for number in order:
             line = of_track[number]
             name = clean_text(line["track_name"]) or f"Track {number + 1}"
-            tracks.append(
-                {"name": name, "melody": check_melody({**line, "tempo": clamp_tempo(line["tempo"]), "title": name})}
-            )
-        return {"tracks": tracks, "best": order.index(next(iter(of_track)))}
+            melody = check_melody({**line, "tempo": clamp_tempo(line["tempo"]), "title": name})
+            found = clean_text(self.processor.describe({**line, "file": ""}).removeprefix(": "), 400)
+            tracks.append({"name": name, "melody": melody, "found": found})
+        best = order.index(next(iter(of_track)))
+        return {"tracks": tracks, "best": best, "is_certain": bool(of_track[order[best]].get("is_lead", True))}
 
 
 class Composer(FileReader):

@@ -1,6 +1,7 @@
 """The page: tabs, controls, and what happens when they are used."""
 
 import functools
+import re
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
@@ -24,6 +25,7 @@ from actions import (
     VOICES,
     Actions,
     new_seed,
+    tempo_class,
 )
 from components import BlendPad, Dock, Header, MelodyList, MelodySlot
 from gradio.events import api
@@ -32,7 +34,8 @@ from melody import Melody, RefusedError, cut_bars
 TITLE = "Melody Space"
 FIRST_BLEND = ("Ode to Joy", "Korobeiniki", "Frère Jacques", "What Shall We Do with the Drunken Sailor")
 FIRST_TUNE = "Greensleeves"
-LINK_SETTINGS = ("count", "bars", "scale", "meter", "genre", "tempo", "voice", "temperature", "seed", "pick")
+LINK_WORDS = ("key", "scale", "time_signature", "genre", "tempo", "voice")
+LINK_COUNTS = ("count", "bars", "seed", "pick")
 TONIC_CHOICES = [("Any key", ANY), *((tonic.replace("#", "♯"), tonic) for tonic in TONICS)]
 PEOPLE_PER_WORKER = 16  # whose melodies are being made, or will be next; eight share a worker, see `engine.py`
 
@@ -175,7 +178,9 @@ class Interface:
                         genre = gr.Dropdown(genres, value=ANY, label="Genre", visible=len(genres) > 1, min_width=110)
                         voices = [("Any range", ANY), *((voice.capitalize(), voice) for voice in list(VOICES)[1:])]
                         voice = gr.Dropdown(voices, value=ANY, label="Singable by", min_width=110)
-                    temperature = gr.Slider(0.1, 2.0, 1.0, step=0.05, label="Daring", info="1 is as it learned")
+                    temperature = gr.Slider(
+                        0.1, 2.0, 1.0, step=0.05, label="Temperature", info="Daring: 1 is as it learned"
+                    )
                     with gr.Row():
                         seed = gr.Number(
                             first["melodies"][0]["origin"]["seed"],
@@ -186,10 +191,15 @@ class Interface:
                             min_width=90,
                         )
                         is_new = gr.Checkbox(True, label="New seed each time", min_width=120, container=False)
+                with gr.Accordion("More or less of something", open=False, elem_classes="mv-wishes"):
+                    attributes = [
+                        gr.Slider(-MAX_AMOUNT, MAX_AMOUNT, 0, step=0.25, label=ATTRIBUTE_NAMES.get(name, name))
+                        for name in facts["attributes"]
+                    ]
             with gr.Column(scale=2, min_width=320, elem_classes="mv-right"):
                 made = MelodyList(first, name="Make", elem_classes="mv-stage", min_height=320)
 
-        settings = [count, bars, tonic, mode, meter, genre, tempo, voice, temperature]
+        settings = [count, bars, tonic, mode, meter, genre, tempo, voice, temperature, *attributes]
 
         def make(is_new: bool, seed: int | None, *values: Any) -> tuple[int, dict]:
             seed = new_seed() if is_new or seed is None else int(seed)
@@ -217,6 +227,7 @@ class Interface:
         tempo: str,
         voice: str,
         temperature: float,
+        *attributes: float,
     ) -> dict[str, Any]:
         """Read the controls of the tab as arguments of `make`."""
         scale = ANY if tonic == ANY else f"{tonic} {mode}"
@@ -224,26 +235,30 @@ class Interface:
             "count": count,
             "bars": bars,
             "scale": scale,
-            "meter": meter,
+            "time_signature": meter,
             "genre": genre,
             "tempo": tempo,
             "voice": voice,
             "temperature": temperature,
+            "attributes": dict(zip(self.actions.facts["attributes"], attributes, strict=True)),
         }
 
     def _open_page(self, query: dict[str, str]) -> Any:
         """Set the controls as a link says, and make its melodies again; without a link, leave the page as it is."""
         actions = self.actions
-        named = {name: query[name] for name in LINK_SETTINGS if name in query}
+        known = self.actions.facts["attributes"]
+        query = {{"meter": "time_signature"}.get(name, name): text for name, text in query.items()}  # its old name
+        named = {name: query[name] for name in (*LINK_WORDS, *LINK_COUNTS, "temperature", *known) if name in query}
         if not named:
             return gr.skip()
         asked: dict[str, Any] = self._first()
         try:
-            for name, text in named.items():
-                if name in ("count", "bars", "seed", "pick"):
-                    asked[name] = int(text)
-                else:
-                    asked[name] = float(text) if name == "temperature" else text
+            numbers = {name: int(text) for name, text in named.items() if name in LINK_COUNTS}
+            asked |= numbers | {name: text for name, text in named.items() if name in LINK_WORDS}
+            asked["temperature"] = float(named.get("temperature", 1.0))
+            asked["attributes"] = {name: float(text) for name, text in named.items() if name in known}
+            if re.fullmatch(r"[\d.]+", named.get("tempo", "")):
+                asked["tempo"] = float(named["tempo"])
             pick = asked.pop("pick", 0)
             melodies = actions.make(**asked)
         except (ValueError, RefusedError) as error:
@@ -257,11 +272,12 @@ class Interface:
             settings["bars"],
             tonic,
             mode or "major",
-            settings["meter"],
+            settings["time_signature"],
             settings["genre"],
-            settings["tempo"],
+            settings["tempo"] if isinstance(settings["tempo"], str) else tempo_class(settings["tempo"]),
             settings["voice"],
             settings["temperature"],
+            *(settings.get(name, 0) for name in known),
             settings["seed"],
             False,
             {"melodies": melodies, "pick": pick if 1 <= pick <= len(melodies) else None},
@@ -337,25 +353,29 @@ class Interface:
             ]
             melody = read["tracks"][read["best"]]["melody"]
             starts = max(1, melody["bars"] - actions.max_bars + 1)
+            if not read["is_certain"]:
+                gr.Warning("No track is surely the tune: listen, and choose another if it is not this one")
             return [
                 read["tracks"],
                 gr.Row(visible=True),
                 gr.Dropdown(choices=names, value=read["best"]),
                 gr.Slider(1, max(starts, 2), 1, visible=starts > 1),
-                window(melody, 1),
+                window(read["tracks"][read["best"]], 1),
                 None,
             ]
 
-        def window(melody: Melody, first_bar: float) -> Melody:
-            return {**cut_bars(melody, int(first_bar) - 1, actions.max_bars), "chosen": []}
+        def window(track: dict, first_bar: float) -> Melody:
+            cut = cut_bars(track["melody"], int(first_bar) - 1, actions.max_bars)
+            taken = f"bars {int(first_bar)} to {int(first_bar) + cut['bars'] - 1} of these are taken"
+            return {**cut, "chosen": [], "found": f"{track['found']}; {taken}"}
 
         def take_track(tracks: list[dict], index: int) -> list[Any]:
             melody = tracks[index]["melody"]
             starts = max(1, melody["bars"] - actions.max_bars + 1)
-            return [gr.Slider(1, max(starts, 2), 1, visible=starts > 1), window(melody, 1), None]
+            return [gr.Slider(1, max(starts, 2), 1, visible=starts > 1), window(tracks[index], 1), None]
 
         def take_bar(tracks: list[dict], index: int, first_bar: float) -> list[Any]:
-            return [window(tracks[index]["melody"], first_bar), None]
+            return [window(tracks[index], first_bar), None]
 
         self._at_once(tunes.input, take_tune, tunes, slot)
         self._on(upload.upload, take_file, upload, [files, choice, track, first_bar, slot, tunes])
@@ -442,7 +462,7 @@ class Interface:
                 extend = gr.Button("Continue", variant="primary", min_width=100)
             with gr.Column(scale=1, min_width=260, elem_classes="mv-panel"):
                 count = gr.Slider(1, MAX_COUNT, 2, step=1, label="Versions")
-                temperature = gr.Slider(0.1, 2.0, 1.0, step=0.05, label="Daring")
+                temperature = gr.Slider(0.1, 2.0, 1.0, step=0.05, label="Temperature", info="Daring")
                 longest = actions.max_bars // 2
                 more = gr.Slider(1, max(longest, 2), min(4, longest), step=1, label="Bars to add")
             with gr.Column(scale=2, min_width=320, elem_classes="mv-right"):

@@ -170,6 +170,7 @@
       facts.textContent = Space.describe(melody);
       card.append(el("header", { class: "mv-card-head" }, el("span", { class: "mv-badge" }, label), playButton(() => melody, true),
         el("div", { class: "mv-words" }, title, facts)));
+      if (melody.found) card.append(el("p", { class: "mv-facts mv-found" }, melody.found));
       roll = new Space.RollView(card, { chosen: () => chosen, isBare: isSmall });
       roll.set(melody);
       if (picksBars) card.append(barPicker());

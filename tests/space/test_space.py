@@ -30,6 +30,7 @@ from hypothesis import strategies as st
 from symusic import Note, Score, Tempo, TimeSignature, Track, types
 
 from modeling.melody_line_melody_vae import TEMPO_CLASSES
+from modeling.melody_line_melody_vae import tempo_class as model_class
 from tests.builders.space_server import ATTRIBUTES, BARS, ROOT, running_space, save_model
 
 sys.path.append(str(ROOT / "space"))
@@ -37,7 +38,7 @@ sys.path.append(str(ROOT / "space"))
 import interface
 import listening
 import sound
-from actions import ANY, GRID_SIDE, MAX_FILE_BYTES, OPENING_SEEDS, PATH_POINTS, TEMPOS, Actions
+from actions import ANY, GRID_SIDE, MAX_FILE_BYTES, OPENING_SEEDS, PATH_POINTS, TEMPOS, Actions, tempo_class
 from composer import Composer
 from engine import Engine, answer
 from listening import MAX_PENDING, Ballot, ListeningTest
@@ -295,17 +296,44 @@ def test_the_page_opens_with_the_best_ranked_seeds(actions):
 
 
 def test_the_same_seed_gives_the_same_melodies(actions):
-    asked = {"count": 2, "bars": 3, "scale": "D minor", "meter": "3/4", "tempo": "fast", "voice": "alto", "seed": 5}
+    asked = {
+        "count": 2,
+        "bars": 3,
+        "scale": "D minor",
+        "time_signature": "3/4",
+        "tempo": "fast",
+        "voice": "alto",
+        "seed": 5,
+    }
     first = actions.make(**asked)
     actions._make.cache_clear()
     assert actions.make(**asked) == first
     assert [melody["title"] for melody in first] == ["Melody 1", "Melody 2"]
-    assert {**first[1]["origin"], "tab": None} == {**asked, "genre": "any", "temperature": 1.0, "pick": 2, "tab": None}
+    origin = {**asked, "key": "any", "genre": "any", "temperature": 1.0, "pick": 2, "tab": "make"}
+    assert first[1]["origin"] == origin
     for melody in first:
         assert (melody["bars"], melody["time_signature"], melody["tempo"]) == (3, "3/4", TEMPOS["fast"])
         assert {pitch % 12 for pitch in melody["pitch"]} <= {2, 4, 5, 7, 9, 10, 0}
         assert all(53 <= pitch <= 74 for pitch in melody["pitch"])
     assert [notes_of(each) for each in actions.make(**{**asked, "seed": 6})] != [notes_of(each) for each in first]
+
+
+def test_what_is_asked_for_reaches_the_model(actions, monkeypatch):
+    asked = {}
+    make = type(actions.engine).__call__
+
+    def watched(engine, action, **arguments):
+        asked.update(arguments)
+        return make(engine, action, **arguments)
+
+    monkeypatch.setattr(type(actions.engine), "__call__", watched)
+    wanted = {"key": "D minor", "tempo": 97, "attributes": {"contour": 1.5, "note_density": 0}}
+    (melody,) = actions.make(count=1, bars=2, scale="A minor pentatonic", seed=4, **wanted)
+    assert asked["conditions"] == {"key": "D minor", "tempo": "medium", "contour": 1.5}
+    assert asked["constraints"] == {"scale": "A minor pentatonic"}
+    assert melody["tempo"] == 97  # the tempo that is asked for is the melody's own
+    assert melody["origin"]["contour"] == 1.5
+    assert "note_density" not in melody["origin"]
 
 
 def test_flats_and_sharps_are_one_scale(actions):
@@ -394,6 +422,9 @@ def test_every_track_is_offered_and_the_tune_comes_first(actions):
     found = actions.read_midi(base64.b64encode(content).decode())
     assert [track["name"] for track in found["tracks"]] == ["Chords", "Sung <b>melody</b>"]
     assert found["best"] == 1
+    assert found["tracks"][1]["found"].startswith('the tune is track=2 "Sung <b>melody</b>" of 3 (lead score ')
+    assert "bars 1 to 10" in found["tracks"][1]["found"]
+    assert found["is_certain"] == (float(re.findall(r"lead score ([\d.]+)", found["tracks"][1]["found"])[0]) >= 0.8)
     assert check_melody(found["tracks"][1]["melody"])["program"] == 53
     assert notes_of(found["tracks"][1]["melody"]) == read(file_of(tune_track("alone")))
 
@@ -445,7 +476,11 @@ def test_hostile_files_get_one_line(actions, content, message):
         ({"seed": "<script>"}, "seed must be a whole number .* not <script>"),
         ({"scale": "H major"}, "unknown scale H major"),
         ({"scale": "C " + "x" * 10**6}, "unknown scale"),
-        ({"meter": "99/4"}, "unknown meter 99/4"),
+        ({"time_signature": "99/4"}, "unknown time_signature 99/4"),
+        ({"key": "D dorian"}, "unknown key D dorian: .* modes: major, minor"),
+        ({"tempo": 10**9}, "tempo must be a number from 30 to 300"),
+        ({"attributes": {"mood": 1}}, "unknown attribute mood"),
+        ({"attributes": {"contour": 9}}, "contour must be a number from -3 to 3"),
         ({"genre": {"a": 1}}, "unknown genre"),
         ({"tempo": ["fast"]}, "unknown tempo"),
         ({"voice": "__class__"}, "unknown voice"),
@@ -714,3 +749,4 @@ def test_tempos_are_those_of_the_models_classes():
         name: tempo for name, (_, _, tempo) in TEMPO_CLASSES.items()
     }
     assert TEMPOS[ANY] == TEMPOS["medium"]
+    assert all(tempo_class(tempo) == model_class(tempo) for tempo in range(30, 300))
