@@ -37,11 +37,11 @@ class OutputPage:
     def melody(self, name: str, title: str, score, bars: int | None = None) -> Item:
         """Announce NAME.mid, NAME.png and its sound, of `bars` bars if given; returns what the page shows of them."""
         from rendering.piano_roll import describe, write_piano_roll
-        from rendering.sound import WRITERS, synthesise
+        from rendering.sound import WRITERS, play
 
         def record() -> None:
             score.dump_midi(str(self.folder / f"{name}.mid"))
-            WRITERS[self.audio](self.folder / f"{name}.{self.audio}", synthesise(score))
+            WRITERS[self.audio](self.folder / f"{name}.{self.audio}", play(score))
 
         self.jobs.append(record)
         picture = self.picture(name, f"Piano roll of {title}: {describe(score)}", write_piano_roll, score, bars=bars)

@@ -1,7 +1,8 @@
-"""Melody to sound: a small additive synthesiser in numpy, so that listening needs no sound font and no binary.
+"""Melody to sound: the sampled instruments of the Space, or a small additive synthesiser where they cannot be read.
 
-The tone is a plucked electric piano: a few harmonics that fade the faster the higher they are, a 5 ms attack, a damper
-that closes within `RELEASE_SECONDS`. Partials at or above the Nyquist frequency are left out.
+The synthesiser needs nothing but numpy. Its tone is a plucked electric piano: a few harmonics that fade the faster the
+higher they are, a 5 ms attack, a damper that closes within `RELEASE_SECONDS`. Partials from the Nyquist frequency on
+are left out.
 """
 
 import wave
@@ -10,6 +11,8 @@ from typing import Any, cast
 
 import numpy as np
 from symusic.types import Score
+
+from rendering import sampler
 
 RELEASE_SECONDS = 0.25
 ATTACK_SECONDS = 0.005
@@ -45,6 +48,32 @@ def synthesise(score: Score, sample_rate: int = 22050) -> np.ndarray:
     for note in notes:
         first, last = round(note.start * sample_rate), round(note.end * sample_rate) + release
         audio[first:last] += _tone(note.pitch, note.velocity, last - first, release, sample_rate)
+    loudest = np.abs(audio).max(initial=0.0)
+    return (audio * (PEAK / loudest if loudest > 0 else 1.0)).astype(np.float32)
+
+
+def play(score: Score, sample_rate: int = 22050) -> np.ndarray:
+    """Play a score on the instruments that it names, as the Space does; by [`synthesise`] without soundfile.
+
+    Args:
+        score: As for [`synthesise`].
+        sample_rate: In hertz.
+
+    Returns:
+        As [`synthesise`].
+    """
+    if not sampler.is_available():
+        return synthesise(score, sample_rate)
+    seconds = cast(Any, score).to("second")  # symusic's stubs do not know the method
+    notes = [
+        sampler.Sounding(note.start, note.end - note.start, note.pitch, track.program, note.velocity / 100)
+        for track in seconds.tracks
+        if not track.is_drum
+        for note in track.notes
+    ]
+    release, end = round(RELEASE_SECONDS * sample_rate), max((note.start + note.duration for note in notes), default=0)
+    audio = sampler.play(notes, (round(end * sample_rate) + release) / sample_rate, sample_rate)
+    audio[-release:] *= 0.5 + 0.5 * np.cos(np.pi * np.arange(1, release + 1) / release)
     loudest = np.abs(audio).max(initial=0.0)
     return (audio * (PEAK / loudest if loudest > 0 else 1.0)).astype(np.float32)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import Engine
+from harmony import harmonize
 from listening import Ballot, ListeningTest
 from melody import (
     TEMPO_RANGE,
@@ -27,6 +28,7 @@ from melody import (
     file_name,
     to_midi,
 )
+from notation import to_abc, to_musicxml
 from originality import judge, load_index
 from ranking import Ranking
 
@@ -241,7 +243,7 @@ class Actions:
         count = int(check_number("count", count, 1, MAX_COUNT, whole=True))
         seed = int(check_number("seed", seed, 0, MAX_SEED, whole=True))
         made = self.engine("change", melody=source, amounts=checked, similarity=similarity, count=count, seed=seed)
-        return self._entitle(made, f"{source['title']}, changed", {"tab": "change", "seed": seed})
+        return self._entitle(made, source, "changed", {"tab": "change", "seed": seed})
 
     def blend(self, melodies: list[dict]) -> list[dict]:
         """Find melodies between two or four: a path of 9, or a square of 7 by 7, row by row.
@@ -263,7 +265,7 @@ class Actions:
         size = PATH_POINTS if len(ends) == 2 else GRID_SIDE
         made = self.engine("blend", melodies=ends, size=size)
         corners = (0, size - 1) if len(ends) == 2 else (0, size - 1, size * (size - 1), size * size - 1)
-        blends = self._entitle(made, "Blend", {"tab": "blend"})
+        blends = self._entitle(made, {"title": "Blend"}, "", {"tab": "blend"})
         for place, end in zip(corners, ends, strict=True):
             blends[place] = {**end, "origin": {"tab": "blend"}}
         return blends
@@ -286,7 +288,7 @@ class Actions:
         source = self._on_grid(melody)
         bars = int(check_number("bars", bars, 1, self.max_bars // 2, whole=True))
         made = self.engine("extend", melody=source, bars=bars, **self._draws(count, seed, temperature))
-        return self._entitle(made, f"{source['title']}, continued", {"tab": "extend", "seed": seed})
+        return self._entitle(made, source, "continued", {"tab": "extend", "seed": seed})
 
     def fill(
         self, melody: dict, bars: list[int], count: int = 2, seed: int = 0, temperature: float = 1.0
@@ -312,7 +314,7 @@ class Actions:
         made = self.engine(
             "fill", melody=source, bars=[bar - 1 for bar in chosen], **self._draws(count, seed, temperature)
         )
-        return self._entitle(made, f"{source['title']}, filled", {"tab": "fill", "seed": seed})
+        return self._entitle(made, source, "filled", {"tab": "fill", "seed": seed})
 
     def read_midi(self, midi_base64: str) -> dict:
         """Read the tunes of a MIDI file.
@@ -324,20 +326,37 @@ class Actions:
             tracks, each with name, melody and found (a sentence: which track and bars, and how sure it is the tune);
             best, the index of the likeliest tune; and is_certain, whether it is likely enough to be taken for it.
         """
+        return self.read_midi_bytes(self._decode(midi_base64))
+
+    def _decode(self, midi_base64: Any) -> bytes:
+        """Read a file from base64."""
         text = str(midi_base64)
         if len(text) > MAX_FILE_BYTES * 4 // 3 + 4:
             raise RefusedError(f"A MIDI file has at most {MAX_FILE_BYTES // 2**20} MB here")
         try:
-            content = base64.b64decode(text, validate=True)
+            return base64.b64decode(text, validate=True)
         except ValueError as error:
             raise RefusedError("midi_base64 is not base64") from error
-        return self.read_midi_bytes(content)
 
     def read_midi_bytes(self, content: bytes) -> dict[str, Any]:
         """Read the tunes of a MIDI file, see `read_midi`."""
         if len(content) > MAX_FILE_BYTES:
             raise RefusedError(f"A MIDI file has at most {MAX_FILE_BYTES // 2**20} MB here")
         return self.engine("read_midi", content=content)
+
+    def put_back(self, melody: dict, midi_base64: str) -> dict:
+        """Put a melody back into the MIDI file that it came from: in its track, at its place, all else as it is.
+
+        Args:
+            melody: With the place that read_midi gave it; change, fill and extend keep it.
+            midi_base64: The file, at most 2 MB, in base64.
+
+        Returns:
+            name, and base64, the file.
+        """
+        checked = check_melody(melody)
+        content = self._decode(midi_base64)
+        return as_file(checked, "mid", self.engine("put_back", content=content, melody=checked))
 
     def tune(self, title: str = "Ode to Joy") -> dict:
         """Give one of the public-domain tunes that come with the Space.
@@ -352,33 +371,64 @@ class Actions:
             raise RefusedError(f"no tune called {clean_text(title, 40)}; there are {', '.join(self.tunes)}")
         return dict(self.tunes[title])
 
-    def midi(self, melody: dict) -> dict:
-        """Write a melody as a MIDI file.
+    def harmonize(self, melody: dict) -> dict:
+        """Find the key and the chords of a melody, and write an accompaniment.
 
         Args:
             melody: As the other endpoints return it.
 
         Returns:
+            key, such as "D minor"; chords, one for each bar; and the accompaniment's pitch, start and duration.
+        """
+        return harmonize(check_melody(melody))
+
+    def midi(self, melody: dict, chords: bool = False) -> dict:
+        """Write a melody as a MIDI file.
+
+        Args:
+            melody: As the other endpoints return it.
+            chords: Whether to add the accompaniment of harmonize, as a second track.
+
+        Returns:
             name, and base64, the file.
         """
         checked = check_melody(melody)
-        return {"name": file_name(checked, "mid"), "base64": base64.b64encode(to_midi(checked)).decode()}
+        return as_file(checked, "mid", to_midi(checked, harmonize(checked) if chords else None))
 
-    def wav(self, melody: dict) -> dict:
+    def wav(self, melody: dict, chords: bool = False) -> dict:
         """Play a melody into a WAV file.
 
         Args:
             melody: As the other endpoints return it; its program chooses the instrument.
+            chords: Whether to play the accompaniment of harmonize, too.
 
         Returns:
             name, and base64, the file: 16 bits, mono.
         """
         checked = check_melody(melody)
         check_length(checked)
-        return {
-            "name": file_name(checked, "wav"),
-            "base64": base64.b64encode(self.engine("wav", melody=checked)).decode(),
-        }
+        under = harmonize(checked) if chords else None
+        return as_file(checked, "wav", self.engine("wav", melody=checked, accompaniment=under))
+
+    def sheet(self, melody: dict, form: str = "musicxml", chords: bool = False) -> dict:
+        """Write a melody as sheet music.
+
+        Args:
+            melody: As the other endpoints return it.
+            form: "musicxml" or "abc".
+            chords: Whether to name the chords of harmonize above the staff.
+
+        Returns:
+            name, and base64, the file.
+        """
+        checked = check_melody(melody)
+        if form not in ("musicxml", "abc"):
+            raise RefusedError(f"unknown form {clean_text(form, 24)}; there is musicxml, abc")
+        found = harmonize(checked)
+        names = found["chords"] if chords else None
+        if form == "abc":
+            return as_file(checked, "abc", to_abc(checked, found["key"], names).encode())
+        return as_file(checked, "musicxml", to_musicxml(checked, found["key"], names))
 
     def about(self) -> dict:
         """Say what the model is and what it can be asked for.
@@ -460,11 +510,17 @@ class Actions:
         """Say how original a melody is, where there is an index to ask."""
         return melody if self.index is None else {**melody, "originality": judge(self.index, melody)}
 
-    def _entitle(self, melodies: Sequence[Melody], title: str, origin: dict[str, Any]) -> list[Melody]:
-        """Name what was made, and number it where there are several."""
-        title = clean_text(title)
+    def _entitle(self, melodies: Sequence[Melody], source: Melody, how: str, origin: dict[str, Any]) -> list[Melody]:
+        """Name what was made of a melody, number it where there are several, and keep its place in a file."""
+        title = clean_text(f"{source['title']}, {how}" if how else source["title"])
+        place = {"place": source["place"]} if "place" in source else {}
         return [
-            {**self._judged(melody), "title": f"{title} {number}" if len(melodies) > 1 else title, "origin": origin}
+            {
+                **self._judged(melody),
+                **place,
+                "title": f"{title} {number}" if len(melodies) > 1 else title,
+                "origin": origin,
+            }
             for number, melody in enumerate(melodies, start=1)
         ]
 
@@ -507,6 +563,11 @@ class Actions:
             )
         place = TONICS.index(match[1]) + {"": 0, "#": 1, "♯": 1, "b": -1, "♭": -1}[match[2]]
         return f"{TONICS[place % 12]} {match[3]}"
+
+
+def as_file(melody: Melody, suffix: str, content: bytes) -> dict[str, str]:
+    """Return a file as it travels: its name and its content in base64."""
+    return {"name": file_name(melody, suffix), "base64": base64.b64encode(content).decode()}
 
 
 def tempo_class(quarters_per_minute: float) -> str:

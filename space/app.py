@@ -48,6 +48,7 @@ def main() -> int:
 
     from actions import MAX_FILE_BYTES, Actions
     from components import STATIC, page_head
+    from gradio import set_static_paths
     from interface import Interface
     from look import theme
 
@@ -58,6 +59,7 @@ def main() -> int:
         print(refusal, file=sys.stderr)
         engine.close()
         return 2
+    set_static_paths([STATIC / "vendor", STATIC / "instruments"])  # which the page fetches when they are needed
     interface = Interface(actions, engine.workers)
     demo = interface.build()
     try:

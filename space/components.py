@@ -10,15 +10,18 @@ import gradio as gr
 from look import font_faces
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("player.js", "roll.js", "melody.js", "stage.js", "dock.js")
+SCRIPTS = ("player.js", "roll.js", "melody.js", "sheet.js", "stage.js", "dock.js")
 
 
 def page_head() -> str:
     """Write what the page's head needs: the scripts and the font, all inline, so that nothing is fetched elsewhere."""
     instruments = json.dumps(json.loads((STATIC / "instruments.json").read_text(encoding="utf-8")))
-    scripts = [f"window.MelodySpace = {{ instruments: {instruments} }};"]
+    samples = (STATIC / "instruments/samples.json").read_text(encoding="utf-8")
+    folder = json.dumps(f"gradio_api/file={STATIC.as_posix()}/")
+    scripts = [f"window.MelodySpace = {{ instruments: {instruments}, samples: {samples}, files: {folder} }};"]
     scripts += [(STATIC / name).read_text(encoding="utf-8") for name in SCRIPTS]
-    return f"<style>{font_faces()}</style><script>{''.join(scripts)}</script>"
+    print_style = (STATIC / "print.css").read_text(encoding="utf-8")  # gradio leaves such rules out of its style sheet
+    return f"<style>{font_faces()}{print_style}</style><script>{''.join(scripts)}</script>"
 
 
 class _Component(gr.HTML):
@@ -96,7 +99,7 @@ class Dock(_Component):
     """The player's controls, undo and history, at the foot of the page.
 
     Args:
-        files: Functions of the server that the page calls for files: `midi_file` and `wav_file`.
+        files: Functions of the server that the page calls: `midi`, `wav`, `sheet` and `harmonize`.
     """
 
     def __init__(self, files: list[Callable] | None = None, **kwargs: Any):

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from melody import MAX_BARS, MAX_NOTES, Melody, RefusedError, append, check_melody, clamp_tempo, clean_text, cut_bars
+from song import find_place, put_back
 from sound import to_wav
 from transformers import AutoModel, AutoProcessor
 
@@ -83,9 +84,15 @@ class FileReader:
             name = clean_text(line["track_name"]) or f"Track {number + 1}"
             melody = check_melody({**line, "tempo": clamp_tempo(line["tempo"]), "title": name})
             found = clean_text(self.processor.describe({**line, "file": ""}).removeprefix(": "), 400)
+            if place := find_place(content, melody):
+                melody["place"] = place
             tracks.append({"name": name, "melody": melody, "found": found})
         best = order.index(next(iter(of_track)))
         return {"tracks": tracks, "best": best, "is_certain": bool(of_track[order[best]].get("is_lead", True))}
+
+    def put_back(self, content: bytes, melody: Melody) -> bytes:
+        """Put a melody back into the MIDI file that it came from, see [`song.put_back`]."""
+        return put_back(content, melody)
 
 
 class Composer(FileReader):

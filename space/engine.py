@@ -26,7 +26,8 @@ MOST_TOGETHER = 32  # melodies; more cost as much each, and keep the first of th
 GATHERING_SECONDS = 0.15  # for which the first waits for others
 PATIENCE_SECONDS = 5.0  # with a worker that is busy when the server ends
 DEADLINE_SECONDS = 60.0  # for a request, once it is worked on
-WITHOUT_MODEL = {"read_midi": 20.0, "wav": 30.0}  # actions of the worker that has no model, and their deadlines
+# Actions of the worker that has no model, and their deadlines in seconds.
+WITHOUT_MODEL = {"read_midi": 20.0, "wav": 30.0, "put_back": 20.0}
 TOO_LONG = "This took too long and was stopped. Ask for less, or bring a smaller file."
 DIED = "This could not be finished; the worker has been restarted. Please try again."
 CLOSING = "The server is shutting down."

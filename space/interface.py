@@ -1,6 +1,7 @@
 """The page: tabs, controls, and what happens when they are used."""
 
 import functools
+import inspect
 import re
 from collections.abc import Callable
 from html import escape
@@ -54,16 +55,20 @@ def friendly(function: Callable) -> Callable:
     return wrapped
 
 
-def file_function(name: str, write: Callable[[dict], dict]) -> Callable:
-    """Make a function of the server that the page calls for a file; a refusal comes back as text."""
+def page_function(action: Callable[..., dict]) -> Callable:
+    """Make a function of the server that the page calls with an action's arguments; a refusal comes back as text."""
 
-    def answer(melody: dict) -> dict:
+    def answer(arguments: list) -> dict:
         try:
-            return write(melody)
+            inspect.signature(action).bind(*arguments)
+        except TypeError as error:  # a stranger's arguments, more or fewer than there are
+            return {"error": f"{action.__name__}: {error}"}
+        try:
+            return action(*arguments)
         except RefusedError as refusal:
             return {"error": str(refusal)}
 
-    answer.__name__ = name
+    answer.__name__ = action.__name__
     return answer
 
 
@@ -116,7 +121,8 @@ class Interface:
                     self._listen_tab()
                 with self._tab("About", "about"):
                     gr.Markdown(about_text(actions), elem_classes="mv-about")
-            Dock([file_function("midi_file", actions.midi), file_function("wav_file", actions.wav)])
+            at_once = (actions.midi, actions.wav, actions.sheet, actions.harmonize, actions.put_back)
+            Dock([page_function(action) for action in at_once])
         demo.queue(default_concurrency_limit=self.workers, max_size=200)
         return demo
 
@@ -130,9 +136,10 @@ class Interface:
             api(friendly(action), api_name=action.__name__, **self.together)
         for action in (actions.change, actions.blend, actions.extend, actions.fill):
             api(friendly(action), api_name=action.__name__, **self.one_each)
-        for action in (actions.read_midi, actions.wav):
+        for action in (actions.read_midi, actions.wav, actions.put_back):
             api(friendly(action), api_name=action.__name__, **self.without_model)
-        for action in (actions.tune, actions.midi, actions.about, actions.listening_vote):
+        at_once = (actions.tune, actions.harmonize, actions.midi, actions.sheet, actions.about, actions.listening_vote)
+        for action in at_once:
             api(friendly(action), api_name=action.__name__, concurrency_limit=self.workers)
 
     def _on(self, event: Callable, function: Callable, inputs: Any, outputs: Any, **kwargs: Any) -> Any:

@@ -10,7 +10,7 @@ import math
 import re
 from typing import Any
 
-from symusic import Note, Score, Tempo, TimeSignature, Track
+from symusic import Note, Score, Tempo, TextMeta, TimeSignature, Track
 
 Melody = dict[str, Any]
 
@@ -92,6 +92,23 @@ def check_melody(value: Any, name: str = "The melody") -> Melody:
         "bars": int(bars),
         "tempo": check_number("tempo", value.get("tempo", 120.0), *TEMPO_RANGE),
         "program": int(check_number("program", value.get("program", 0), 0, 127, whole=True)),
+        **({"place": check_place(value["place"])} if value.get("place") else {}),
+    }
+
+
+def check_place(place: Any) -> dict[str, Any]:
+    """Return a place in a MIDI file, see `song.find_place`.
+
+    Raises:
+        RefusedError: If it is none.
+    """
+    if not isinstance(place, dict) or not re.fullmatch(r"[0-9a-f]{32}", str(place.get("file"))):
+        raise RefusedError("place must be as read_midi gives it")
+    limits = {"chunk": 65535, "channel": 15, "tick": 2**31}
+    return {
+        "file": place["file"],
+        **{name: int(check_number(name, place.get(name), 0, most, whole=True)) for name, most in limits.items()},
+        "ticks_per_bar": check_number("ticks_per_bar", place.get("ticks_per_bar"), 1, 10**7),
     }
 
 
@@ -100,13 +117,23 @@ def steps_per_bar(melody: Melody) -> int:
     return int(melody["time_signature"].split("/")[0]) * melody["steps_per_beat"]
 
 
+def pulse_of(melody: Melody) -> int:
+    """Grid steps of the beat that is felt: 6/8 is felt in dotted quarters."""
+    numerator, denominator = map(int, melody["time_signature"].split("/"))
+    return melody["steps_per_beat"] * (3 if denominator >= 8 and numerator % 3 == 0 else 1)
+
+
 def cut_bars(melody: Melody, first_bar: int, bars: int) -> Melody:
     """Cut bars out of a melody; notes that began earlier are left out, the last one ends with the last bar."""
     bar = steps_per_bar(melody)
     low, high = (min(edge, melody["bars"]) * bar for edge in (first_bar, first_bar + bars))
     kept = [index for index, start in enumerate(melody["start"]) if low <= start < high]
+    place = melody.get("place")
+    if place:
+        place = {**place, "tick": round(place["tick"] + low // bar * place["ticks_per_bar"])}
     return {
         **melody,
+        **({"place": place} if place else {}),
         "pitch": [melody["pitch"][index] for index in kept],
         "start": [melody["start"][index] - low for index in kept],
         "duration": [min(melody["duration"][index], high - melody["start"][index]) for index in kept],
@@ -137,17 +164,29 @@ def seconds_per_step(melody: Melody) -> float:
     return 60 / melody["tempo"] * 4 / (denominator * melody["steps_per_beat"])
 
 
-def to_midi(melody: Melody) -> bytes:
-    """Write a melody as a MIDI file of one track; notes, meter, tempo and instrument are the melody's."""
+def to_midi(melody: Melody, accompaniment: dict[str, Any] | None = None) -> bytes:
+    """Write a melody as a MIDI file; notes, meter, tempo and instrument are the melody's.
+
+    Args:
+        melody: The first track.
+        accompaniment: The second, as `harmony.harmonize` gives it; its chords are markers, too.
+    """
     numerator, denominator = map(int, melody["time_signature"].split("/"))
     ticks_per_step = TICKS_PER_QUARTER * 4 // (denominator * melody["steps_per_beat"])
     score = Score(TICKS_PER_QUARTER)
     score.time_signatures.append(TimeSignature(0, numerator, denominator))
     score.tempos.append(Tempo(0, qpm=melody["tempo"]))
-    track = Track(name=melody["title"], program=melody["program"])
-    for pitch, start, duration in zip(melody["pitch"], melody["start"], melody["duration"], strict=True):
-        track.notes.append(Note(start * ticks_per_step, duration * ticks_per_step, pitch, 100))
-    score.tracks.append(track)
+    played = [(melody, melody["title"], melody["program"], 100)]
+    if accompaniment:
+        played.append((accompaniment, "Chords", 0, 56))
+        bar = steps_per_bar(melody) * ticks_per_step
+        for index, chord in enumerate(accompaniment["chords"]):
+            score.markers.append(TextMeta(index * bar, chord))
+    for part, name, program, velocity in played:
+        track = Track(name=name, program=program)
+        for pitch, start, duration in zip(part["pitch"], part["start"], part["duration"], strict=True):
+            track.notes.append(Note(start * ticks_per_step, duration * ticks_per_step, pitch, velocity))
+        score.tracks.append(track)
     return score.dumps_midi()
 
 

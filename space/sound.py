@@ -1,25 +1,21 @@
-"""A melody as WAV: by FluidSynth where it and a sound font are installed, else by a synthesiser like the page's own.
+"""A melody as WAV, played by the page's own instruments: the samples where soundfile is installed, else oscillators.
 
-`static/instruments.json` holds the tones of both: partials, and an envelope that rises in a straight line, falls
-towards `sustain` with the time constant `decay`, and towards silence with a quarter of `release`, all in seconds.
+`static/instruments.json` holds the tones of the oscillators, in the browser too: partials, and an envelope that rises
+in a straight line, falls towards `sustain` with the time constant `decay`, and towards silence with a quarter of
+`release`, all in seconds.
 """
 
 import io
 import json
-import os
-import threading
 import wave
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sampler
 from melody import Melody, RefusedError, seconds_per_step
-
-try:
-    import fluidsynth  # pyright: ignore[reportMissingImports] - optional; needs libfluidsynth, which Debian has
-except (ImportError, OSError):
-    fluidsynth = None
+from sampler import Sounding
 
 SAMPLE_RATE = 32000
 MAX_SECONDS = 300
@@ -30,8 +26,8 @@ VIBRATO_SEMITONES = 0.12
 INSTRUMENTS: list[dict[str, Any]] = json.loads(
     (Path(__file__).parent / "static/instruments.json").read_text(encoding="utf-8")
 )
-SOUND_FONTS = ("/usr/share/sounds/sf2", "/usr/share/sounds/sf3")
-_lock = threading.Lock()  # a FluidSynth is one instrument
+ACCOMPANIMENT_PROGRAM = 0
+ACCOMPANIMENT_LEVEL = 0.4  # of the melody's
 
 
 def instrument_of(program: int) -> dict[str, Any]:
@@ -41,18 +37,20 @@ def instrument_of(program: int) -> dict[str, Any]:
     return (exact or [families.get(program // 8, INSTRUMENTS[0])])[0]
 
 
-@lru_cache
-def sound_font() -> str | None:
-    """Find a sound font: the file that `SOUNDFONT` names, else the smallest that the system has."""
-    named = os.environ.get("SOUNDFONT")
-    if named:
-        return named
-    files = [file for folder in SOUND_FONTS for file in Path(folder).glob("*.sf[23]")]
-    return str(min(files, key=lambda file: file.stat().st_size)) if files else None
+def parts(melody: Melody, accompaniment: dict[str, Any] | None = None) -> list[Sounding]:
+    """List the notes of a melody and of the chords under it, in seconds."""
+    step = seconds_per_step(melody)
+    played = [(melody, melody["program"], 1.0)]
+    played += [(accompaniment, ACCOMPANIMENT_PROGRAM, ACCOMPANIMENT_LEVEL)] if accompaniment else []
+    return [
+        Sounding(start * step, duration * step, pitch, program, level)
+        for part, program, level in played
+        for pitch, start, duration in zip(part["pitch"], part["start"], part["duration"], strict=True)
+    ]
 
 
-def to_wav(melody: Melody) -> bytes:
-    """Play a melody.
+def to_wav(melody: Melody, accompaniment: dict[str, Any] | None = None) -> bytes:
+    """Play a melody, and the chords under it where they are given.
 
     Returns:
         A WAV file, 16 bits, mono.
@@ -60,11 +58,10 @@ def to_wav(melody: Melody) -> bytes:
     Raises:
         RefusedError: If it would last longer than `MAX_SECONDS`.
     """
-    last = max(start + duration for start, duration in zip(melody["start"], melody["duration"], strict=True))
-    if last * seconds_per_step(melody) > MAX_SECONDS:
+    notes = parts(melody, accompaniment)
+    if max(note.start + note.duration for note in notes) > MAX_SECONDS:
         raise RefusedError(f"This melody lasts longer than {MAX_SECONDS // 60} minutes: raise the tempo or cut it")
-    font = sound_font() if fluidsynth else None
-    audio = play_sound_font(melody, font) if font else synthesise(melody)
+    audio = play(notes)
     content = io.BytesIO()
     with wave.open(content, "wb") as file:
         file.setnchannels(1)
@@ -74,25 +71,26 @@ def to_wav(melody: Melody) -> bytes:
     return content.getvalue()
 
 
-def synthesise(melody: Melody) -> np.ndarray:
-    """Play a melody by adding sines, with a short echo.
-
-    Returns:
-        Mono float of shape (samples,), peak `PEAK`.
-    """
-    tone = instrument_of(melody["program"])
-    step = seconds_per_step(melody) * SAMPLE_RATE
-    tail = round((tone["release"] + ECHO_SECONDS) * SAMPLE_RATE)
-    notes = list(zip(melody["pitch"], melody["start"], melody["duration"], strict=True))
-    audio = np.zeros(round(max(start + duration for _, start, duration in notes) * step) + tail)
-    for pitch, start, duration in notes:
-        first, samples = round(start * step), round(duration * step)
-        sound = _note(tone, pitch, samples)
-        audio[first : first + len(sound)] += sound
+def play(notes: list[Sounding]) -> np.ndarray:
+    """Play notes with a short echo; mono float of shape (samples,), peak `PEAK`."""
+    seconds = max(note.start + note.duration for note in notes) + ECHO_SECONDS
+    audio = sampler.play(notes, seconds, SAMPLE_RATE) if sampler.is_available() else oscillate(notes, seconds)
     size = 1 << (len(audio) + _echo().size - 1).bit_length()
     spectrum = np.fft.rfft(audio, size) * (1 + np.fft.rfft(_echo(), size))
     audio = np.fft.irfft(spectrum, size)[: len(audio)]
+    fade = round(0.05 * SAMPLE_RATE)
+    audio[-fade:] *= np.linspace(1, 0, fade)
     return audio * (PEAK / max(np.abs(audio).max(), 1e-9))
+
+
+def oscillate(notes: list[Sounding], seconds: float) -> np.ndarray:
+    """Play notes by adding sines; mono float of shape (samples,)."""
+    audio = np.zeros(round(seconds * SAMPLE_RATE))
+    for note in notes:
+        first = round(note.start * SAMPLE_RATE)
+        sound = _note(instrument_of(note.program), note.pitch, round(note.duration * SAMPLE_RATE))[: len(audio) - first]
+        audio[first : first + len(sound)] += note.level * sound
+    return audio
 
 
 def _note(tone: dict[str, Any], pitch: int, samples: int) -> np.ndarray:
@@ -124,38 +122,3 @@ def _echo() -> np.ndarray:
     noise = np.random.default_rng(0).standard_normal(samples)
     noise *= np.exp(-6 * np.arange(samples) / samples) / np.sqrt(samples / 12)
     return ECHO_LEVEL * noise
-
-
-def play_sound_font(melody: Melody, font: str) -> np.ndarray:
-    """Play a melody by FluidSynth; mono float of shape (samples,), peak `PEAK`."""
-    step = seconds_per_step(melody) * SAMPLE_RATE
-    events = []
-    for pitch, start, duration in zip(melody["pitch"], melody["start"], melody["duration"], strict=True):
-        events += [(round(start * step), 1, pitch), (round((start + duration) * step), 0, pitch)]
-    with _lock:
-        synth, font_id = _fluid_synth(font)
-        synth.system_reset()
-        synth.program_select(0, font_id, 0, melody["program"])
-        parts, now = [], 0
-        for at, is_on, pitch in sorted(events):
-            parts.append(synth.get_samples(at - now))
-            now = at
-            if is_on:
-                synth.noteon(0, pitch, 100)
-            else:
-                synth.noteoff(0, pitch)
-        parts.append(synth.get_samples(round(1.5 * SAMPLE_RATE)))
-    stereo = np.concatenate([np.asarray(part, dtype=float) for part in parts]).reshape(-1, 2)
-    audio = stereo.mean(1)
-    return audio * (PEAK / max(np.abs(audio).max(), 1e-9))
-
-
-@lru_cache
-def _fluid_synth(font: str) -> tuple[Any, int]:
-    """Load a sound font once."""
-    assert fluidsynth is not None
-    synth = fluidsynth.Synth(samplerate=float(SAMPLE_RATE), gain=0.6)
-    font_id = synth.sfload(font)
-    if font_id < 0:
-        raise RefusedError("The sound font of this server cannot be read")
-    return synth, font_id

@@ -14,6 +14,9 @@
     const tempo = el("input", { type: "number", min: "30", max: "300", step: "1", id: "mv-tempo", class: "mv-tempo" });
     const tone = el("select", { id: "mv-instrument", class: "mv-instrument" },
       ...Space.instruments.map((each) => el("option", { value: String(each.program) }, each.name)));
+    const chords = el("button", { type: "button", class: "mv-tool mv-chords", "aria-pressed": "false", title: "An accompaniment, heard, drawn and in the files" }, "Chords");
+    chords.addEventListener("click", () => Space.setChords(!Space.hasChords));
+    document.addEventListener("mv-chords", () => chords.setAttribute("aria-pressed", String(Space.hasChords)));
     const undo = el("button", { type: "button", class: "mv-tool", "aria-label": "Undo", title: "Undo (Ctrl+Z)", onclick: Space.undo }, Space.icon("undo"));
     const history = el("button", { type: "button", class: "mv-tool mv-history-button", "aria-label": "History", title: "History of this session", "aria-haspopup": "dialog" }, Space.icon("history"));
     const count = el("span", { class: "mv-count", "aria-hidden": "true" });
@@ -23,7 +26,7 @@
       el("div", { class: "mv-dock-tools" },
         el("label", { class: "mv-field", for: "mv-tempo" }, el("span", {}, "bpm"), tempo),
         el("label", { class: "mv-field", for: "mv-instrument" }, el("span", { class: "mv-hidden" }, "Instrument"), tone),
-        loop, undo, history));
+        chords, loop, undo, history));
 
     const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
     const showTime = () => {

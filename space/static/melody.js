@@ -105,18 +105,77 @@
   const plain = (melody) => {
     const { title, pitch, start, duration, bars, tempo, program } = melody;
     return { title, pitch, start, duration, bars, tempo, program, time_signature: melody.time_signature,
-      steps_per_beat: melody.steps_per_beat };
+      steps_per_beat: melody.steps_per_beat, ...(melody.place ? { place: melody.place } : {}) };
   };
   Space.download = async (melody, kind) => {
     if (kind === "png") {
       const stem = melody.title.toLowerCase().replaceAll(/[^a-z0-9]+/g, "-").replaceAll(/^-|-$/g, "");
       return save(await Space.toPng(melody), `${stem || "melody"}.png`);
     }
+    const file = await Space.file(melody, kind);
+    const types = { midi: "audio/midi", wav: "audio/wav", abc: "text/vnd.abc", musicxml: "application/vnd.recordare.musicxml+xml" };
+    if (file) save(new Blob([file.bytes], { type: types[kind] }), file.name);
+  };
+
+  // The visitor's own MIDI files stay in the page, so that a melody can go back into its own.
+  const songs = [];
+  document.addEventListener("change", (event) => {
+    if (event.target.type !== "file") return;
+    for (const file of event.target.files) songs.unshift(file);
+    songs.splice(4);
+  }, true);
+  const base64 = (content) => {
+    const bytes = new Uint8Array(content);
+    let text = "";
+    for (let at = 0; at < bytes.length; at += 32768) text += String.fromCharCode(...bytes.subarray(at, at + 32768));
+    return btoa(text);
+  };
+  Space.canReturn = (melody) => Boolean(melody.place && songs.length);
+  Space.putBack = async (melody) => {
     const server = await Space.server;
-    const file = await server[kind === "midi" ? "midi_file" : "wav_file"](plain(melody)).catch(() => ({}));
-    if (!file.base64) return Space.toast(file.error || "The server does not answer: try again", true);
-    const bytes = Uint8Array.from(atob(file.base64), (each) => each.charCodeAt(0));
-    save(new Blob([bytes], { type: kind === "midi" ? "audio/midi" : "audio/wav" }), file.name);
+    let answer = {};
+    for (const song of songs) {
+      answer = await server.put_back([plain(melody), base64(await song.arrayBuffer())]).catch(() => ({}));
+      if (!answer.base64) continue;
+      const bytes = Uint8Array.from(atob(answer.base64), (each) => each.charCodeAt(0));
+      return save(new Blob([bytes], { type: "audio/midi" }), `${song.name.replace(/\.midi?$/i, "")}-new.mid`);
+    }
+    Space.toast(answer.error || "The server does not answer: try again", true);
+  };
+
+  // A file that the server writes, with chords where they are on; null if it says why not.
+  Space.file = async (melody, kind) => {
+    const server = await Space.server;
+    const isSheet = kind === "abc" || kind === "musicxml";
+    const asked = [plain(melody), ...(isSheet ? [kind] : []), Space.hasChords];
+    const file = await server[isSheet ? "sheet" : kind](asked).catch(() => ({}));
+    if (!file.base64) return Space.toast(file.error || "The server does not answer: try again", true), null;
+    return { name: file.name, bytes: Uint8Array.from(atob(file.base64), (each) => each.charCodeAt(0)) };
+  };
+
+  // Chords under melodies: the server finds them, once for each melody as it is now.
+  Space.hasChords = false;
+  const chords = new Map();
+  Space.chordsOf = (melody) => {
+    if (!Space.hasChords || !melody?.pitch.length) return null;
+    const code = Space.toCode({ ...melody, tempo: 120, program: 0 });
+    if (!chords.has(code)) {
+      chords.set(code, null);
+      Space.server.then((server) => server.harmonize([plain(melody)])).then((found) => {
+        if (found.error) return;
+        chords.set(code, found);
+        Space.redraw();
+        if (Space.player.isPlaying && Space.player.melody === melody) Space.player.refresh();
+        else Space.player.announce();
+      }).catch(() => chords.delete(code));
+    }
+    return chords.get(code);
+  };
+  Space.setChords = (isOn) => {
+    Space.hasChords = isOn;
+    Space.redraw();
+    document.dispatchEvent(new Event("mv-chords"));
+    Space.player.refresh();
   };
 
   // The dock hands over the functions of the server when it is there.

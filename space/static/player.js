@@ -1,4 +1,6 @@
 // Sound: one player for the whole page, WebAudio only. Times are grid steps of the melody that plays.
+// The samples are those of the server's WAV files, played by the same rules (rendering/sampler.py); until they have
+// come, and where they cannot be read, oscillators stand in.
 (() => {
   const Space = (window.MelodySpace = window.MelodySpace || {});
   const AHEAD_SECONDS = 0.15; // how far notes are scheduled ahead
@@ -6,6 +8,9 @@
   const ECHO_SECONDS = 1.1;
   const ECHO_LEVEL = 0.16;
   const VIBRATO_CENTS = 12;
+  const DECAY_DECIBELS = 100;
+  const RELEASE_FALL = Math.log(1000); // 60 dB
+  const ACCOMPANIMENT = { program: 0, level: 0.4 }; // piano, and how loud beside the melody
 
   Space.secondsPerStep = (melody) => {
     const denominator = Number(melody.time_signature.split("/")[1]);
@@ -26,6 +31,8 @@
       this.isPlaying = false;
       this.loop = false;
       this.waves = new Map();
+      this.sounds = new Map(); // the samples of a program, when they have come
+      this.loading = new Map();
     }
 
     // Browsers allow sound after a first touch only, so the context is made by it.
@@ -58,7 +65,50 @@
       return this.waves.get(instrument.name);
     }
 
-    voice(pitch, when, seconds, program, bus) {
+    // Fetch the samples of a program once; resolves when they are there, or will not be.
+    async load(program) {
+      const own = Space.instrumentOf(program).program;
+      if (!this.loading.has(own)) {
+        const come = fetch(`${Space.files}instruments/${own}.flac`)
+          .then((answer) => (answer.ok ? answer.arrayBuffer() : Promise.reject(new Error("no samples"))))
+          .then((content) => this.context.decodeAudioData(content))
+          .then((sound) => this.sounds.set(own, sound))
+          .catch(() => {}); // the oscillators go on
+        this.loading.set(own, come);
+      }
+      await this.loading.get(own);
+    }
+
+    voice(pitch, when, seconds, program, bus, loudness = 1) {
+      const own = Space.instrumentOf(program).program;
+      const sound = this.sounds.get(own);
+      if (sound) this.sample(sound, Space.samples[own], pitch, when, seconds, bus, loudness);
+      else this.oscillate(pitch, when, seconds, program, bus, loudness);
+    }
+
+    sample(sound, samples, pitch, when, seconds, bus, loudness) {
+      const { context } = this;
+      const near = samples.reduce((a, b) => (Math.abs(b.root - pitch) < Math.abs(a.root - pitch) ? b : a));
+      const rate = 2 ** ((pitch - near.root) / 12);
+      const end = when + Math.max(seconds, 0.03);
+      const source = new AudioBufferSourceNode(context, { buffer: sound, playbackRate: rate });
+      if (near.loop) Object.assign(source, { loop: true, loopStart: near.at + near.loop[0], loopEnd: near.at + near.loop[1] });
+      const rise = new GainNode(context, { gain: 0 });
+      const peak = near.level * loudness;
+      rise.gain.setValueAtTime(0, when);
+      rise.gain.linearRampToValueAtTime(peak, when + near.attack);
+      const floor = Math.max(near.sustain, 1e-5);
+      const fall = (near.decay * (-20 * Math.log10(floor))) / DECAY_DECIBELS; // seconds until it holds
+      if (fall > 0) rise.gain.exponentialRampToValueAtTime(peak * floor, when + near.attack + fall);
+      const held = new GainNode(context, { gain: 1 });
+      held.gain.setTargetAtTime(0, end, near.release / RELEASE_FALL);
+      source.connect(rise).connect(held).connect(bus);
+      if (near.loop) source.start(when, near.at);
+      else source.start(when, near.at, near.seconds);
+      source.stop(end + near.release);
+    }
+
+    oscillate(pitch, when, seconds, program, bus, loudness) {
       const context = this.context;
       const tone = Space.instrumentOf(program);
       const end = when + Math.max(seconds, 0.05);
@@ -66,7 +116,7 @@
       const source = new OscillatorNode(context, { frequency: 440 * 2 ** ((pitch - 69) / 12) });
       source.setPeriodicWave(this.waveOf(tone));
       const level = new GainNode(context, { gain: 0 });
-      const peak = 0.4 * tone.level;
+      const peak = 0.4 * tone.level * loudness;
       level.gain.setValueAtTime(0, when);
       level.gain.linearRampToValueAtTime(peak, when + tone.attack);
       level.gain.setTargetAtTime(peak * tone.sustain, when + tone.attack, tone.decay);
@@ -88,6 +138,7 @@
     // One note by itself, as when it is clicked.
     touch(melody, index) {
       this.start();
+      this.load(melody.program);
       const seconds = Math.min(melody.duration[index] * Space.secondsPerStep(melody), 1.5);
       this.voice(melody.pitch[index], this.context.currentTime + 0.01, seconds, melody.program, this.master);
     }
@@ -98,6 +149,13 @@
       const total = Space.totalSteps(melody);
       this.melody = melody;
       this.isPlaying = true;
+      this.load(melody.program);
+      const under = Space.chordsOf(melody);
+      if (under) this.load(ACCOMPANIMENT.program);
+      const part = (notes, program, level) =>
+        notes.start.map((start, i) => ({ start, duration: notes.duration[i], pitch: notes.pitch[i], program, level }));
+      this.notes = [...part(melody, melody.program, 1), ...(under ? part(under, ACCOMPANIMENT.program, ACCOMPANIMENT.level) : [])]
+        .sort((a, b) => a.start - b.start);
       this.bus = new GainNode(this.context, { gain: 1 });
       this.bus.connect(this.master);
       this.anchor(from < total ? from : 0);
@@ -110,8 +168,8 @@
     anchor(step) {
       this.anchorStep = step;
       this.anchorTime = this.context.currentTime + 0.04;
-      const next = this.melody.start.findIndex((start) => start >= step);
-      this.next = next < 0 ? this.melody.start.length : next;
+      const next = this.notes.findIndex((note) => note.start >= step);
+      this.next = next < 0 ? this.notes.length : next;
     }
 
     get position() {
@@ -126,10 +184,11 @@
       const horizon = this.context.currentTime + AHEAD_SECONDS;
       const total = Space.totalSteps(melody);
       for (;;) {
-        while (this.next < melody.start.length) {
-          const when = this.anchorTime + (melody.start[this.next] - this.anchorStep) * step;
+        while (this.next < this.notes.length) {
+          const note = this.notes[this.next];
+          const when = this.anchorTime + (note.start - this.anchorStep) * step;
           if (when > horizon) return;
-          this.voice(melody.pitch[this.next], when, melody.duration[this.next] * step, melody.program, this.bus);
+          this.voice(note.pitch, when, note.duration * step, note.program, this.bus, note.level);
           this.next++;
         }
         const end = this.anchorTime + (total - this.anchorStep) * step;

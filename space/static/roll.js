@@ -22,8 +22,8 @@
       note: of("note"), live: of("live"), chosen: of("chosen"), title: of("ink") };
   };
 
-  const layout = (melody, width, height, isBare) => {
-    const pitches = melody.pitch.length ? melody.pitch : [60, 72];
+  const layout = (melody, width, height, isBare, chords = null) => {
+    const pitches = melody.pitch.length ? [...melody.pitch, ...(chords?.pitch || [])] : [60, 72];
     let low = Math.min(...pitches) - 1;
     let high = Math.max(...pitches) + 1;
     while (high - low + 1 < FEWEST_SEMITONES) (high - low) % 2 ? low-- : high++;
@@ -37,7 +37,7 @@
       y: (pitch) => top + (high - pitch) * row };
   };
 
-  const paintGrid = (pen, melody, box, paint) => {
+  const paintGrid = (pen, melody, box, paint, chords = null) => {
     pen.fillStyle = paint.paper;
     pen.fillRect(box.left, box.top, box.width - box.left, box.height - box.top);
     pen.fillStyle = paint.key;
@@ -58,7 +58,17 @@
         pen.fillStyle = paint.ink;
         pen.fillText(String(number), x + 3, 2);
       }
+      if (box.left && isBar && step < box.total && chords && chords.chords[number - 1] !== chords.chords[number - 2]) {
+        pen.fillStyle = paint.live;
+        const name = chords.chords[number - 1].replace("#", "♯").replace(/^(.)b/, "$1♭");
+        pen.fillText(name, x + (narrow ? 1 : 16), narrow ? box.top + 1 : 2);
+      }
     }
+    pen.fillStyle = paint.bar;
+    chords?.pitch.forEach((_, index) => {
+      const [left, top, long, high] = noteBox(chords, index, box);
+      pen.fillRect(left, top, long, high);
+    });
     pen.textAlign = "right";
     pen.textBaseline = "middle";
     pen.fillStyle = paint.ink;
@@ -150,8 +160,9 @@
     }
 
     draw() {
-      if (!this.box.isConnected) return this.forget();
+      if (!this.box.isConnected) return this.wasShown && this.forget(); // a card is drawn when it has its place
       if (!this.isShown) return;
+      this.wasShown = true;
       const width = this.box.clientWidth;
       const height = this.box.clientHeight;
       const ratio = window.devicePixelRatio || 1;
@@ -159,12 +170,13 @@
         canvas.width = Math.round(width * ratio);
         canvas.height = Math.round(height * ratio);
       }
-      this.layout = layout(this.melody, width, height, this.options.isBare);
+      const chords = this.options.isBare ? null : Space.chordsOf(this.melody);
+      this.layout = layout(this.melody, width, height, this.options.isBare, chords);
       this.paint = colours();
       const pen = this.base.getContext("2d");
       pen.scale(ratio, ratio);
       pen.clearRect(0, 0, width, height);
-      paintGrid(pen, this.melody, this.layout, this.paint);
+      paintGrid(pen, this.melody, this.layout, this.paint, chords);
       const bar = Space.stepsPerBar(this.melody);
       pen.fillStyle = this.paint.chosen;
       for (const number of this.options.chosen?.() || []) {
@@ -266,8 +278,9 @@
     pen.font = "500 20px Manrope, system-ui, sans-serif";
     pen.fillText(`${Space.describe(melody)} · ${Math.round(melody.tempo)} bpm`, margin, 100);
     pen.translate(margin, 124);
-    const box = layout(melody, width - 2 * margin, height - 124 - margin);
-    paintGrid(pen, melody, box, paints);
+    const chords = Space.chordsOf(melody);
+    const box = layout(melody, width - 2 * margin, height - 124 - margin, false, chords);
+    paintGrid(pen, melody, box, paints, chords);
     melody.pitch.forEach((_, index) => drawNote(pen, melody, index, box, paints.note));
     return new Promise((done) => canvas.toBlob(done, "image/png"));
   };

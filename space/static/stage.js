@@ -19,6 +19,7 @@
     send: "M5 12h12M12 6l6 6-6 6",
     loop: "M7 7h9a4 4 0 0 1 0 8h-1M17 17H8a4 4 0 0 1 0-8h1M10 4 7 7l3 3M14 14l3 3-3 3",
     undo: "M9 7 5 11l4 4M5 11h9a5 5 0 0 1 0 10h-3",
+    sheet: "M3 6h18M3 10h18M3 14h18M3 18h18M9 16V5M9 16a2 1.6 0 1 1-2-1.6M16 18V7M16 18a2 1.6 0 1 1-2-1.6",
     history: "M12 7v5l3 2M12 3a9 9 0 1 1-8.5 6M3 4v5h5",
     close: "M6 6l12 12M18 6 6 18",
   };
@@ -75,10 +76,14 @@
       tools.append(
         menu("send", `Send ${melody.title} to another tab`, Space.TARGETS.map(([name, label]) => [label, () => Space.send(melody, name)])),
         menu("down", `Download ${melody.title}`, [
+          ...(Space.canReturn(melody) ? [["Back into your song", () => Space.putBack(melody)]] : []),
           ["MIDI file", () => Space.download(melody, "midi")],
           ["WAV sound", () => Space.download(melody, "wav")],
           ["PNG picture", () => Space.download(melody, "png")],
+          ["MusicXML notes", () => Space.download(melody, "musicxml")],
+          ["ABC notes", () => Space.download(melody, "abc")],
         ]),
+        Space.sheetButton(melody),
         el("button", { type: "button", class: "mv-tool", "aria-label": `Copy a link to ${melody.title}`, title: "Copy link",
           onclick: () => Space.copyLink(melody) }, Space.icon("link")),
       );

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from symusic import Score
+from symusic import Note, Score, Tempo, TimeSignature, Track
 
 from tests.builders.space_server import ROOT
 
@@ -66,3 +66,21 @@ def make_melodies(page, tab) -> None:
         arg=str(before["pitch"]).replace(" ", ""),
         timeout=30000,
     )
+
+
+def two_tracks(path: Path) -> Path:
+    """Write a MIDI file of chords and a tune, whose name is hostile."""
+    score = Score(480)
+    score.time_signatures.append(TimeSignature(0, 4, 4))
+    score.tempos.append(Tempo(0, 100))
+    chords = Track("Chords", 24)
+    for bar in range(8):
+        for pitch in (48, 52, 55):
+            chords.notes.append(Note(bar * 1920, 1920, pitch, 90))
+    tune = Track("<img src=x onerror=alert(1)> Melody", 40)
+    for step in range(32):
+        tune.notes.append(Note(step * 480, 480, 60 + (step * 7) % 12, 90))
+    score.tracks.append(chords)
+    score.tracks.append(tune)
+    score.dump_midi(path)
+    return path

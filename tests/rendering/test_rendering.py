@@ -27,7 +27,7 @@ from rendering.piano_roll import (
     notes_of,
     write_piano_roll,
 )
-from rendering.sound import ATTACK_SECONDS, PEAK, RELEASE_SECONDS, synthesise, write_wav
+from rendering.sound import ATTACK_SECONDS, PEAK, RELEASE_SECONDS, play, synthesise, write_wav
 
 RATE = 22050
 
@@ -511,3 +511,19 @@ class TestPage:
         with pytest.raises(ValueError, match=message):
             write_page(folder / "index.html", "T", "", [section])
         assert not (folder / "index.html").exists()
+
+
+class TestPlay:
+    def test_the_instrument_that_a_score_names_is_heard(self, monkeypatch):
+        def score(program: int):
+            made = Score(480)
+            made.tracks.append(Track(program=program, notes=[Note(0, 960, 69, 100)]))
+            return made
+
+        flute, violin = play(score(73)), play(score(40))
+        assert len(flute) == len(violin) == round((1 + RELEASE_SECONDS) * 22050)
+        assert np.abs(flute).max() == pytest.approx(PEAK, abs=1e-6)
+        assert abs(np.corrcoef(flute, violin)[0, 1]) < 0.9
+        monkeypatch.setattr("rendering.sampler.soundfile", None)  # as where it is not installed
+        assert np.array_equal(play(score(73)), synthesise(score(73)))
+        assert not play(Score(480)).any()

@@ -1,10 +1,8 @@
 """The Space in a real browser: Debian's Chromium, driven by Playwright."""
 
-from pathlib import Path
-
 import pytest
 from playwright.sync_api import expect
-from symusic import Note, Score, Tempo, TimeSignature, Track
+from symusic import Score
 
 from tests.builders.space_browser import (
     NEEDS_CHROMIUM,
@@ -17,6 +15,7 @@ from tests.builders.space_browser import (
     notes_of,
     player_time,
     shoot,
+    two_tracks,
 )
 from tests.builders.space_server import BARS
 
@@ -144,23 +143,6 @@ def test_change(open_page):
     page.wait_for_function("document.querySelectorAll('#tab-change .mv-list .mv-card').length === 3", timeout=30000)
     assert tab.locator("input[type=range][aria-label*='Notes per bar']").is_visible()
     shoot(page, "change")
-
-
-def two_tracks(path: Path) -> Path:
-    score = Score(480)
-    score.time_signatures.append(TimeSignature(0, 4, 4))
-    score.tempos.append(Tempo(0, 100))
-    chords = Track("Chords", 24)
-    for bar in range(8):
-        for pitch in (48, 52, 55):
-            chords.notes.append(Note(bar * 1920, 1920, pitch, 90))
-    tune = Track("<img src=x onerror=alert(1)> Melody", 40)
-    for step in range(32):
-        tune.notes.append(Note(step * 480, 480, 60 + (step * 7) % 12, 90))
-    score.tracks.append(chords)
-    score.tracks.append(tune)
-    score.dump_midi(path)
-    return path
 
 
 def test_bring_a_midi_file(open_page, tmp_path):

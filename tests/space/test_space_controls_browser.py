@@ -2,7 +2,7 @@
 
 from playwright.sync_api import expect
 
-from tests.builders.space_browser import NEEDS_CHROMIUM, PAGE_MELODY, choose_tab, drawn, shoot
+from tests.builders.space_browser import NEEDS_CHROMIUM, PAGE_MELODY, choose_tab, drawn, shoot, two_tracks
 
 pytestmark = NEEDS_CHROMIUM
 
@@ -56,8 +56,6 @@ def test_one_change_is_undone_and_at_rest_begins_anew(open_page):
 
 
 def test_the_list_of_tunes_does_not_name_what_is_not_there(open_page, tmp_path):
-    from tests.space.test_space_browser import two_tracks
-
     page = open_page()
     tab = choose_tab(page, "change")
     tune = tab.locator("input[aria-label='A tune']")

@@ -1,0 +1,1 @@
+../rendering/sampler.py
