@@ -134,35 +134,42 @@ def steps_per_bar(line: Mapping[str, Any]) -> int:
 
 
 def key_of(line: Mapping[str, Any]) -> str:
-    """Find the key by the Krumhansl-Schmuckler algorithm, weighted by duration: one of `KEY_NAMES`.
-
-    `C major` where all pitch classes weigh the same; a tie goes to the first of `KEY_NAMES`.
-    """
+    """Find the key of a line, see [`keys_of`]."""
     weight = [0.0] * 12
     for pitch, duration in zip(line["pitch"], line["duration"], strict=True):
         weight[pitch % 12] += duration
-    mean = sum(weight) / 12
-    weight = [each - mean for each in weight]
-    scale = math.sqrt(sum(each * each for each in weight))
-    found, best = KEY_NAMES[0], -2.0
-    if scale < 1e-9:
-        return found
-    for name, profile in zip(KEY_NAMES, KEY_PROFILES, strict=True):
-        correlation = sum(own * rating for own, rating in zip(weight, profile, strict=True)) / scale
-        if correlation > best + 1e-9:
-            found, best = name, correlation
+    return keys_of(torch.tensor([weight], dtype=torch.float64))[0]
+
+
+def keys_of(weight: torch.Tensor) -> list[str]:
+    """Find keys by the Krumhansl-Schmuckler algorithm: of `KEY_NAMES`, for how long melodies are in each pitch class.
+
+    `C major` where all pitch classes weigh the same; a tie goes to the first of `KEY_NAMES`.
+
+    Args:
+        weight: `(M, 12)`, float64.
+    """
+    centred = weight - weight.mean(1, keepdim=True)
+    scale = centred.square().sum(1, keepdim=True).sqrt()
+    found = []
+    for correlations in (centred / scale @ KEY_PROFILES.T).where(scale >= 1e-9, 0.0).tolist():
+        best = 0
+        for place, correlation in enumerate(correlations):
+            if correlation > correlations[best] + 1e-9:
+                best = place
+        found.append(KEY_NAMES[best])
     return found
 
 
-def _key_profiles() -> list[list[float]]:
-    """Return the ratings of each key, centred and of length 1."""
+def _key_profiles() -> torch.Tensor:
+    """Return the ratings of each key, centred and of length 1, `(24, 12)`."""
     profiles = []
     for ratings in (MAJOR_PROFILE, MINOR_PROFILE):
         mean = sum(ratings) / 12
         length = math.sqrt(sum((rating - mean) ** 2 for rating in ratings))
         centred = [(rating - mean) / length for rating in ratings]
         profiles += [[centred[(pitch - tonic) % 12] for pitch in range(12)] for tonic in range(12)]
-    return profiles
+    return torch.tensor(profiles, dtype=torch.float64)
 
 
 KEY_PROFILES = _key_profiles()

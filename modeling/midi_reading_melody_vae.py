@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 import torch
 from symusic import Score, types
 
-from .midi_repair_melody_vae import repair_midi, scan_channels, split_tracks, unpack_zip
+from .midi_repair_melody_vae import repair_midi, scan_channels, split_tracks, unpack_zip, walk_channels
 from .track_names_melody_vae import decode_name, is_percussion
 
 MidiInput = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO | types.Score
@@ -376,12 +376,13 @@ def _programs_set_elsewhere(tracks: list[tuple[types.Score, bytes]]) -> dict[tup
     unset = [index for index, is_set in enumerate(may_set) if not is_set and has_notes[index] and tracks[index][1]]
     if not unset or not any(may_set):
         return {}
-    changes = sorted(
-        change for (_, body), is_set in zip(tracks, may_set, strict=True) if is_set for change in scan_channels(body)[1]
-    )
+    bodies = [body for (_, body), is_set in zip(tracks, may_set, strict=True) if is_set]
+    changes = [change for body in bodies for change in scan_channels(body)[1]]
     if not changes:
         return {}
-    program = {channel: program for _, channel, program in reversed(changes)}  # the first of each channel
+    if len({channel for channel, _ in changes}) < len(changes):  # the first one in time counts
+        changes = [change[1:] for change in sorted(change for body in bodies for change in walk_channels(body)[1])]
+    program = dict(reversed(changes))
     found = {}
     for index in unset:
         channels = [channel for channel, _ in scan_channels(tracks[index][1])[0] if channel != DRUM_CHANNEL]

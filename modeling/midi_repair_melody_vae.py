@@ -39,11 +39,14 @@ SIGNATURES = {
 }
 
 
+# Parts of regular expressions. A block of up to 127 bytes is one of 128 alternatives: they cannot count.
+DELTA, DATA = rb"[\x80-\xff]{0,3}+[\x00-\x7f]", rb"[\x00-\x7f]"
+BLOCK = b"(?:" + b"|".join(re.escape(bytes([n])) + b".{%d}" % n for n in range(128)) + b")"
+
+
 def _regular_track() -> re.Pattern[bytes]:
     """Write the grammar of a track that every reader takes as a regular expression without backtracking."""
-    delta, data = rb"[\x80-\xff]{0,3}+[\x00-\x7f]", rb"[\x00-\x7f]"
-    # A block of up to 127 bytes is one of 128 alternatives: regular expressions cannot count.
-    block = b"(?:" + b"|".join(re.escape(bytes([n])) + b".{%d}" % n for n in range(128)) + b")"
+    delta, data, block = DELTA, DATA, BLOCK
     meta = (
         rb"\xff(?:\x51\x03(?!\0\0\0).{3}|\x58\x04[\x01-\xff][\x00-\x07]..|\x59\x02..|[\x00-\x2e\x30-\x50\x52-\x57\x5a-\x7f]"
         + block
@@ -62,6 +65,24 @@ def _regular_track() -> re.Pattern[bytes]:
 
 
 REGULAR_TRACK = _regular_track()
+
+
+def _channels() -> tuple[re.Pattern[bytes], re.Pattern[bytes]]:
+    """Write what finds notes of one channel, or a change of program, and what is neither, before them."""
+    system = rb"%b(?:\xff.|[\xf0\xf7])%b" % (DELTA, BLOCK)
+    again = b"(?:%b)*+%b" % (system, DELTA)  # an event whose status is the last one's
+    others = rb"[\x80-\x8f\xa0-\xbf\xe0-\xef]%b{2}(?:%b%b{2})*+|[\xd0-\xdf]%b(?:%b%b)*+" % (
+        *(DATA, again, DATA),
+        *(DATA, again, DATA),
+    )
+    ends = rb"[\x90-\x9f]%b\0(?:%b%b\0)*+(?!%b%b)" % (DATA, again, DATA, again, DATA)  # all of a run
+    silence = b"(?:%b|%b(?:%b|%b))*+" % (system, DELTA, others, ends)
+    notes = rb"([\x90-\x9f])%b{2}(?:%b(?:%b{2}|%b|\1%b{2})|%b)*+" % (DATA, DELTA, DATA, others, DATA, system)
+    found = rb"%b%b(?:%b|([\xc0-\xcf]%b)(?!%b%b))" % (silence, DELTA, notes, DATA, again, DATA)
+    return re.compile(found, re.DOTALL), re.compile(silence, re.DOTALL)
+
+
+CHANNELS, SILENCE = _channels()
 
 
 def repair_midi(data: bytes, has_open_notes: bool = False) -> tuple[bytes, list[str]]:
@@ -95,11 +116,10 @@ def repair_midi(data: bytes, has_open_notes: bool = False) -> tuple[bytes, list[
     frames = 256 - (division >> 8) if division >> 15 else 0
     if not division:
         repairs.append(f"0 ticks per quarter note, read as {DEFAULT_TICKS_PER_QUARTER}")
-    is_regular = not (repairs or has_open_notes or frames or kind == 2)
-    if is_regular and all(REGULAR_TRACK.fullmatch(body) for body in bodies):
-        return data, []
-
-    tracks = [_Track(body) for body in bodies]
+    # What is in order stays as it is, but where times change or notes get ends.
+    needs_events = has_open_notes or frames or kind == 2
+    found = [_Track(body) if needs_events or not REGULAR_TRACK.fullmatch(body) else None for body in bodies]
+    tracks = [track for track in found if track]
     repairs += _phrases(sum((track.faults for track in tracks), Counter()))
     if frames:
         division = _leave_frames(tracks, frames, division & 0xFF)
@@ -112,8 +132,8 @@ def repair_midi(data: bytes, has_open_notes: bool = False) -> tuple[bytes, list[
         repairs.append(f"{len(tracks)} sequences, put one after the other")
     if not repairs:
         return data, []
-    content = b"".join(track.to_bytes() for track in tracks)
-    header_numbers = (min(len(tracks) - 1, 1), len(tracks), division)
+    chunks = [track.to_bytes() if track else _chunk(body) for track, body in zip(found, bodies, strict=True)]
+    content, header_numbers = b"".join(chunks), (min(len(chunks) - 1, 1), len(chunks), division)
     return b"MThd\0\0\0\6" + b"".join(number.to_bytes(2, "big") for number in header_numbers) + content, repairs
 
 
@@ -354,8 +374,11 @@ class _Track:
                 now += LARGEST_NUMBER
             parts += [_write_number(tick - now), event]
             now = tick
-        body = b"".join(parts)
-        return TRACK_TAG + len(body).to_bytes(4, "big") + body
+        return _chunk(b"".join(parts))
+
+
+def _chunk(body: bytes) -> bytes:
+    return TRACK_TAG + len(body).to_bytes(4, "big") + body
 
 
 def _is_meaningful(kind: int, content: bytes) -> bool:
@@ -418,15 +441,32 @@ def split_tracks(data: bytes) -> list[bytes]:
     return _find_tracks(data, 14, [])
 
 
-def scan_channels(body: bytes) -> tuple[list[tuple[int, int]], list[tuple[int, int, int]]]:
+def scan_channels(body: bytes) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """Find out which channels and programs a track plays.
 
     Args:
         body: A track of a file that [`repair_midi`] returned.
 
     Returns:
-        Channel and program of its notes, each once, in order; and its changes of program: tick, channel, program.
+        Channel and program of its notes, each once, in order; and its changes of program: channel and program.
     """
+    parts, changes, programs, position = set(), [], [0] * 16, 0
+    while found := CHANNELS.match(body, position):
+        position, status = found.end(), found[found.lastindex or 0][0]
+        channel = status & 0x0F
+        if status >= 0xC0:
+            programs[channel] = found[2][1]
+            changes.append((channel, programs[channel]))
+        else:
+            parts.add((channel, programs[channel]))
+    if SILENCE.fullmatch(body, position):
+        return sorted(parts), changes
+    parts, timed = walk_channels(body)
+    return parts, [change[1:] for change in timed]
+
+
+def walk_channels(body: bytes) -> tuple[list[tuple[int, int]], list[tuple[int, int, int]]]:
+    """Find out the same as [`scan_channels`] event by event, with the tick of each change of program before it."""
     parts, changes, programs = set(), [], [0] * 16
     position = tick = status = 0
     while position < len(body):

@@ -13,7 +13,7 @@ from operator import itemgetter
 import torch
 from miditok.constants import MIDI_INSTRUMENTS
 
-from .melody_line_melody_vae import MAX_PITCH, MIN_PITCH, PITCH_NAMES, key_of, readable_time_signature
+from .melody_line_melody_vae import MAX_PITCH, MIN_PITCH, PITCH_NAMES, keys_of, readable_time_signature
 from .melody_track_melody_vae import (
     MAX_DURATION,
     MAX_STEPS,
@@ -96,7 +96,7 @@ def _find_tunes(notes: MidiNotes, steps_per_beat: int) -> list[dict]:
     others = _written_in(notes.voice, notes.time, written, voices)
     tempos = sorted(notes.tempos, key=itemgetter(0))
 
-    lines = []
+    lines, onsets = [], []
     for begin, end in pairwise([0, *ends]):
         owner = owners[begin]
         meter, first_step = meters[owner], first_steps[owner]
@@ -127,7 +127,12 @@ def _find_tunes(notes: MidiNotes, steps_per_beat: int) -> list[dict]:
             "first_bar": _bar_at(grid, onset, units[0]),
             "repairs": notes.repairs,
         }
-        lines.append((not is_melody[owner], -lead_scores[owner], owner, {**line, "key": _key_at(onset, notes, line)}))
+        onsets.append(onset)
+        lines.append((not is_melody[owner], -lead_scores[owner], owner, line))
+    weights = (sky.track * 12 + sky.pitch % 12).bincount(sky.duration.double(), minlength=12 * voices).view(voices, 12)
+    weights = weights[[owner for *_, owner, _ in lines]]
+    for (*_, line), key in zip(lines, _keys_at(onsets, notes.key_signatures, weights), strict=True):
+        line["key"] = key
     found = [line for *_, line in sorted(lines, key=lambda ranked: ranked[:3])]
     return [{**line, "is_lead": line is found[0] and line["lead_score"] >= LEAD_FLOOR} for line in found]
 
@@ -218,19 +223,23 @@ def tempo_at(ticks: float, tempos: list[tuple[int, int]]) -> float:
     return min(max(60e6 / mspq, SLOWEST), FASTEST)
 
 
-def _key_at(ticks: float, notes: MidiNotes, line: dict) -> str:
-    """Return the key that the file states at a time, where the line's notes are in it, else the likeliest."""
-    stated = [each for each in sorted(notes.key_signatures) if each[0] <= ticks] or sorted(notes.key_signatures)[:1]
-    if stated:
-        _, sharps, is_minor = stated[-1]
+def _keys_at(ticks: Sequence[float], key_signatures: list[tuple[int, int, bool]], weights: torch.Tensor) -> list[str]:
+    """Return the keys that the file states at some times, where the lines' notes are in them, else the likeliest.
+
+    Args:
+        ticks: Where each line begins, shape (K,).
+        key_signatures: Of the file.
+        weights: How long each line is in each pitch class, float64, shape (K, 12).
+    """
+    keys, signatures = keys_of(weights), sorted(key_signatures)
+    for index, (onset, weight) in enumerate(zip(ticks, weights.tolist(), strict=True) if signatures else ()):
+        _, sharps, is_minor = ([each for each in signatures if each[0] <= onset] or signatures[:1])[-1]
         tonic = (7 * sharps + 9 * is_minor) % 12
-        scale = {(tonic + degree) % 12 for degree in (MINOR_SCALE if is_minor else MAJOR_SCALE)}
-        lengths = list(zip(line["pitch"], line["duration"], strict=True))
-        in_key = sum(length for pitch, length in lengths if pitch % 12 in scale)
+        in_key = sum(weight[(tonic + degree) % 12] for degree in (MINOR_SCALE if is_minor else MAJOR_SCALE))
         # C major is what programs write that know no keys.
-        if (sharps or is_minor) and in_key >= IN_KEY * sum(length for _, length in lengths):
-            return f"{PITCH_NAMES[tonic]} {'minor' if is_minor else 'major'}"
-    return key_of(line)
+        if (sharps or is_minor) and in_key >= IN_KEY * sum(weight):
+            keys[index] = f"{PITCH_NAMES[tonic]} {'minor' if is_minor else 'major'}"
+    return keys
 
 
 def choose_tune(tunes: list[dict], track: int | None = None) -> dict:
