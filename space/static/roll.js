@@ -4,6 +4,7 @@
   const BLACK_KEYS = new Set([1, 3, 6, 8, 10]);
   const NAMES = ["C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "B"];
   const FEWEST_SEMITONES = 14;
+  const ROOM = 5; // semitones above and below the notes while they are edited
   const views = new Set();
 
   Space.pitchName = (pitch) => NAMES[pitch % 12] + (Math.floor(pitch / 12) - 1);
@@ -22,10 +23,10 @@
       note: of("note"), live: of("live"), chosen: of("chosen"), title: of("ink") };
   };
 
-  const layout = (melody, width, height, isBare, chords = null) => {
+  const layout = (melody, width, height, isBare, chords = null, room = 1) => {
     const pitches = melody.pitch.length ? [...melody.pitch, ...(chords?.pitch || [])] : [60, 72];
-    let low = Math.min(...pitches) - 1;
-    let high = Math.max(...pitches) + 1;
+    let low = Math.min(...pitches) - room;
+    let high = Math.max(...pitches) + room;
     while (high - low + 1 < FEWEST_SEMITONES) (high - low) % 2 ? low-- : high++;
     const left = isBare ? 0 : 34;
     const top = isBare ? 0 : 16;
@@ -155,6 +156,15 @@
       this.draw();
     }
 
+    // Show what notes would be, without being given them.
+    preview(melody, focus) {
+      const own = this.melody;
+      this.melody = melody;
+      this.focus = focus;
+      this.draw();
+      this.melody = own;
+    }
+
     get isShown() {
       return this.melody && this.box.isConnected && this.box.clientWidth > 0;
     }
@@ -171,7 +181,7 @@
         canvas.height = Math.round(height * ratio);
       }
       const chords = this.options.isBare ? null : Space.chordsOf(this.melody);
-      this.layout = layout(this.melody, width, height, this.options.isBare, chords);
+      this.layout = this.frozen || layout(this.melody, width, height, this.options.isBare, chords, this.editor?.isOn ? ROOM : 1);
       this.paint = colours();
       const pen = this.base.getContext("2d");
       pen.scale(ratio, ratio);
@@ -227,6 +237,7 @@
     }
 
     point(event) {
+      if (this.editor?.isOn) return this.editor.point(event);
       const frame = this.glass.getBoundingClientRect();
       const x = event.clientX - frame.left;
       const index = this.hit(x, event.clientY - frame.top);
@@ -239,6 +250,13 @@
     sound(index) {
       Space.player.touch(this.melody, index);
       this.setFocus(index);
+      this.say();
+    }
+
+    // Tell who cannot see it which note has the focus.
+    say() {
+      const index = this.focus;
+      if (index < 0) return;
       const bar = Space.stepsPerBar(this.melody);
       const start = this.melody.start[index];
       const beat = Math.floor((start % bar) / this.melody.steps_per_beat) + 1;
@@ -246,6 +264,7 @@
     }
 
     key(event) {
+      if (this.editor?.isOn && this.editor.key(event)) return;
       const last = this.melody.pitch.length - 1;
       const next = { ArrowRight: this.focus + 1, ArrowLeft: this.focus - 1, Home: 0, End: last }[event.key];
       if (next !== undefined && last >= 0) this.sound(Math.max(0, Math.min(next, last)));

@@ -176,10 +176,28 @@
       card.append(el("header", { class: "mv-card-head" }, el("span", { class: "mv-badge" }, label), playButton(() => melody, true),
         el("div", { class: "mv-words" }, title, facts)));
       if (melody.found) card.append(el("p", { class: "mv-facts mv-found" }, melody.found));
-      roll = new Space.RollView(card, { chosen: () => chosen, isBare: isSmall });
+      card.roll = roll = new Space.RollView(card, { chosen: () => chosen, isBare: isSmall });
       roll.set(melody);
       if (picksBars) card.append(barPicker());
+      if (!isSmall) card.firstElementChild.append(Space.editTools(roll, (edited) => edit(edited, facts, title)));
       holder.replaceChildren(card);
+    };
+    // Take what was edited by hand in the roll, which stays as it is.
+    const edit = (edited, facts, heading) => {
+      const before = melody;
+      melody = { ...edited, title: edited.title.replace(/(, edited)?$/, ", edited") };
+      heading.textContent = melody.title;
+      facts.textContent = Space.describe(melody);
+      roll.set(melody);
+      push();
+      trigger("input");
+      if (!player.isPlaying) player.select(melody);
+      else if (player.melody === before) player.play(melody, player.position % Space.totalSteps(melody));
+      Space.remember(() => {
+        take(before, false);
+        push();
+        return label;
+      });
     };
     const barPicker = () => {
       const buttons = [];
