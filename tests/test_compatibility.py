@@ -59,9 +59,7 @@ print(json.dumps({name: ids.tolist() for name, ids in melodies.items()}))
 
 def run(*command: object, cwd: Path) -> str:
     """Run a command to its end, in which transformers deprecates nothing; returns its output."""
-    result = subprocess.run(
-        [str(word) for word in command], cwd=cwd, capture_output=True, encoding="utf-8", timeout=900
-    )
+    result = subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, encoding="utf-8")
     assert result.returncode == 0, f"{command}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
     warned = [line for line in result.stderr.splitlines() if "deprecat" in line and "transformers" in line]
     assert not warned, warned

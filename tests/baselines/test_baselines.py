@@ -811,7 +811,6 @@ def test_saved_models_load_without_this_repository_and_compute_the_same(tmp_path
         env=environment | {"HF_HOME": str(tmp_path / "home")},
         capture_output=True,
         encoding="utf-8",
-        timeout=300,
         check=False,
     )
     assert result.returncode == 0, result.stderr[-4000:]

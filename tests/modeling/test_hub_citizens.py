@@ -95,7 +95,6 @@ def run_alone(code: str, folder: Path, *arguments: object, **environment: str) -
         env=cleared | {"HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"} | environment,
         capture_output=True,
         encoding="utf-8",
-        timeout=180,
         check=False,
     )
     assert result.returncode == 0, result.stderr[-4000:]

@@ -923,7 +923,6 @@ def test_saved_equals_loaded_without_the_repository(tmp_path):
         env=environment,
         capture_output=True,
         encoding="utf-8",
-        timeout=120,
         check=False,
     )
     assert result.returncode == 0, result.stderr[-3000:]

@@ -158,7 +158,6 @@ def test_the_folder_runs_without_torch_and_without_the_repository(exported):
         env=environment,
         capture_output=True,
         encoding="utf-8",
-        timeout=60,
         check=False,
     )
     assert result.returncode == 0, result.stderr[-3000:]
