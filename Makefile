@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 HAS_TORCH := -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("torch"))'
 
 .PHONY: help install lock demo demo-training space test test-slow test-real test-gpu test-oldest test-newest resolve always \
-  quality report docs figures dataset-results evaluate release clean
+  quality report torture docs figures dataset-results evaluate release clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -66,7 +66,7 @@ resolve: install  ## show that all dependencies resolve for Python 3.11 to 3.14
 	$(RUN)python -m publishing.versions resolve
 
 RELEASE := release/melody-vae-16bar
-PAGES := README.md CHANGELOG.md CONTRIBUTING.md CITATION.cff LICENSE docs results '*/README.md' 'dataset_script/card' \
+PAGES := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md CITATION.cff LICENSE docs results '*/README.md' 'dataset_script/card' \
   '$(RELEASE)/samples'
 DEMO := outputs/demo
 
@@ -108,6 +108,9 @@ quality: install  ## lint, format, types, and whether documents say what results
 	$(RUN)python -m documents.report --check
 	$(RUN)python -m dataset_script.card --report results/dataset.json --output dataset_script/README.md --check
 	$(RUN)python -m publishing.release --check --output $(RELEASE)
+
+torture: install  ## try mutated files, kills, full disks, hostile clients; TORTURE holds the sizes
+	$(RUN)python -m benchmarks.reliability $(TORTURE)
 
 report: install  ## write the numbers and pictures of results/ into the documents
 	$(RUN)python -m documents.report

@@ -2,8 +2,8 @@
 
 Mutated MIDI files go through builder, processor and the Space's upload, a process for each batch, so that a crash of a
 C++ reader is seen. Hostile files grow, and their cost with them. Files of a model's folder are damaged; training is
-killed, gets a full disk, diverges, or loses one of two processes; clients send the Space nonsense among others' requests;
-and one seed's melodies are compared across batches, threads, processes and precisions. Sizes are arguments.
+killed, gets a full disk, diverges, or loses one of two processes; clients send the Space nonsense among others'
+requests; one seed's melodies are compared across batches, threads, processes and precisions. Sizes are arguments.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from documents import blocks
 from documents.compare import markdown
+from documents.reliability import reliability
 from rendering.curves import write_curves
 
 ROOT = Path(__file__).parents[1]
@@ -202,6 +203,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "baselines": lambda: blocks.baselines(RESULTS),
     "dataset": dataset,
     "release": lambda: blocks.release(RESULTS),
+    "reliability": lambda: reliability(RESULTS),
     "operations": operations,
     "originality": lambda: blocks.originality_index(RESULTS),
     "summary": lambda: blocks.summary(RESULTS),

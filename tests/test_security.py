@@ -24,7 +24,8 @@ def is_write(event, arguments):
     if event == "open":
         path, mode, flags = arguments
         return bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)) and path != os.devnull
-    return event.startswith(WRITES)
+    # transformers makes sure that its own cache of the code is there.
+    return event.startswith(WRITES) and os.environ["HF_HOME"] not in str(arguments[0])
 
 def is_of_remote_code():
     frame = sys._getframe()
@@ -80,20 +81,15 @@ def test_remote_code_touches_nothing_outside(saved, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in saved.rglob("*")} == before
 
 
-@pytest.mark.parametrize(
-    ("line", "event"),
-    [
-        ("import socket; socket.getaddrinfo('localhost', 80)", "socket.getaddrinfo"),
-        ("import subprocess; subprocess.run(['true'], check=False)", "subprocess.Popen"),
-        ("open('canary', 'w').close()", "open"),
-    ],
-)
-def test_the_watch_sees_what_it_must(saved, tmp_path, line, event):
+def test_the_watch_sees_what_it_must(saved, tmp_path):
     folder = Path(shutil.copytree(saved, tmp_path / "hostile"))
     code = folder / "arguments_melody_vae.py"
-    code.write_text(f"{code.read_text(encoding='utf-8')}\n{line}\n", encoding="utf-8")
-    load(folder, tmp_path / "cache", watched=False)
-    assert any(seen.startswith(f"SEEN {event}") for seen in load(folder, tmp_path / "cache", watched=True))
+    hostile = "import socket, subprocess\nsocket.getaddrinfo('localhost', 80)\nopen('canary', 'w').close()\n"
+    hostile += "subprocess.run(['true'], check=False)\n"
+    code.write_text(f"{code.read_text(encoding='utf-8')}\n{hostile}", encoding="utf-8")
+    seen = load(folder, tmp_path / "cache", watched=True)
+    for event in ("socket.getaddrinfo", "subprocess.Popen", "open"):
+        assert any(line.startswith(f"SEEN {event}") for line in seen), event
 
 
 def test_no_code_of_ours_reads_pickles():

@@ -1,0 +1,115 @@
+"""The torture: mutations come again, hostile files are what they are called, faults are named, and a short run ends."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from symusic import Score
+
+from benchmarks import reliability
+from documents.reliability import reliability as table
+
+SAMPLES = sorted((reliability.RELEASE / "samples").glob("*.mid"))
+
+
+def test_mutations_come_again_and_change_the_file():
+    content = SAMPLES[0].read_bytes()
+    mutations = [reliability.mutate(content, random.Random(number)) for number in range(200)]
+    assert mutations == [reliability.mutate(content, random.Random(number)) for number in range(200)]
+    assert sum(mutation != content for mutation in mutations) > 190
+    assert len(set(mutations)) > 190
+
+
+@pytest.mark.parametrize("kind", reliability.KINDS)
+def test_hostile_files_grow_with_their_size(kind):
+    small, large = (reliability.hostile_file(kind, size) for size in (64, 256))
+    assert len(large) > 2 * len(small)
+    assert Score.from_midi(small).note_num() > 0
+
+
+def report() -> dict:
+    """A report of a run in which everything is as it must be."""
+    mutated = {"files": 9, "read": 7, "refused": 2, "error": 0, "crash": 0, "slowest_seconds": 0.1, "errors": {}}
+    grown = {"tracks": {"size": 8, "outcome": "refused", "seconds": 0.5, "exponent": 1.0}}
+    return {
+        "sizes": {"melodies": 3},
+        "machine": {"processor": "a processor"},
+        "versions": {"torch": "2"},
+        "mutations": {reader: dict(mutated) for reader in reliability.READERS},
+        "growing_files": {reader: {"tracks": dict(grown["tracks"])} for reader in reliability.READERS},
+        "damaged_folders": {"folders": 2, "refused": 2, "loaded": 0, "unlike": 0, "errors": {}},
+        "same_seed": {"two threads": 1.0},
+        "kills": {"kills": 5, "incomplete_checkpoints": 0, "ends_with_the_same_weights": True},
+        "full_disks": {
+            "limits_bytes": [1, 2],
+            "one_line": 1,
+            "room_enough": 1,
+            "checkpoints_lost": 0,
+            "ends_with_the_same_weights": True,
+        },
+        "diverged": {"exit_code": 2, "saved_is_finite": True},
+        "lost_processes": {"runs": 2, "launcher_ended": 2, "checkpoints_whole": 2},
+        "clients": {
+            "clients": 3,
+            "seconds": 5.0,
+            "answered": 11,
+            "not_answered": 0,
+            "hostile_requests": 2,
+            "median_seconds": 1.0,
+            "p95_seconds": 2.0,
+            "tracebacks": 0,
+            "alive_at_the_end": True,
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "fault"),
+    [
+        (("mutations", "upload", "error"), 1, "mutations, upload: 1 errors"),
+        (("mutations", "builder", "crash"), 1, "mutations, builder: 0 errors, 1 crashes"),
+        (("mutations", "processor", "slowest_seconds"), 99.0, "99 s for one file"),
+        (("growing_files", "upload", "tracks", "seconds"), 99.0, "growing files, upload, tracks"),
+        (("damaged_folders", "errors"), {"config.json, empty": "KeyError"}, "damaged folders: config.json, empty"),
+        (("kills", "ends_with_the_same_weights"), False, "kills: the run does not end"),
+        (("full_disks", "one_line"), 0, "full_disks: not one line"),
+        (("full_disks", "checkpoints_lost"), 1, "full_disks: not one line"),
+        (("diverged", "saved_is_finite"), False, "diverged"),
+        (("lost_processes", "launcher_ended"), 1, "lost_processes"),
+        (("clients", "not_answered"), 1, "clients: 1 not answered"),
+        (("clients", "alive_at_the_end"), False, "clients"),
+    ],
+)
+def test_each_fault_is_named(place, value, fault):
+    found = report()
+    assert reliability.faults(found) == []
+    *path, last = place
+    part = found
+    for name in path:
+        part = part[name]
+    part[last] = value
+    (named,) = reliability.faults(found)
+    assert fault in named
+
+
+def test_the_table_says_what_was_tried(tmp_path):
+    assert "make torture" in table(tmp_path)
+    found = report() | {"faults": []}
+    (tmp_path / "reliability.json").write_text(json.dumps(found), encoding="utf-8")
+    written = table(tmp_path)
+    assert "No fault was found" in written
+    assert len([line for line in written.splitlines() if line.startswith("| ")]) == 2 + 3 + 3 + 1 + 1 + 4 + 1
+    (tmp_path / "reliability.json").write_text(json.dumps(found | {"faults": ["mutations"]}), encoding="utf-8")
+    assert "Faults: `mutations`" in table(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_short_run(tmp_path: Path):
+    sizes = ["--mutations", "30", "--growth", "2", "--kills", "0", "--full_disks", "0", "--lost_processes", "0"]
+    argv = [*sizes, "--clients", "0", "--melodies", "3", "--output", str(tmp_path / "reliability.json")]
+    assert reliability.main(argv) == 0
+    found = json.loads((tmp_path / "reliability.json").read_text(encoding="utf-8"))
+    for reader in reliability.READERS:
+        assert found["mutations"][reader]["error"] == found["mutations"][reader]["crash"] == 0
+    assert found["same_seed"]["one at a time"] == found["same_seed"]["another process"] == 1
