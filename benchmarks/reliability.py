@@ -172,13 +172,18 @@ def chunk(events: bytes) -> bytes:
     return b"MTrk" + (len(events) + 4).to_bytes(4, "big") + events + b"\0\xff\x2f\0"
 
 
+def on(status: int, size: int) -> bytes:
+    """Write as many events of one moment, of all pitches in turn."""
+    return b"".join(bytes([0, status, number % 128, 64]) for number in range(size))
+
+
 def hostile_file(kind: str, size: int) -> bytes:
     """Write a file of about `size` of what its kind has too many of."""
     note = b"\0\x90\x3c\x40\x60\x80\x3c\0"
     tracks = {
         "tracks": lambda: [chunk(note)] * size,
         "notes": lambda: [chunk(note * size)],
-        "chords": lambda: [chunk(b"".join(bytes([0, 0x90, pitch % 128, 64]) for pitch in range(size)))],
+        "chords": lambda: [chunk(on(0x90, size) + b"\x83\x60\x80\x00\0" + on(0x80, size))],
         "tempos": lambda: [chunk(b"\x10\xff\x51\x03\x07\xa1\x20" * size + note * 64)],
         "meters": lambda: [chunk(b"\x10\xff\x58\x04\x07\x03\x18\x08" * size + note * 64)],
         "programs": lambda: [chunk(b"".join(bytes([0, 0xC0, number % 128]) + note for number in range(size)))],
