@@ -47,14 +47,14 @@ lock:  ## write constraints.txt anew: the newest versions that pyproject.toml al
 	$(call packages,.venv-lock,dev)
 	{ .venv-lock/bin/python -c 'import sys; print("# Written by make lock with Python %d.%d; torch is TORCH of the Makefile." % sys.version_info[:2])'; \
 	  .venv-lock/bin/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+==[A-Za-z0-9.]+$$' | grep -vE '^(torch|triton|nvidia-.*|cuda-.*)=='; } > constraints.txt
-	$(PYTHON) -m publishing.versions write
+	$(PYTHON) -m documents.versions write
 
 # An environment of its own for each end of the ranges, the newest one made anew each time. Both have the same torch:
 # others are CUDA builds of gigabytes.
 .venv-newest/.installed: always
 .venv-oldest/.installed .venv-newest/.installed: .venv-%/.installed: pyproject.toml
 	$(call environment,.venv-$*)
-	$(if $(filter oldest,$*),$(PYTHON) -m publishing.versions lowest,true) > .venv-$*/constraints.txt
+	$(if $(filter oldest,$*),$(PYTHON) -m documents.versions lowest,true) > .venv-$*/constraints.txt
 	$(call packages,.venv-$*,test,--constraint .venv-$*/constraints.txt)
 	@touch $@
 
@@ -63,7 +63,7 @@ test-oldest test-newest: test-%: .venv-%/.installed  ## what users do, with the 
 	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n logical -m compatibility $$(grep -rl mark.compatibility tests)
 
 resolve: install  ## show that all dependencies resolve for Python 3.11 to 3.14
-	$(RUN)python -m publishing.versions resolve
+	$(RUN)python -m documents.versions resolve
 
 RELEASE := release/melody-vae-16bar
 PAGES := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md CITATION.cff LICENSE docs results '*/README.md' 'dataset_script/card' \

@@ -17,11 +17,20 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_res
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 
 from command import UserError
-from publishing import versions
-from publishing.dataset import TASKS
+from documents import versions
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE = "model_card.md"
+TASKS = (
+    "bits_per_note",
+    "bits_per_note_importance_weighted",
+    "step_accuracy_free_running",
+    "step_accuracy_true_bars_before",
+    "note_f1_free_running",
+    "exact_melodies",
+    "two_sample_auc",
+)
+"""What models are measured by on the test split; `.eval_results/` of a model refers to these ids in eval.yaml."""
 LOGS = {"training": "training_log.json", "prior": "prior_log.json"}  # what the commands leave beside the weights
 
 # A server's processor, memory and cooling, by thread in use: rather too much than too little.

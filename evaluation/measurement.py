@@ -11,8 +11,9 @@ import torch
 import transformers
 from transformers import AutoModel, AutoProcessor
 
-from benchmarks.near_duplicates import InputError, measure_leak
 from command import UserError, machine
+from dataset_script.leak import measure_leak
+from dataset_script.midi_sources import InputError
 from evaluation.floors import Floors
 from evaluation.held_out import BARS, STEPS, choose_windows, windows_by_meter
 from evaluation.latent_space import LatentSpace

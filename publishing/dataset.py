@@ -10,19 +10,10 @@ import yaml
 from huggingface_hub import DatasetCard
 
 from command import UserError
+from documents.model_card import TASKS
 from publishing.staging import files_below
 
 BARS = 16
-TASKS = (
-    "bits_per_note",
-    "bits_per_note_importance_weighted",
-    "step_accuracy_free_running",
-    "step_accuracy_true_bars_before",
-    "note_f1_free_running",
-    "exact_melodies",
-    "two_sample_auc",
-)
-"""What models are measured by on the test split; `.eval_results/` of a model refers to these ids in eval.yaml."""
 
 
 def config_files(folder: Path, config: dict[str, Any]) -> dict[str, Path]:

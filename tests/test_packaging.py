@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from publishing import versions
+from documents import versions
 from tests.builders.installed import ROOT, asked_for, installed_by, link_packages
 
 DISTRIBUTIONS = packages_distributions()

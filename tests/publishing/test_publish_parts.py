@@ -13,7 +13,8 @@ from huggingface_hub import RepoCard
 
 from command import UserError
 from dataset_script import build
-from publishing import dataset, space, versions
+from documents import versions
+from publishing import dataset, space
 from publishing.staging import files_below, keep
 
 ROOT = Path(__file__).parents[2]

@@ -76,7 +76,7 @@ def resolve(python: str) -> dict[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m publishing.versions")
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m documents.versions")
     parser.add_argument("what", choices=("lowest", "write", "resolve"), help="print, write, or resolve for each Python")
     what = parser.parse_args(argv).what
     if what == "lowest":
