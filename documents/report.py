@@ -88,10 +88,24 @@ def dataset() -> str:
 def operations() -> str:
     """Sum up `results/model.json`: what a model does when it is asked for something."""
     results = json.loads((RESULTS / "model.json").read_text(encoding="utf-8"))
-    attention, validity, infill = results["attention"], results["validity"], results["infill"]
-    asked, long, attributes = results["conditions"], results["long"], results["attributes"]
+    measured = [*rows_of_attention(results), *rows_of_validity(results), *rows_of_requests(results)]
+    return (
+        f"What a model of {results['model']['parameters'] / 1e6:.1f} M parameters does when asked "
+        f"(`{results['model']['name']}`, {results['machine']['processor']}):\n\n"
+        + markdown(["", "measured"], measured)
+        + f"\nA request to `shift` {results['attributes']['melodies']['shifted']} test melodies by +1 standard "
+        "deviation moved them, in the mean:\n\n"
+        + markdown(["attribute", "itself", "the other that moved most", *R_SQUARED], rows_of_shifts(results))
+        + "\nWritten by `make report` from `results/model.json`.\n"
+    )
+
+
+def rows_of_attention(results: dict) -> list[list[str]]:
+    """What relative attention costs, beside attention without it and the textbook's form."""
+    attention = results["attention"]
     longest = attention["memory_mib"][-1]
-    rows = [
+    memory = longest["causal"]
+    return [
         [
             "a training step with relative attention, to one without the term",
             f"{attention['worst_ratio']:.2f} at most",
@@ -99,8 +113,15 @@ def operations() -> str:
         ["largest difference from the textbook's form, fp32", f"{attention['largest_difference']:.1e}"],
         [
             f"memory of one training pass at {longest['tokens']:,} tokens: ours, the textbook's",
-            f"{longest['causal']['ours']:.0f} MiB, {longest['causal']['textbook']:,.0f} MiB",
+            f"{memory['ours']:.0f} MiB, {memory['textbook']:,.0f} MiB",
         ],
+    ]
+
+
+def rows_of_validity(results: dict) -> list[list[str]]:
+    """What has to hold of every melody, and how far variations go."""
+    validity, infill, variations = results["validity"], results["infill"], results["variations"]
+    return [
         [
             f"invalid melodies at temperature {validity['temperature']}",
             f"{validity['invalid']} of {validity['samples']:,}",
@@ -108,65 +129,45 @@ def operations() -> str:
         ["notes outside a scale asked for", f"{validity['outside_the_scale']} of {validity['samples_in_d_dorian']:,}"],
         ["infills that changed another bar", f"{infill['other_bars_changed']} of {infill['melodies']}"],
         [
-            "distance of variations at similarity " + ", ".join(results["variations"]),
-            ", ".join(f"{distance:.2f}" for distance in results["variations"].values()),
+            "distance of variations at similarity " + ", ".join(variations),
+            ", ".join(f"{distance:.2f}" for distance in variations.values()),
         ],
     ]
-    rows += [
-        [
-            f"{name.replace('_', ' ')} as asked for (in the first draw)",
-            f"{of['obeyed']:.1%} ({of['obeyed_at_once']:.1%})",
-        ]
-        for name, of in asked.items()
-        if isinstance(of, dict) and "obeyed_at_once" in of
-    ]
+
+
+def rows_of_requests(results: dict) -> list[list[str]]:
+    """How often conditions are obeyed, how long a melody takes, and whether long pieces repeat as the data do."""
+    asked, long, rows = results["conditions"], results["long"], []
+    for name, of in asked.items():
+        if isinstance(of, dict) and "obeyed_at_once" in of:
+            name = f"{name.replace('_', ' ')} as asked for (in the first draw)"
+            rows.append([name, f"{of['obeyed']:.1%} ({of['obeyed_at_once']:.1%})"])
     rows.append(["tempo class as asked for, in the score", f"{asked['tempo']['obeyed']:.1%}"])
     if genre := results["genre"]:
-        rows.append(
-            [
-                f"genre guessed by a classifier ({len(genre['genres'])} genres; real test melodies; by chance)",
-                f"{genre['guessed']:.1%} ({genre['guessed_of_test_melodies']:.1%}; {genre['by_chance']:.1%})",
-            ]
-        )
+        name = f"genre guessed by a classifier ({len(genre['genres'])} genres; real test melodies; by chance)"
+        others = f"{genre['guessed_of_test_melodies']:.1%}; {genre['by_chance']:.1%}"
+        rows.append([name, f"{genre['guessed']:.1%} ({others})"])
     rows.append(["bars as asked for, 1 to 32", f"{asked['bars']['obeyed']:.1%}"])
     if speed := results.get("speed"):
+        name = f"seconds for a melody of {speed['bars']} bars: new; through the latent ({speed['threads']} threads)"
+        rows.append([name, f"{speed['sample_seconds']:.2f}; {speed['reconstruct_seconds']:.2f}"])
+    ours, of_test = long["bar_pair_similarity"], long["bar_pair_similarity_of_test_lines"]
+    name = f"bar self-similarity at lag {', '.join(ours)} in pieces of {long['bars']} bars (in the data)"
+    rows.append([name, ", ".join(f"{value:.2f} ({of_test[lag]:.2f})" for lag, value in ours.items())])
+    return rows
+
+
+def rows_of_shifts(results: dict) -> list[list[str]]:
+    """How far each attribute moved, what moved most with it, and how well measured and target agree."""
+    attributes, rows = results["attributes"], []
+    for name, row in attributes["mean_response"]["+1.0"].items():
+        most = max((value for other, value in row.items() if other != name), key=lambda value: (abs(value), value))
+        r_squared = [attributes[which][name] for which in ("r_squared_of_shifts", "r_squared")]
+        ar_vae = f"{AR_VAE[name]:.2f}" if name in AR_VAE else ""
         rows.append(
-            [
-                f"seconds for a melody of {speed['bars']} bars: new; through the latent ({speed['threads']} threads)",
-                f"{speed['sample_seconds']:.2f}; {speed['reconstruct_seconds']:.2f}",
-            ]
+            [name.replace("_", " "), f"{row[name]:+.2f}", f"{most:+.2f}", *(f"{of:.2f}" for of in r_squared), ar_vae]
         )
-    lags = list(long["bar_pair_similarity"])
-    rows.append(
-        [
-            f"bar self-similarity at lag {', '.join(lags)} in pieces of {long['bars']} bars (in the data)",
-            ", ".join(
-                f"{long['bar_pair_similarity'][lag]:.2f} ({long['bar_pair_similarity_of_test_lines'][lag]:.2f})"
-                for lag in lags
-            ),
-        ]
-    )
-    response = attributes["mean_response"]["+1.0"]
-    moves = [
-        [
-            name.replace("_", " "),
-            f"{row[name]:+.2f}",
-            f"{max((abs(value), value) for other, value in row.items() if other != name)[1]:+.2f}",
-            f"{attributes['r_squared_of_shifts'][name]:.2f}",
-            f"{attributes['r_squared'][name]:.2f}",
-            f"{AR_VAE[name]:.2f}" if name in AR_VAE else "",
-        ]
-        for name, row in response.items()
-    ]
-    return (
-        f"What a model of {results['model']['parameters'] / 1e6:.1f} M parameters does when asked "
-        f"(`{results['model']['name']}`, {results['machine']['processor']}):\n\n"
-        + markdown(["", "measured"], rows)
-        + f"\nA request to `shift` {attributes['melodies']['shifted']} test melodies by +1 standard deviation moved "
-        "them, in the mean:\n\n"
-        + markdown(["attribute", "itself", "the other that moved most", *R_SQUARED], moves)
-        + "\nWritten by `make report` from `results/model.json`.\n"
-    )
+    return rows
 
 
 def draw_baselines() -> None:
