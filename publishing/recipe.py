@@ -340,11 +340,9 @@ def follow(args: argparse.Namespace) -> None:
         print(describe(recipe, record))
         return
     for stage in recipe.stages.values():
-        if stage.cannot_run:
-            continue
         if record.why(stage):
             run(recipe, stage, record)
-        else:
+        elif not stage.cannot_run:
             print(f"{stage.name}: finished")
         if stage.name == args.until:
             break

@@ -64,6 +64,8 @@ def test_changed_arguments_run_a_stage_and_all_that_come_from_it(small, capfd):
     told = capfd.readouterr().out
     assert "its arguments have changed" in told
     assert "one runs again" in told
+    run("--until", "lost")
+    assert ran(capfd.readouterr().out) == []
     run("--until", "one")
     assert ran(capfd.readouterr().out) == ["one"]
     assert (work / "one.old").read_text(encoding="utf-8") == "s1"
