@@ -58,6 +58,8 @@ LIBRARIES = ("datasketch", "numba", "numpy", "symusic")
 
 LINKS = 200  # so many are looked at
 STRETCHES = (16, 24)  # notes in common that they are asked for
+EXAMPLES = 5  # of them are shown, with the most notes in common of
+EXAMPLE_STRETCHES = (16, 24, 32, 48, 64, 96, 128)
 
 Columns = dict[str, np.ndarray]
 Hashes = tuple[list[np.ndarray], list[np.ndarray]]
@@ -460,11 +462,21 @@ def check_links(given: Sequence[str], corpus: Corpus, seed: int) -> dict[str, An
     for md5, content in tqdm(contents_of(open_all(given)), desc="looking at links", unit=" files"):
         if md5 in wanted:
             contents[md5] = content
+
+    def have_common(notes: int, one: str, other: str) -> bool:
+        return not stretches_of(contents[one], notes).isdisjoint(stretches_of(contents[other], notes))
+
     report: dict[str, Any] = {"links": len(pairs), "looked_at": len(looked_at)}
     for notes in STRETCHES:
-        found = {md5: stretches_of(content, notes) for md5, content in contents.items()}
-        without = sum(found[one].isdisjoint(found[other]) for one, other in looked_at)
+        without = sum(not have_common(notes, *pair) for pair in looked_at)
         report[f"without_{notes}_notes_in_common"] = share(without, len(looked_at))
+    report["examples"] = [
+        {
+            "md5": list(pair),
+            "notes_in_common": max((notes for notes in EXAMPLE_STRETCHES if have_common(notes, *pair)), default=0),
+        }
+        for pair in looked_at[:EXAMPLES]
+    ]
     return report
 
 

@@ -26,11 +26,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedErro
 from dataset_script import configs, extraction, features, line_quality, near_duplicates, parquet_files
 from dataset_script.lead_score import read_weights
 from dataset_script.schema import COLUMN_DESCRIPTIONS, FEATURES, FILE_COLUMN_DESCRIPTIONS, FILES_FEATURES
+from rendering.curves import Series, write_curves
 from rendering.histograms import Histogram, percent, write_histograms
 from rendering.palette import PALETTES
 
 TEMPLATE = "card.md.jinja"
-CITATION = Path(__file__).parents[1] / "CITATION.cff"
+CITATION, CHANGELOG = (Path(__file__).parents[1] / name for name in ("CITATION.cff", "CHANGELOG.md"))
 PICTURE_FOLDER = "card"
 TUNES = "embedded tunes"  # the builder's name for the tunes of the program
 LAKH = re.compile(r"lmd_|lakh|clean_midi", re.I)  # how the archives of the Lakh MIDI Dataset are called
@@ -68,11 +69,14 @@ PICTURES = {
     "guesses": {
         "lead_score": _panel("lead_score", "score"),
         "key_confidence": _panel("key_confidence", "correlation"),
+        "grid_fit": _panel("grid_fit", "mean cosine of the onsets' phases"),
+        "quality": _panel("quality", "probability"),
     },
 }
 """The panels of each picture, by the name of their histogram in the statistics."""
 
 COLUMNS = {"lines": 3, "notes": 2, "guesses": 2}
+CALIBRATION = "calibration"  # the picture of it, where it was measured
 
 
 def content_version(data: Path) -> str:
@@ -257,6 +261,16 @@ def bibtex() -> str:
     return "@software{melody_lines,\n" + "".join(f"  {name} = {{{value}}},\n" for name, value in fields.items()) + "}"
 
 
+def changes() -> list[tuple[str, list[str]]]:
+    """Return what CHANGELOG.md says of the data, by the names of its releases."""
+    found: list[tuple[str, list[str]]] = []
+    for release in re.split(r"^## ", CHANGELOG.read_text(encoding="utf-8"), flags=re.M)[1:]:
+        items = re.findall(r"^- Data: (.+(?:\n  .+)*)", release, flags=re.M)
+        if items:
+            found.append((release.splitlines()[0].strip("[]"), [re.sub(r"\s+", " ", item) for item in items]))
+    return found
+
+
 def lengths(histogram: Mapping[str, Any]) -> list[tuple[str, int]]:
     """Return the number of lines of each range of bars, which end where the next begins."""
     counts = dict(zip(histogram["edges"], histogram["counts"], strict=False))
@@ -276,6 +290,24 @@ def histograms(report: Mapping[str, Any]) -> dict[str, list[Histogram]]:
         picture: [replace(panel, **found[name]) for name, panel in panels.items()]
         for picture, panels in PICTURES.items()
     }
+
+
+def calibrations(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return what was measured of the leads of each set of files whose tune is known, by name; nothing if nothing."""
+    measured = (report.get("lead_score") or {}).get("calibration", {})
+    return {name: of for name, of in measured.items() if isinstance(of, Mapping) and "reliability" in of}
+
+
+def calibration_curves(report: Mapping[str, Any]) -> Series:
+    """Return for each set of files how often leads of a score are the tune, both in percent, and where both agree."""
+    curves = {
+        name: (
+            [100 * one["mean_score"] for one in of["reliability"]],
+            [100 * one["is_tune"] for one in of["reliability"]],
+        )
+        for name, of in calibrations(report).items()
+    }
+    return {"score": ([0, 100], [0, 100]), **curves}
 
 
 def alternative(panels: Sequence[Histogram]) -> str:
@@ -333,7 +365,10 @@ def render_card(report: Mapping[str, Any]) -> str:
         columns=[(name, type_name(kind), COLUMN_DESCRIPTIONS[name]) for name, kind in FEATURES.items()],
         lengths=lengths(report["statistics"]["histograms"]["bars"]),
         listed=LISTED,
-        pictures={name: f"{alternative(panels)}" for name, panels in histograms(report).items()},
+        pictures={name: alternative(panels) for name, panels in histograms(report).items()}
+        | {CALIBRATION: "Curves: how often the lead of a file is its tune, by its score."},
+        calibrations=calibrations(report),
+        changes=changes(),
         picture_folder=PICTURE_FOLDER,
         command=command,
         command_fence=fence(command, 3),
@@ -345,17 +380,22 @@ def render_card(report: Mapping[str, Any]) -> str:
     )
 
 
-def picture_paths(folder: Path) -> dict[tuple[str, Any], Path]:
+def picture_paths(report: Mapping[str, Any], folder: Path) -> dict[tuple[str, Any], Path]:
     """Return where the pictures of a card in a folder lie, by name and theme."""
-    return {(name, theme): folder / PICTURE_FOLDER / f"{name}-{theme}.png" for name in PICTURES for theme in PALETTES}
+    names = [*PICTURES, *([CALIBRATION] if calibrations(report) else [])]
+    return {(name, theme): folder / PICTURE_FOLDER / f"{name}-{theme}.png" for name in names for theme in PALETTES}
 
 
 def write(report: Mapping[str, Any], path: Path) -> None:
     """Write a card, and its pictures into a folder beside it."""
     card, panels = render_card(report), histograms(report)
     (path.parent / PICTURE_FOLDER).mkdir(parents=True, exist_ok=True)
-    for (name, theme), picture in picture_paths(path.parent).items():
-        write_histograms(picture, panels[name], columns=COLUMNS[name], theme=theme)
+    for (name, theme), picture in picture_paths(report, path.parent).items():
+        if name == CALIBRATION:
+            labels = {"x_label": "lead_score, %", "y_label": "% of the leads with that score that are the tune"}
+            write_curves(picture, calibration_curves(report), title="Calibration", theme=theme, **labels)
+        else:
+            write_histograms(picture, panels[name], columns=COLUMNS[name], theme=theme)
     path.write_text(card, encoding="utf-8")
 
 
@@ -392,7 +432,7 @@ def main(arguments: list[str] | None = None) -> int:
         write(report, options.output)
         return 0
     is_current = options.output.is_file() and options.output.read_text(encoding="utf-8") == rendered
-    missing = [str(path) for path in picture_paths(options.output.parent).values() if not path.is_file()]
+    missing = [str(path) for path in picture_paths(report, options.output.parent).values() if not path.is_file()]
     if not is_current:
         print(f"{options.output} does not say what {options.report} says; run this without --check", file=sys.stderr)
     if missing:

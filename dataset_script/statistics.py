@@ -29,7 +29,7 @@ PROGRAM_FAMILIES = (
 MODES = tuple(dict.fromkeys(key.split()[1] for key in KEY_NAMES))
 COUNTED = ("time_signature", "genre", "program", "key")
 TEXTS = ("md5", "group", "time_signature", "genre", "key")
-NUMBERS = ("bars", "tempo", "complexity", "lead_score", "key_confidence")
+NUMBERS = ("bars", "tempo", "complexity", "lead_score", "key_confidence", "grid_fit", "quality")
 COLUMNS = (*TEXTS, *NUMBERS, "program", "is_lead", "steps_per_beat", "pitch", "start", "duration")
 
 
@@ -47,6 +47,8 @@ HISTOGRAMS = {
     "complexity": edges_of(0, 1, 0.05),
     "lead_score": edges_of(0, 1, 0.05),
     "key_confidence": edges_of(0, 1, 0.05),
+    "grid_fit": edges_of(0, 1, 0.05),
+    "quality": edges_of(0, 1, 0.05),
     "pitch": edges_of(20.5, 108.5, 1),
     "interval": edges_of(-24.5, 24.5, 1),
     "note_quarters": edges_of(-0.125, 4.125, 0.25),

@@ -58,7 +58,8 @@ def no_deprecation(request):
 def without_histograms():
     """Leave the pictures of data sets' cards empty: to draw them takes most of a build's time, and test_card does."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dataset_script.card.write_histograms", lambda path, *_, **__: path.write_bytes(b""))
+        for write in ("write_histograms", "write_curves"):
+            patch.setattr(f"dataset_script.card.{write}", lambda path, *_, **__: path.write_bytes(b""))
         yield
 
 

@@ -188,7 +188,7 @@ def plain_values(rows):
     for row in rows:
         numerator, denominator = map(int, row["time_signature"].split("/"))
         step = Fraction(4, denominator * row["steps_per_beat"])
-        for name in ("bars", "tempo", "complexity", "lead_score", "key_confidence"):
+        for name in ("bars", "tempo", "complexity", "lead_score", "key_confidence", "grid_fit", "quality"):
             values[name].append(row[name])
         values["notes"].append(len(row["pitch"]))
         values["notes_per_quarter"].append(
@@ -390,6 +390,28 @@ def test_optional_parts(report):
     without_groups = {name: value for name, value in report.items() if name != "groups"}
     assert "the largest has" in bare
     assert "the largest has" not in card.render_card(without_groups)
+
+
+def test_calibration_is_a_table_and_a_picture(report, tmp_path):
+    bins = [{"from": 0.8, "files": 3, "mean_score": 0.85, "is_tune": 0.75}]
+    of = {"files": 1213, "without_lead": 0.1271, "lead_is_tune": 0.9389, "lead_is_tune_without_floor": 0.9043}
+    measured = {"what": "words", "floor": 0.8, "lakh": {**of, "calibration_error": 0.0213, "reliability": bins}}
+    with_it = report | {"lead_score": {"what": "share of files", "calibration": measured}}
+    assert "| lakh | 1,213 | 12.7% | 93.9% | 90.4% | 0.021 |" in card.render_card(with_it)
+    assert card.calibration_curves(with_it)["lakh"] == ([85], [75])
+    names = {path.name for path in card.picture_paths(with_it, tmp_path).values()}
+    assert names - {path.name for path in card.picture_paths(report, tmp_path).values()} == {
+        "calibration-light.png",
+        "calibration-dark.png",
+    }
+
+
+def test_changes_are_those_of_the_data(report, tmp_path, monkeypatch):
+    path = tmp_path / "CHANGELOG.md"
+    path.write_text("# Log\n\n## [2.1.0]\n- Data: one\n  thing.\n- Space: another.\n\n## [2.0.0]\n- Space: more.\n")
+    monkeypatch.setattr(card, "CHANGELOG", path)
+    assert card.changes() == [("2.1.0", ["one thing."])]
+    assert "- 2.1.0\n  - one thing.\n" in card.render_card(report)
 
 
 def test_lead_score_accuracies_are_a_table_of_scores_and_test_files(report):
