@@ -1,12 +1,16 @@
 """The data set builder: what a melody line is, what is left out and why, and what lies on disk in the end."""
 
+import errno
 import gzip
 import hashlib
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -22,7 +26,7 @@ from dataset_script.chunks import lines_table, process_all
 from dataset_script.extraction import extract_lines
 from dataset_script.lead_score import read_weights
 from dataset_script.midi_notes import UnreadableMidiError, canonical_time_signature, drop_ornaments, read_notes
-from dataset_script.midi_sources import open_sources
+from dataset_script.midi_sources import TOO_LARGE, Fault, open_sources
 from dataset_script.parquet_files import split_of
 from dataset_script.schema import FEATURES, SPLITS
 from dataset_script.windows import section_notes, window_rows, windows
@@ -612,7 +616,7 @@ HELD = """
 import multiprocessing, pathlib, sys, time
 from dataset_script.build import unfinished_build
 from dataset_script.chunks import Limits, begin_worker
-from dataset_script.midi_sources import open_sources
+from dataset_script.midi_sources import TOO_LARGE, Fault, open_sources
 from training.checkpoints import only_run
 
 def work(ends_with_parent):
@@ -769,6 +773,84 @@ def test_bad_input_is_one_line(tmp_path, capsys, make, remedy):
     assert source.name in error
     assert remedy in error
     assert [path.name for path in tmp_path.iterdir() if path.name != "input"] == []
+
+
+def test_a_member_of_a_gigabyte_and_a_bomb_cost_only_themselves(tmp_path):
+    """One member has a gigabyte of zeros, of which the compressed archive has a megabyte."""
+    archive = tmp_path / "bomb.tar.gz"
+    zeros = bytes(1 << 20)
+
+    class Zeros(io.RawIOBase):
+        def readinto(self, buffer):
+            buffer[:] = zeros[: len(buffer)]
+            return len(buffer)
+
+        def readable(self):
+            return True
+
+    with tarfile.open(archive, "w:gz", compresslevel=1) as made:
+        for name, size, content in (
+            ("a.mid", len(midi_bytes([tune()])), io.BytesIO(midi_bytes([tune()]))),
+            ("bomb.mid", 1 << 30, io.BufferedReader(Zeros())),
+            ("z.mid", len(midi_bytes([tune(seed=1)])), io.BytesIO(midi_bytes([tune(seed=1)]))),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = size
+            made.addfile(member, content)
+    assert archive.stat().st_size < 1 << 23
+    tracemalloc.start()
+    names = {
+        name: content if isinstance(content, Fault) else len(content) for name, content in open_sources(str(archive))
+    }
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert names == {
+        "a.mid": len(midi_bytes([tune()])),
+        "bomb.mid": TOO_LARGE,
+        "z.mid": len(midi_bytes([tune(seed=1)])),
+    }
+    assert peak < 64 << 20
+    assert main(["--input", str(archive), "--output", str(tmp_path / "out")]) == 0
+    report = json.loads((tmp_path / "out" / "build.json").read_text(encoding="utf-8"))
+    assert report["files"] == {"read": 3, "with_melody": 2, "dropped": {TOO_LARGE: 1}}
+    (row,) = [row for row in pq.read_table(tmp_path / "out" / "files").to_pylist() if row["name"] == "bomb.mid"]
+    assert row["reason"] == TOO_LARGE
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS], ids=["a full disk", "a read-only one"])
+@pytest.mark.parametrize("written", ["work", "dataset"])
+def test_a_fault_of_the_output_is_one_line_and_keeps_what_is_done(
+    built, tmp_path, monkeypatch, capsys, number, written
+):
+    arguments = ["--input", str(built / "midi"), "--output", str(tmp_path / "out")]
+    arguments += ["--metadata", str(built / "metadata.csv")]
+    monkeypatch.setattr("dataset_script.chunks.CHUNK_FILES", 7)
+
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    def some_then_refuse(*arguments):
+        for count, files in enumerate(process_all(*arguments)):
+            if count == 2:
+                refuse()
+            yield files
+
+    place, replacement = {
+        "work": ("dataset_script.build.process_all", some_then_refuse),
+        "dataset": ("dataset_script.parquet_files.write_splits", refuse),
+    }[written]
+    with monkeypatch.context() as patch:
+        patch.setattr(place, replacement)
+        assert main(arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert f"out cannot be written ({os.strerror(number)}); make room there" in error
+    assert not (tmp_path / "out").exists()
+    done = len(list(tmp_path.rglob("*.files.arrow")))
+    assert done >= 2
+    assert main(arguments) == 0
+    assert data_files(tmp_path / "out") == data_files(built / "out")
+    assert json.loads((tmp_path / "out" / "build.json").read_text(encoding="utf-8"))["is_resumed"]
 
 
 def test_output_is_never_overwritten_unasked(built, tmp_path, capsys):

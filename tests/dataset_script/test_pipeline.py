@@ -87,6 +87,14 @@ def test_an_interrupted_run_does_only_what_is_missing(source, expected, tmp_path
     assert_same(tmp_path / "out", expected)
 
 
+@pytest.mark.slow
+def test_ray_gives_the_same_rows(source, expected, tmp_path):
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    finished = run(source, tmp_path / "out", "--tasks", "3", "--workers", "2", "--executor", "ray")
+    assert finished.returncode == 0, finished.stderr
+    assert_same(tmp_path / "out", expected)
+
+
 FAKE_SBATCH = """#!{python}
 import os, re, subprocess, sys
 script = open(sys.argv[-1]).read()
