@@ -267,7 +267,7 @@ def changes() -> list[tuple[str, list[str]]]:
     for release in re.split(r"^## ", CHANGELOG.read_text(encoding="utf-8"), flags=re.M)[1:]:
         items = re.findall(r"^- Data: (.+(?:\n  .+)*)", release, flags=re.M)
         if items:
-            found.append((release.splitlines()[0].strip("[]"), [re.sub(r"\s+", " ", item) for item in items]))
+            found.append((re.sub(r"[\[\]]", "", release.splitlines()[0]), [re.sub(r"\s+", " ", item) for item in items]))
     return found
 
 
