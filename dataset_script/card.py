@@ -265,9 +265,10 @@ def changes() -> list[tuple[str, list[str]]]:
     """Return what CHANGELOG.md says of the data, by the names of its releases."""
     found: list[tuple[str, list[str]]] = []
     for release in re.split(r"^## ", CHANGELOG.read_text(encoding="utf-8"), flags=re.M)[1:]:
-        items = re.findall(r"^- Data: (.+(?:\n  .+)*)", release, flags=re.M)
+        name = re.sub(r"[\[\]]", "", release.splitlines()[0])
+        items = [" ".join(item.split()) for item in re.findall(r"^- Data: (.+(?:\n  .+)*)", release, flags=re.M)]
         if items:
-            found.append((re.sub(r"[\[\]]", "", release.splitlines()[0]), [re.sub(r"\s+", " ", item) for item in items]))
+            found.append((name, items))
     return found
 
 
