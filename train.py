@@ -61,7 +61,7 @@ from training.models import (
     save_processors,
 )
 from training.monitoring import Means, Rates, Stopwatch, start_trackers, trackers_of
-from training.objective import training_loss
+from training.objective import read_conditions, training_loss
 from training.optimizers import build_optimizer
 from training.options import MUSIC_VAE, parse_args
 from training.own_midi import build_own, is_midi
@@ -155,6 +155,7 @@ def get_dataloaders(
         if processor is None and not accelerator.is_main_process:
             processor = load_tokenizing_processor(args.output_dir)
         processor = processor or train_tokenizer(lines, args.vocab_size, args.transpose, args.seed)
+        processor.add_repeats(args.repeat_lags)
         check_grid(args.dataset, lines, processor)
         if accelerator.is_main_process:
             save_processors(args.model_type, processor, args.output_dir)
@@ -348,9 +349,11 @@ def train(
     for batch in stopwatch.watch(loader) if state.step < args.max_train_steps else ():
         batch = send_to_device(batch, accelerator.device, non_blocking=True)
         batch.pop("num_notes")
+        conditions = read_conditions(accelerator.unwrap_model(model), batch["input_ids"])
+        told = {} if conditions is None else {"conditions": conditions}
         kl_weight = kl_weight_at(state.step, kl_weight_of_model, args.kl_warmup_steps)
         with accelerator.accumulate(model):
-            output = model(**batch, kl_weight=kl_weight, tokens_per_melody=loader.tokens_per_window)
+            output = model(**batch, **told, kl_weight=kl_weight, tokens_per_melody=loader.tokens_per_window)
             loss = training_loss(output, batch["labels"], loader.tokens_per_window, args.label_smoothing)
             accelerator.backward(loss)
             means.add(loss=loss, reconstruction_nats=output.reconstruction_nats, kl_nats=output.kl_nats)

@@ -17,6 +17,8 @@ class MelodyVAEConfig(PreTrainedConfig):
     Args:
         vocab_size: Size of the tokenizer's vocabulary.
         bar_token_ids: Ids of the tokens that open a bar; the model counts bars by them.
+        repeat_token_ids: Ids of the tokens that say "this bar is an earlier one over again"; none by default.
+        repeat_lags: For each of them, how many bars earlier.
         hidden_size: Width of every layer (C).
         intermediate_size: Width of the feed-forward layers.
         num_encoder_layers: Layers of the melody encoder q(z|x), bidirectional.
@@ -32,6 +34,8 @@ class MelodyVAEConfig(PreTrainedConfig):
         num_prior_layers: Layers of the learned prior over latents; 0 leaves N(0, I).
         conditions: What the learned prior can be asked for: the values of each condition, by its name.
         attributes: What [`MelodyVAEModel.shift`] can change and samples can be asked for.
+        decoder_conditions: Which of the conditions, and `attributes` if it is all of these, the melody decoder is told
+            beside its latent.
         section_returns: In melodies longer than a latent, the probability of repeating the section k back, k = 1, 2,
             ...
         max_relative_distance: Distance in tokens from which on relative embeddings are shared.
@@ -66,6 +70,8 @@ class MelodyVAEConfig(PreTrainedConfig):
 
     vocab_size: int = 1024
     bar_token_ids: list[int] | None = None
+    repeat_token_ids: list[int] | None = None
+    repeat_lags: list[int] | None = None
     hidden_size: int = 256
     intermediate_size: int = 1024
     num_encoder_layers: int = 3
@@ -79,6 +85,7 @@ class MelodyVAEConfig(PreTrainedConfig):
     num_prior_layers: int = 0
     conditions: dict[str, list[str]] | None = None
     attributes: list[str] | None = None
+    decoder_conditions: list[str] | None = None
     section_returns: list[float] | None = None
     max_relative_distance: int = 256
     musical_time: bool = False
@@ -134,9 +141,15 @@ class MelodyVAEConfig(PreTrainedConfig):
         if self.num_prior_layers and not self.latent_size:
             raise ValueError(f"num_prior_layers={self.num_prior_layers} without a latent: set latent_size")
         self.bar_token_ids = self.bar_token_ids or []
+        self.repeat_token_ids, self.repeat_lags = self.repeat_token_ids or [], self.repeat_lags or []
+        if len(self.repeat_token_ids) != len(self.repeat_lags):
+            raise ValueError(f"repeat_token_ids={self.repeat_token_ids} and repeat_lags={self.repeat_lags} go together")
         self.conditions = self.conditions or {}
         self.attributes = self.attributes or []
         self.section_returns = self.section_returns or []
         own = hash_conditions(self.conditions, self.attributes)
         check(self.fingerprint, "conditions", own, "other conditions or attributes, or in another order")
+        self.decoder_conditions = self.decoder_conditions or []
+        if unknown := set(self.decoder_conditions) - {*self.conditions, "attributes"}:
+            raise ValueError(f"decoder_conditions: {sorted(unknown)[0]!r} is none of the conditions")
         super().__post_init__(**kwargs)

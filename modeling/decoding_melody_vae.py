@@ -21,7 +21,7 @@ from .relative_attention import rotate
 
 LOOP_OPTIONS = {"do_sample", "temperature", "top_k", "top_p", "max_length", "max_new_tokens", "logits_processor"}
 LOOP_OPTIONS |= {"bars", "scale", "time_signature", "lowest_pitch", "highest_pitch", "noise_level", "generator"}
-LOOP_OPTIONS |= {"attention_mask", "begin_suppress_tokens", "inputs"}
+LOOP_OPTIONS |= {"max_rest", "conditions", "attention_mask", "begin_suppress_tokens", "inputs"}
 """Options of `generate` that the decoding loop knows; for others it is transformers' own."""
 
 NUMBERS_AT_ONCE = 64

@@ -24,7 +24,14 @@ from .arguments_melody_vae import (
     make_generators,
 )
 from .decoding_melody_vae import LOOP_OPTIONS, choose, sample_with_generators
-from .logits_process_melody_vae import BarCountLogitsProcessor, MelodyLogitsProcessor, scale_mask
+from .logits_process_melody_vae import (
+    NO_ONSET,
+    BarCountLogitsProcessor,
+    MelodyLogitsProcessor,
+    TokenColumn,
+    mark_repeats,
+    scale_mask,
+)
 from .melody_line_melody_vae import key_of
 from .note_editing_melody_vae import NoteEditingMixin
 from .prior_melody_vae import FEWEST_ROWS, LatentSamplingMixin
@@ -32,6 +39,7 @@ from .prior_melody_vae import FEWEST_ROWS, LatentSamplingMixin
 PER_MELODY = ("generator", "bars", "temperature", "scale", "time_signature", "lowest_pitch", "highest_pitch")
 """Options of `sample` that may be lists with one for each melody."""
 
+LONGEST_REST = 1.0  # bars between notes, in what is sampled: lines of the data end where they rest for longer
 FREE_DRAWS = 2  # of a melody in a key; in further ones nothing lies outside the key
 # Of a new section's noise level, against a melody's: the melody decoder alone would go on as before, and ever more so.
 SECTION_NOISE_FACTOR = 0.75
@@ -303,7 +311,9 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin):
         primer = self._join_bars(self._split_bars(input_ids), is_open=True) if n else input_ids
         options = self._sampling_options() | {"generator": make_generators(n, seed, generator), **generate_kwargs}
         # A token that opens no bar could put more notes into the last bar that is kept.
-        options["begin_suppress_tokens"] = (~self.is_bar_token).nonzero().flatten().tolist()
+        is_suppressed = ~self.is_bar_token
+        is_suppressed[list(self._repeats().values())] = False
+        options["begin_suppress_tokens"] = is_suppressed.nonzero().flatten().tolist()
         options |= {"conditions": self._conditions(conditions, n), "guidance": guidance, "noise_level": noise_level}
         return self._generate_after(primer, bars, bars, options)
 
@@ -351,6 +361,8 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin):
         highest_pitch: int | Sequence[int | None] | None = None,
         template: torch.Tensor | None = None,
         regenerate: torch.Tensor | None = None,
+        max_rest: float | None = None,
+        conditions: Conditions | None = None,
         logits_processor: LogitsProcessorList | None = None,
         **kwargs,
     ):
@@ -369,6 +381,8 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin):
             highest_pitch: MIDI pitch.
             template: `(B, T)` ids of melodies to keep bars of.
             regenerate: `(B, N)` which of their bars to generate.
+            max_rest: Bars that a rest between notes may last; any by default, one bar in operations that sample.
+            conditions: As in [`sample`]; what the prior and the melody decoder are told.
             logits_processor: Processors applied after this model's own.
             kwargs: As in transformers.
 
@@ -397,13 +411,16 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin):
                 if isinstance(noise_level, torch.Tensor):
                     raise ValueError("noise_level of each bar is a latent's: give the latent, or one number")
                 primer = torch.full((n, 1), self.config.bos_token_id, device=self.device) if inputs is None else inputs
-                sampled = self._with_primer_latent(primer, {"noise_level": noise_level}, bars)
+                options = {"noise_level": noise_level, "conditions": self._conditions(conditions, n)}
+                sampled = self._with_primer_latent(primer, options, bars)
                 latent, noise_level = sampled["latent"], sampled.get("noise_level")
-            kwargs["bar_conditions"] = self._bar_conditions(latent.to(self.device, self.dtype), noise_level)
+            latent = latent.to(self.device, self.dtype)
+            kwargs["bar_conditions"] = self._bar_conditions(latent, noise_level, self._conditions(conditions, n))
         elif noise_level:
             raise ValueError(f"noise_level={noise_level}: this model has no latent")
         asked = {"time_signature": time_signature, "lowest_pitch": lowest_pitch, "highest_pitch": highest_pitch}
         asked |= {"template": template, "regenerate": regenerate, "pitch_classes": scale and scale_mask(scale)}
+        asked["max_rest"] = max_rest and check_number("max_rest", max_rest, 0)
         processors = self._grammar_processors(bars, asked) + (logits_processor or [])
         return super().generate(inputs, logits_processor=LogitsProcessorList(processors), **kwargs)
 
@@ -411,12 +428,14 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin):
         """Return the logits processor of the tokens' grammar, where the model knows it."""
         eos = self.generation_config.eos_token_id
         if self.config.grammar_columns:
-            return [MelodyLogitsProcessor(self._grammar(), eos, bars=bars, max_bars=self.config.max_bars, **asked)]
+            fixed = {"max_bars": self.config.max_bars, "repeats": self._repeats()}
+            return [MelodyLogitsProcessor(self._grammar(), eos, bars=bars, **fixed, **asked)]
+        asked.pop("max_rest")
         if any(value is not None for value in asked.values()):
             raise ValueError("this model does not know its tokens: model.set_grammar(processor.grammar_table())")
         return [] if bars is None else [BarCountLogitsProcessor(bars, self.is_bar_token, eos)]
 
-    def _bar_conditions(self, latent: torch.Tensor, noise_level: Any) -> torch.Tensor:
+    def _bar_conditions(self, latent: torch.Tensor, noise_level: Any, conditions: Mapping[str, list]) -> torch.Tensor:
         """Expand latents `(B, Z)` into condition embeddings, as [`BarConditioner`] does."""
         n = len(latent)
         rows = torch.arange(max(n, FEWEST_ROWS), device=latent.device) % n
@@ -424,7 +443,11 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin):
             if not self.config.noise_probability:
                 raise ValueError(f"noise_level={noise_level}: this model was trained without (noise_probability=0)")
             noise_level = torch.as_tensor(noise_level, device=self.device).expand(n, self.config.max_bars)[rows]
-        return self.bar_conditioner(latent[rows], noise_level)[:n]
+        labels = None
+        if conditions and self.config.decoder_conditions:
+            labels = self._condition_labels(self.bar_conditioner.condition_embedding, conditions, n)
+            labels = {name: values[rows] for name, values in labels.items()}
+        return self.bar_conditioner(latent[rows], noise_level, labels)[:n]
 
     # Batches and sections of sampled melodies.
 
@@ -452,7 +475,7 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin):
         if self.config.latent_size:
             options = self._with_primer_latent(primer, options, bars_of_latent)
         else:
-            for name in ("conditions", "guidance", "noise_level"):
+            for name in ("conditions", "guidance", "noise_level"):  # it has no prior that could read them
                 options.pop(name, None)
         if n and self.config.pad_token_id in primer[:, 0]:
             options["attention_mask"] = primer.ne(self.config.pad_token_id).long()
@@ -470,7 +493,7 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin):
     ) -> dict[str, Any]:
         """Put latents, and the noise level of each bar, in place of the options that say how to sample them."""
         options = dict(options)
-        conditions, level = options.pop("conditions", {}), self._check_noise_level(options.pop("noise_level", None))
+        conditions, level = options.get("conditions", {}), self._check_noise_level(options.pop("noise_level", None))
         if level is None:
             level = self._default_noise_level(conditions)
         latent = self.sample_latent(
@@ -559,6 +582,7 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin):
     def _split_bars(self, ids: torch.Tensor) -> list[list[list[int]]]:
         """Return the tokens of each bar of `ids` `(B, T)`; what stands outside bars is left out."""
         special = {self.config.pad_token_id, self.config.bos_token_id, self.config.eos_token_id}
+        special |= set(self._repeats().values())
         melodies = []
         for row, opens in zip(ids.tolist(), self.is_bar_token[ids].tolist(), strict=True):
             bars: list[list[int]] = []
@@ -573,17 +597,22 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin):
     def _join_bars(self, melodies: list[list[list[int]]], is_open: bool = False) -> torch.Tensor:
         """Write bars' tokens as ids `(B, T)`; padded at the end, or where they are left open, at the beginning."""
         end = [] if is_open else [self.config.eos_token_id]
+        melodies = [mark_repeats(bars, self._repeats(), self._has_notes) for bars in melodies]
         rows = [[self.config.bos_token_id, *(token for bar in bars for token in bar), *end] for bars in melodies]
         length = max(map(len, rows))
         padding = [[self.config.pad_token_id] * (length - len(row)) for row in rows]
         padded = [pad + row if is_open else row + pad for row, pad in zip(rows, padding, strict=True)]
         return torch.tensor(padded, device=self.device)
 
+    def _has_notes(self, bar: Sequence[int]) -> bool:
+        """Whether a note begins in a bar of tokens; where the grammar is not known there are no repeats to mark."""
+        return bool((self._grammar()[list(bar), TokenColumn.FIRST_ONSET] < NO_ONSET).any())
+
     # Options and conditions.
 
     def _sampling_options(self) -> dict[str, Any]:
         """Return the options of [`generate`] with which this model samples tokens."""
-        return {"do_sample": True, "top_k": 0, "top_p": self.config.sampling_top_p}
+        return {"do_sample": True, "top_k": 0, "top_p": self.config.sampling_top_p, "max_rest": LONGEST_REST}
 
     def _generation_kwargs(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Write options as `generate` takes them: with the one decoding loop, unless transformers' own is asked for."""

@@ -9,15 +9,17 @@ O some of its tokens.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from itertools import pairwise
-from typing import overload
+from typing import TypeVar, overload
 
 import torch
 from transformers import LogitsProcessor
 
 from .melody_line_melody_vae import BASE_TOKEN_KINDS, BASE_TOKEN_VALUES, tonic_of
+
+Token = TypeVar("Token")
 
 MAX_TOKENS_PER_BAR = 64  # in generation; 16 notes are 50 tokens before any BPE
 
@@ -50,6 +52,30 @@ class TokenColumn(IntEnum):
     PITCH_CLASSES = 9  # 12 bits, bit 0 is C
     TIME_SIGNATURE = 10  # as `time_signature_id` has it; 0 if it has none
     BAR_STEPS = 11  # of that time signature
+
+
+class StateColumn(IntEnum):
+    """Columns of the state of a melody that is being written. Steps count from the bar line of its last bar."""
+
+    PHASE = 0
+    BEGUN = 1  # bars
+    COUNT = 2  # tokens of the last bar
+    ONSET = 3  # of the latest note
+    END = 4  # of it; below 0 where the bar has none and the rest began before it
+    SIGNATURE = 5  # time signature as `time_signature_id` has it; 0 while it is open
+    STEPS = 6  # of a bar; 0 likewise
+    LENGTH = 7  # tokens
+    SOURCE = 8  # place of the token to copy next, in a bar that repeats another
+    LEFT = 9  # tokens left to copy
+
+
+class BarColumn(IntEnum):
+    """What is known of each bar of such a melody, where bars can be repeated."""
+
+    START = 0  # place of its first token
+    LENGTH = 1  # tokens
+    RINGS = 2  # steps by which its last note is longer than the bar
+    FIRST_ONSET = 3  # NO_ONSET if it has none
 
 
 GRAMMAR_COLUMNS = len(TokenColumn)
@@ -202,6 +228,7 @@ def fits(
     bars_left: torch.Tensor,
     signature: torch.Tensor,
     room: torch.Tensor,
+    latest: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Compare what O tokens ask of a melody with what B melodies offer.
 
@@ -214,11 +241,12 @@ def fits(
         bars_left: Bars, the tokens' own included, until a bar that no note may ring into, or the end.
         signature: Time signature, 0 if the tokens are to say.
         room: Tokens left in the bar after this one.
+        latest: Step at which the next note has to begin; any by default.
 
     Returns:
         `(B, O)` whether a token fits.
     """
-    needs, slack, lead_duration, last_onset, last_end, own_signature, own_steps, to_rest = tokens
+    needs, slack, lead_duration, last_onset, last_end, own_signature, own_steps, to_rest, first_onset = tokens
     offers = torch.stack([phase, earliest, longest, steps, bars_left.clamp(1, 64), signature, room])  # (7, B)
     offers = offers.clamp(-NO_ONSET, NO_ONSET).to(torch.int16)[..., None]  # short integers are compared twice as fast
     phase, earliest, longest, steps, bars_left, signature, room = offers  # (B, 1) each
@@ -230,7 +258,50 @@ def fits(
     is_fit &= last_end <= steps * bars_left
     is_fit &= (own_signature == signature) | ((own_signature == 0) | (signature == 0))
     is_fit &= to_rest <= room
+    if latest is not None:
+        is_fit &= first_onset <= latest.clamp(-NO_ONSET, NO_ONSET).to(torch.int16)[:, None]
     return is_fit
+
+
+def mark_repeats(
+    bars: Sequence[Sequence[Token]], repeats: Mapping[int, Token], has_notes: Callable[[Sequence[Token]], bool]
+) -> list[list[Token]]:
+    """Put before each bar that is an earlier one over again the token that says so.
+
+    Args:
+        bars: Of a melody, each a list of tokens.
+        repeats: For bars back, nearest first, the token.
+        has_notes: Whether a bar has notes; a silent one repeats none.
+
+    Returns:
+        The bars, with at most one token more each; of several equal bars the nearest in `repeats` is named.
+    """
+    marked = []
+    for index, bar in enumerate(bars):
+        lag = next((lag for lag in repeats if lag <= index and bars[index - lag] == bar), None)
+        marked.append([*bar] if lag is None or not has_notes(bar) else [repeats[lag], *bar])
+    return marked
+
+
+def copied_tokens(
+    input_ids: torch.Tensor, opens_bar: torch.Tensor, is_repeat: torch.Tensor, eos_token_id: int
+) -> torch.Tensor:
+    """Find the tokens of bars that are earlier ones over again: the token before such a bar says so.
+
+    Args:
+        input_ids: `(B, T)`.
+        opens_bar: `(V,)` whether a token opens a bar.
+        is_repeat: `(B, T)` whether a token says so.
+        eos_token_id: Ends the last bar.
+
+    Returns:
+        `(B, T)`.
+    """
+    opens = opens_bar[input_ids]
+    follows = torch.nn.functional.pad(is_repeat, (1, 0))[:, :-1] & opens
+    place = torch.arange(input_ids.shape[1], device=input_ids.device)
+    latest = torch.where(opens | is_repeat | (input_ids == eos_token_id), place, 0).cummax(-1).values
+    return follows.gather(-1, latest)
 
 
 def runs_of_tokens(table: torch.Tensor) -> list[list[int]]:
@@ -282,14 +353,14 @@ class TokenWriter:
             tokens[at : at + 2] = [first]
         return tokens
 
-    def write(self, bars: Sequence[list[int]]) -> list[int]:
-        """Write bars, each a list of REMI tokens.
+    def write(self, bars: Sequence[list[int]]) -> list[list[int]]:
+        """Write each bar, a list of REMI tokens.
 
         Raises:
             ValueError: If the vocabulary lacks one of them.
         """
         try:
-            return [token for bar in bars for token in self.merge([self.PREFIX, *bar])]
+            return [self.merge([self.PREFIX, *bar]) for bar in bars]
         except KeyError as error:
             kind, value = divmod(error.args[0], BASE_TOKEN_VALUES)
             name = next((name for name, number in BASE_TOKEN_KINDS.items() if number == kind), kind)
@@ -328,6 +399,9 @@ class MelodyLogitsProcessor(LogitsProcessor):
         highest_pitch: Likewise.
         template: `(M, T)` ids of the melodies to keep bars of.
         regenerate: `(M, N)` whether to regenerate each of its bars; bars past N are kept.
+        max_rest: Bars that a rest between notes may last; any by default.
+        repeats: For bars back, the token that says "this bar is that one over again". The bar's tokens follow it, and
+            nothing else may.
 
     Raises:
         ValueError: If no melody can be like this.
@@ -345,8 +419,13 @@ class MelodyLogitsProcessor(LogitsProcessor):
         highest_pitch: int | Sequence[int | None] | None = None,
         template: torch.Tensor | None = None,
         regenerate: torch.Tensor | None = None,
+        max_rest: float | None = None,
+        repeats: Mapping[int, int] | None = None,
     ):
         device = table.device
+        self.max_rest = max_rest
+        self.lags = torch.tensor(list(repeats or ()), dtype=torch.long, device=device)  # (R,) bars
+        self.repeats = torch.tensor(list((repeats or {}).values()), dtype=torch.long, device=device)  # (R,) ids
         if bars is not None and (bars < 1).any():
             raise ValueError(f"bars={bars.tolist()}: a melody has at least one bar")
         if (template is None) != (regenerate is None):
@@ -363,9 +442,10 @@ class MelodyLogitsProcessor(LogitsProcessor):
         self.to_rest = torch.tensor(TOKENS_TO_REST, device=device)
         needs = self._usable_phases(pitch_classes, lowest_pitch, highest_pitch)  # (M, V), or (1, V) for all
         is_opening = self.table[:, TokenColumn.OPENS_BAR] == 1
-        self.openings = is_opening.nonzero().squeeze(1)  # (O,) ids
+        openings = is_opening.nonzero().squeeze(1)  # (O,) ids
+        self.openings = torch.cat([openings, self.repeats])  # (O + R,)
         self.inner = self._block(self.table, needs.masked_fill(is_opening, UNUSABLE))
-        self.opening = self._block(self.table[self.openings], needs[:, self.openings])
+        self.opening = self._block(self.table[openings], needs[:, openings])
 
         if template is None or regenerate is None:
             counts = [len(each) for each in (bars, time_signature) if each is not None and not isinstance(each, str)]
@@ -411,7 +491,7 @@ class MelodyLogitsProcessor(LogitsProcessor):
 
         self.rows: torch.Tensor | None = None  # (B,) the melody of each row; in order by default
         self.seen: torch.Tensor | None = None  # (B, T) the ids that `state` is of
-        self.state = torch.empty(0)  # (B, 7)
+        self.state = torch.empty(0)  # (B, 8 or more), see `StateColumn`
 
     def _signature(self, name: str | None) -> tuple[int, int]:
         """Look up the number of a time signature and the steps of its bar; zeros for the model's choice."""
@@ -462,49 +542,78 @@ class MelodyLogitsProcessor(LogitsProcessor):
         `needs` is `(M, O)` or `(1, O)`, and so it stays.
         """
         columns = rows.T
+        onset = columns[TokenColumn.FIRST_ONSET]
+        has_onset = onset < NO_ONSET
         return tuple(
             column.to(torch.int16).contiguous()
             for column in (
                 needs,
-                columns[TokenColumn.FIRST_ONSET] - columns[TokenColumn.LEAD_DURATION],
+                onset - columns[TokenColumn.LEAD_DURATION],
                 columns[TokenColumn.LEAD_DURATION],
                 columns[TokenColumn.LAST_ONSET],
                 columns[TokenColumn.LAST_END],
                 columns[TokenColumn.TIME_SIGNATURE],
                 columns[TokenColumn.BAR_STEPS],
                 self.to_rest[columns[TokenColumn.AFTER].clamp_min(0).long()],
+                # A bar that opens without a note still has to have room for one.
+                torch.where(has_onset, onset, torch.where(columns[TokenColumn.OPENS_BAR] == 1, 0, -NO_ONSET)),
             )
         )
 
     def advance(self, state: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
-        """Return the state `(B, 7)` after one more token `(B,)`, allowed or not."""
+        """Return the state `(B, S)` after one more token `(B,)`, allowed or not."""
         row = self.table[token]  # (B, 12)
-        _, begun, count, onset, free, signature, steps = state.unbind(-1)
+        _, begun, count, onset, end, signature, steps, length, source, left = state[:, : len(StateColumn)].unbind(-1)
         opens = row[:, TokenColumn.OPENS_BAR]
         begun = begun + opens
         count = torch.where(opens == 1, 1, count + 1)
-        free = torch.where(opens == 1, (free - steps).clamp_min(0), free)
+        end = torch.where(opens == 1, (end - steps).clamp_min(-NO_ONSET), end)
         is_first = (row[:, TokenColumn.TIME_SIGNATURE] > 0) & (signature == 0)
-        free = torch.where(row[:, TokenColumn.LEAD_DURATION] > 0, onset + row[:, TokenColumn.LEAD_DURATION], free)
+        steps = torch.where(is_first, row[:, TokenColumn.BAR_STEPS], steps)
+        end = torch.where(row[:, TokenColumn.LEAD_DURATION] > 0, onset + row[:, TokenColumn.LEAD_DURATION], end)
+        end = torch.where(row[:, TokenColumn.LAST_END] > 0, row[:, TokenColumn.LAST_END], end)
         after = torch.stack(
             [
                 row[:, TokenColumn.AFTER],
                 begun,
                 count,
                 torch.where(row[:, TokenColumn.LAST_ONSET] >= 0, row[:, TokenColumn.LAST_ONSET], onset),
-                torch.where(row[:, TokenColumn.LAST_END] > 0, row[:, TokenColumn.LAST_END], free),
+                end,
                 torch.where(is_first, row[:, TokenColumn.TIME_SIGNATURE], signature),
-                torch.where(is_first, row[:, TokenColumn.BAR_STEPS], steps),
+                steps,
+                length,
+                source + (left > 0),
+                (left - 1).clamp_min(0),
             ],
             dim=-1,
         )
-        return torch.where((row[:, TokenColumn.AFTER] == UNCHANGED)[:, None], state, after)
+        is_music = (row[:, TokenColumn.AFTER] != UNCHANGED)[:, None]
+        after = torch.where(is_music, after, state[:, : len(StateColumn)])
+        after[:, StateColumn.LENGTH] += 1
+        if not len(self.repeats):
+            return after
+        # What is known of each bar, in its own column of the four.
+        bars = state[:, len(StateColumn) :].unflatten(-1, (len(BarColumn), -1))  # (B, 4, W)
+        slot = (begun - 1).clamp_min(0)[:, None] == torch.arange(bars.shape[-1], device=bars.device)  # (B, W)
+        first = torch.where(opens == 1, NO_ONSET, (bars[:, BarColumn.FIRST_ONSET] * slot).sum(-1))
+        start = torch.where(opens == 1, length, (bars[:, BarColumn.START] * slot).sum(-1))
+        first = torch.minimum(first, row[:, TokenColumn.FIRST_ONSET])
+        own = torch.stack([start, count, (end - steps).clamp_min(0), first], dim=-1)  # (B, 4)
+        bars = torch.where((slot & is_music)[:, None], own[..., None], bars)
+        repeat = token[:, None] == self.repeats  # (B, R)
+        lag = (repeat * self.lags).sum(-1)
+        place = (state[:, StateColumn.BEGUN] - lag).clamp(0, bars.shape[-1] - 1)[:, None, None].long()
+        source, left = bars[:, : BarColumn.LENGTH + 1].gather(-1, place.expand(-1, 2, -1)).squeeze(-1).unbind(-1)
+        after[:, StateColumn.SOURCE] = torch.where(lag > 0, source, after[:, StateColumn.SOURCE])
+        after[:, StateColumn.LEFT] = torch.where(lag > 0, left, after[:, StateColumn.LEFT])
+        return torch.cat([after, bars.flatten(1)], dim=-1).to(state.dtype)
 
     def state_of(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Read the states `(B, 7)` of `input_ids` `(B, T)`, from the last call's where they go on from there."""
+        """Read the states `(B, S)` of `input_ids` `(B, T)`, from the last call's where they go on from there."""
         state = self._known_state(input_ids)
         if state is None:
-            state = torch.zeros(len(input_ids), 7, dtype=torch.int32, device=input_ids.device)
+            columns = len(StateColumn) + bool(len(self.repeats)) * len(BarColumn) * (self.kept_length.shape[1] + 1)
+            state = torch.zeros(len(input_ids), columns, dtype=torch.int32, device=input_ids.device)
             for token in input_ids.unbind(-1):
                 state = self.advance(state, token)
         else:
@@ -537,10 +646,32 @@ class MelodyLogitsProcessor(LogitsProcessor):
         self.state = self.state[rows]
         self.seen = None if self.seen is None else self.seen[rows]
 
+    def _can_repeat(
+        self, state: torch.Tensor, bars_after: torch.Tensor, opens_by: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Whether the next bar can be each of those that tokens repeat over again, `(B, R)`.
+
+        Args:
+            state: `(B, S)`, at the end of a bar.
+            bars_after: `(B,)` bars after the next into which its last note may ring.
+            opens_by: `(B,)` step at which its first note has to begin; any by default.
+        """
+        bars = state[:, len(StateColumn) :].unflatten(-1, (len(BarColumn), -1))  # (B, 4, W)
+        end, steps = state[:, StateColumn.END, None], state[:, StateColumn.STEPS, None]  # (B, 1)
+        place = state[:, StateColumn.BEGUN, None] - self.lags  # (B, R)
+        chosen = place.clamp(0, bars.shape[-1] - 1).long()[:, None].expand(-1, len(BarColumn), -1)
+        bars = bars.gather(-1, chosen)  # (B, 4, R)
+        onset = bars[:, BarColumn.FIRST_ONSET]
+        can_repeat = (place >= 0) & (onset < NO_ONSET) & (onset >= end - steps)
+        can_repeat &= bars[:, BarColumn.RINGS] <= bars_after[:, None] * steps
+        return can_repeat if opens_by is None else can_repeat & (onset <= opens_by[:, None])
+
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Rule out what is no melody: -inf in `scores` `(B, V)`, given `input_ids` `(B, T)`."""
+        is_primer = self.seen is None
         state = self.state_of(input_ids)
-        phase, begun, count, onset, free, signature, steps = state.unbind(-1)
+        phase, begun, count, onset, end, signature, steps, _, source, left = state[:, : len(StateColumn)].unbind(-1)
+        free = end.clamp_min(0)
         melody = self._melody_of_rows(len(state))
         bars = self.bars[melody]
         steps = torch.where(signature > 0, steps, self.bar_steps[melody])
@@ -558,6 +689,13 @@ class MelodyLogitsProcessor(LogitsProcessor):
         if self.model_ends:
             may_end = must_end | (is_resting & (begun > 0) & (free <= steps))
 
+        latest = opens_by = None
+        if self.max_rest is not None:
+            room_to_rest = (self.max_rest * steps).int()
+            latest, opens_by = end + room_to_rest, end + room_to_rest - steps
+            # Bars that were there may have rested too long already; the next one begins with a note then.
+            opens_by = torch.where(must_open | is_primer, opens_by.clamp_min(0), opens_by)
+            latest = latest.clamp_min(0)
         bars_left = self.next_kept[melody, following] - begun + 1
         is_open = (phase == AFTER_POSITION) | (phase == AFTER_PITCH)
         inner, opening = (
@@ -572,6 +710,7 @@ class MelodyLogitsProcessor(LogitsProcessor):
             bars_left=bars_left,
             signature=signature,
             room=torch.maximum(MAX_TOKENS_PER_BAR - 1 - count, self.to_rest[phase.long()] - 1),
+            latest=latest,
         )  # (B, V)
         opens = fits(
             opening,
@@ -582,17 +721,26 @@ class MelodyLogitsProcessor(LogitsProcessor):
             bars_left=bars_left - 1,
             signature=signature,
             room=torch.full_like(steps, MAX_TOKENS_PER_BAR - 1),
+            latest=opens_by,
         )  # (B, O)
 
         # The end of a bar, one event.
         end = scores[:, self.eos_token_id]  # (B,)
-        openings = scores[:, self.openings]  # (B, O)
+        if len(self.repeats):
+            bars_after = self.next_kept[melody, following] - begun - 1
+            can_repeat = self._can_repeat(state, bars_after, opens_by) & (is_resting & ~must_end)[:, None]
+            opens = torch.cat([opens, can_repeat], dim=-1)
+        openings = scores[:, self.openings]  # (B, O + R)
         new_bar = openings.masked_fill(~opens, -torch.inf).logsumexp(-1)  # (B,)
         bar_ends = torch.logaddexp(end, new_bar)
         gain = torch.where(may_end, 0.0, bar_ends - new_bar)[:, None]
         allowed = scores.masked_fill(~stays, -torch.inf)
         allowed[:, self.openings] = torch.where(opens & ~must_end[:, None], openings + gain, -torch.inf)
         allowed[:, self.eos_token_id] = torch.where(must_end, bar_ends, torch.where(may_end, end, -torch.inf))
+        if len(self.repeats):
+            token = input_ids.gather(1, source.long()[:, None])  # (B, 1)
+            copied = torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+            allowed = torch.where((left > 0)[:, None], copied, allowed)
         if not self.has_template:
             return allowed
 
@@ -628,6 +776,26 @@ class BarCountLogitsProcessor(LogitsProcessor):
     def keep(self, rows: torch.Tensor, num_rows: int) -> None:
         """Go on with some of the last call's `num_rows` rows only."""
         self.bars = self.bars.repeat_interleave(num_rows // len(self.bars))[rows]
+
+    def _can_repeat(
+        self, state: torch.Tensor, bars_after: torch.Tensor, opens_by: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Whether the next bar can be each of those that tokens repeat over again, `(B, R)`.
+
+        Args:
+            state: `(B, S)`, at the end of a bar.
+            bars_after: `(B,)` bars after the next into which its last note may ring.
+            opens_by: `(B,)` step at which its first note has to begin; any by default.
+        """
+        bars = state[:, len(StateColumn) :].unflatten(-1, (len(BarColumn), -1))  # (B, 4, W)
+        end, steps = state[:, StateColumn.END, None], state[:, StateColumn.STEPS, None]  # (B, 1)
+        place = state[:, StateColumn.BEGUN, None] - self.lags  # (B, R)
+        chosen = place.clamp(0, bars.shape[-1] - 1).long()[:, None].expand(-1, len(BarColumn), -1)
+        bars = bars.gather(-1, chosen)  # (B, 4, R)
+        onset = bars[:, BarColumn.FIRST_ONSET]
+        can_repeat = (place >= 0) & (onset < NO_ONSET) & (onset >= end - steps)
+        can_repeat &= bars[:, BarColumn.RINGS] <= bars_after[:, None] * steps
+        return can_repeat if opens_by is None else can_repeat & (onset <= opens_by[:, None])
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Move the end's score to the bar tokens before the last bar, and theirs to the end in it."""

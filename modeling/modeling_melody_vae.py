@@ -11,6 +11,7 @@ Dimension key: B batch, T tokens, N bars, C hidden size, Z latent size, V vocabu
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -26,9 +27,9 @@ from .cache_melody_vae import CACHE_NAME, given_cache
 from .configuration_melody_vae import MelodyVAEConfig
 from .fingerprint_melody_vae import FingerprintedModel, check
 from .generation_melody_vae import MelodyVAEGenerationMixin
-from .logits_process_melody_vae import MAX_TOKENS_PER_BAR, NO_ONSET, SPECIAL_ROW, TokenColumn
+from .logits_process_melody_vae import MAX_TOKENS_PER_BAR, NO_ONSET, SPECIAL_ROW, TokenColumn, copied_tokens
 from .pipeline_melody_vae import custom_pipelines
-from .prior_melody_vae import LatentPrior
+from .prior_melody_vae import ConditionEmbedding, LatentPrior
 from .relative_attention import MelodyVAELayer, RelativeAttention, ResidualLinear, ZeroLinear, rotation_of
 
 NATS_PER_BIT = 0.6931471805599453  # ln 2
@@ -172,6 +173,8 @@ class BarConditioner(nn.Module):
         self.config = config
         if config.noise_probability:
             self.noise_proj = ZeroLinear(NOISE_HARMONICS, config.hidden_size, bias=False)
+        if config.decoder_conditions:
+            self.condition_embedding = ConditionEmbedding(config, config.decoder_conditions, open_is_zero=True)
         self.latent_proj = nn.Linear(config.latent_size // config.max_bars, config.hidden_size)
         self.bar_embedding = nn.Parameter(torch.empty(config.max_bars, config.hidden_size))
         self.edge_embedding = nn.Parameter(torch.empty(2, config.hidden_size))  # before the first bar, after the last
@@ -185,11 +188,13 @@ class BarConditioner(nn.Module):
         """Draw the noise levels of the bars of `n` latents in training, `(n, N)` from 0 to 1.
 
         Of the noisy ones a third have no latent at all, a third are as noisy in all bars, and of the others some bars
-        are known and some are not.
+        are known and some are not. Where samples are drawn at a noise level, half of the even ones lie above it.
         """
         device, bars = self.bar_embedding.device, self.config.max_bars
         is_noisy, kind, amount = torch.rand(3, n, 1, device=device)
         hidden = (torch.rand(n, bars, device=device) < amount).to(amount)
+        if sampled := self.config.sampling_noise:
+            amount = torch.where(torch.rand_like(amount) < 0.5, amount, sampled + (1 - sampled) * amount)
         level = torch.where(kind < 1 / 3, 1.0, torch.where(kind < 2 / 3, amount, hidden))
         return torch.where(is_noisy < self.config.noise_probability, level, 0.0)
 
@@ -200,12 +205,18 @@ class BarConditioner(nn.Module):
         level = noise_level.repeat_interleave(latent.shape[-1] // self.config.max_bars, dim=-1).to(latent)
         return (1 - level) * latent + level * (torch.randn_like(latent) if noise is None else noise)
 
-    def forward(self, latent: torch.Tensor, noise_level: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        latent: torch.Tensor,
+        noise_level: torch.Tensor | None = None,
+        labels: Mapping[str, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         """Expand latents into condition embeddings.
 
         Args:
             latent: `(B, Z)`.
             noise_level: `(B, N)`, how much of each bar's share of `latent` is noise, from 0 to 1; 0 by default.
+            labels: What is asked of the melodies, as in [`LatentPrior.forward`]; nothing by default.
 
         Returns:
             `(B, N + 1, K, C)`; row 0 serves the tokens before the first bar.
@@ -220,6 +231,8 @@ class BarConditioner(nn.Module):
             harmonics = torch.arange(1, NOISE_HARMONICS + 1, device=level.device).to(level)
             level_embedding = self.noise_proj((level * harmonics * (math.pi / 2)).sin())  # 0 at level 0
             bars = self.latent_proj(shares) + self.bar_embedding + level_embedding
+        if labels is not None and self.config.decoder_conditions:
+            bars = bars + self.condition_embedding.embed(labels, bars.dtype)[:, None]
         for layer in self.layers:
             bars = layer(bars)
         before, after = self.edge_embedding.to(bars.dtype).expand(len(bars), 2, -1).split(1, dim=1)
@@ -259,12 +272,16 @@ class MelodyVAEPreTrainedModel(FingerprintedModel, PreTrainedModel):
             # The latent starts as a whisper: at full strength its noise would drown the melody decoder.
             init.normal_(module.bar_embedding, mean=0.0, std=std)
             init.normal_(module.edge_embedding, mean=0.0, std=std)
-        elif isinstance(module, LatentPrior):
-            init.normal_(module.bar_embedding, mean=0.0, std=std)
-            init.zeros_(module.mean)
-            init.ones_(module.scale)
+        elif isinstance(module, ConditionEmbedding):
             init.zeros_(module.attribute_mean)
             init.ones_(module.attribute_scale)
+            if isinstance(module, LatentPrior):
+                init.normal_(module.bar_embedding, mean=0.0, std=std)
+                init.zeros_(module.mean)
+                init.ones_(module.scale)
+            else:  # a trained melody decoder goes on as it was
+                for weight in module.parameters():
+                    init.zeros_(weight)
         elif isinstance(module, MelodyVAEModel):
             init.copy_(module.is_bar_token, module._bar_token_mask())
             if self.config.grammar_columns:
@@ -310,7 +327,7 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         self.register_buffer("is_bar_token", self._bar_token_mask())
         self._has_grammar = False
         self.post_init()
-        self.generation_config.max_length = MAX_TOKENS_PER_BAR * config.max_bars + 2
+        self.generation_config.max_length = (MAX_TOKENS_PER_BAR + bool(config.repeat_lags)) * config.max_bars + 2
 
     def _bar_token_mask(self) -> torch.Tensor:
         """Whether each token opens a bar, `(V,)`."""
@@ -355,6 +372,8 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         if size != len(self.is_bar_token):
             self.config.fingerprint = None  # the tokens are others now
         self.config.bar_token_ids = [token for token in self.config.bar_token_ids or [] if token < size]
+        repeats = [pair for pair in self._repeats().items() if pair[1] < size]
+        self.config.repeat_lags, self.config.repeat_token_ids = [lag for lag, _ in repeats], [id_ for _, id_ in repeats]
         self.is_bar_token = self._bar_token_mask().to(self.device)
         if "token_grammar" in self._buffers:
             columns = self.token_grammar.shape[1]
@@ -364,6 +383,53 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
             table[:kept] = self.token_grammar[:kept]
             self.token_grammar = table if self.token_grammar.any() else torch.zeros_like(table)
         return embeddings
+
+    def _repeats(self) -> dict[int, int]:
+        """The tokens that say "this bar is the one so many bars earlier over again", by that number of bars."""
+        return dict(zip(self.config.repeat_lags or (), self.config.repeat_token_ids or (), strict=True))
+
+    @torch.no_grad()
+    def add_repeats(self, repeats: Mapping[int, int]) -> None:
+        """Teach a model the tokens of [`MelodyProcessor.add_repeats`], which say that a bar is an earlier one again.
+
+        They begin as the mean of the tokens that open a bar; their use has to be learned.
+
+        Args:
+            repeats: For bars back, the token's id, as `MelodyProcessor.repeats` has them.
+
+        Raises:
+            ValueError: If a token is one that the model has already.
+        """
+        if known := [token for token in repeats.values() if token < self.config.vocab_size]:
+            raise ValueError(f"repeats: the model has a token {known[0]} already, of {self.config.vocab_size}")
+        size = max(repeats.values(), default=self.config.vocab_size - 1) + 1
+        embeddings = self.resize_token_embeddings(size, mean_resizing=False).weight
+        embeddings[list(repeats.values())] = embeddings[self.config.bar_token_ids].mean(0)
+        self.config.repeat_lags, self.config.repeat_token_ids = list(repeats), list(repeats.values())
+        self.generation_config.max_length = (MAX_TOKENS_PER_BAR + 1) * self.config.max_bars + 2
+
+    def _is_repeat(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Whether each token says that the bar after it is an earlier one over again."""
+        is_repeat = torch.zeros_like(input_ids, dtype=torch.bool)
+        for token in self.config.repeat_token_ids or ():
+            is_repeat |= input_ids == token
+        return is_repeat
+
+    def _copied_tokens(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Whether each token belongs to a bar that is an earlier one over again, as the token before it says."""
+        return copied_tokens(input_ids, self.is_bar_token, self._is_repeat(input_ids), self.config.eos_token_id)
+
+    def _without_repeats(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *others: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, *tuple[torch.Tensor | None, ...]]:
+        """Move tokens that say that a bar is repeated to the end, and mask them; `others` `(B, T)` move along.
+
+        The melody encoder reads notes: what a bar is called makes no difference to it.
+        """
+        is_repeat = self._is_repeat(input_ids)
+        order = is_repeat.int().argsort(dim=-1, stable=True)
+        moved = [None if other is None else other.gather(-1, order) for other in others]
+        return input_ids.gather(-1, order), (attention_mask * ~is_repeat).gather(-1, order), *moved
 
     def musical_position(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Where in the music each token is, `(B, T)`, in bars since the melody began.
@@ -474,9 +540,13 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
                 raise ValueError(
                     f"a melody of {num_bars} bars does not fit a latent of max_bars={max_bars}: cut it into windows"
                 )
-        one_hot = self._bar_one_hot(musical_position)[..., 1:]  # (B, T, N)
         if attention_mask is None:
             attention_mask = input_ids.ne(self.config.pad_token_id).long()
+        if self.config.repeat_token_ids:
+            input_ids, attention_mask, musical_position, pitch = self._without_repeats(
+                input_ids, attention_mask, musical_position, pitch
+            )
+        one_hot = self._bar_one_hot(musical_position)[..., 1:]  # (B, T, N)
         one_hot = one_hot * attention_mask[..., None]
         embedded, rotation = self._add_position_embeddings(self.embed_tokens(input_ids), musical_position, pitch)
         embedded = self.dropout(embedded)
@@ -492,6 +562,7 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         attention_mask: torch.Tensor | None = None,
         latent: torch.Tensor | None = None,
         noise_level: torch.Tensor | None = None,
+        conditions: Mapping[str, torch.Tensor] | None = None,
         labels: torch.Tensor | None = None,
         kl_weight: float | None = None,
         tokens_per_melody: float | torch.Tensor | None = None,
@@ -520,7 +591,10 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
                 mean otherwise.
             noise_level: `(B, N)`, how much of each bar's share of `latent` is noise, from 0 to 1; 0 by default. In
                 training it is drawn and the noise added, see `config.noise_probability`.
-            labels: `(B, T)`, aligned with `input_ids`; -100 is not counted.
+            conditions: What the melodies are like, for a model with `config.decoder_conditions`, as
+                [`LatentPrior.forward`] takes labels. In training some are left open.
+            labels: `(B, T)`, aligned with `input_ids`; -100 is not counted, nor are the tokens of a bar that is an
+                earlier one over again, which the token before it says.
             kl_weight: Beta; `config.kl_weight` by default.
             tokens_per_melody: What the loss is divided by; the batch's own mean by default. A constant gives every
                 melody the same weight whatever batch it is in, so that accumulated batches equal one large one.
@@ -557,7 +631,11 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
                 if self.training and self.config.noise_probability:
                     noise_level = self.bar_conditioner.draw_noise_level(len(latent))
                     latent = self.bar_conditioner.add_noise(latent, noise_level)
-            bar_conditions = self.bar_conditioner(latent, noise_level)
+            if conditions is not None and self.training and self.config.decoder_conditions:
+                conditions = self.bar_conditioner.condition_embedding.hide(conditions, all_hidden=0.4, each_hidden=0.4)
+            bar_conditions = self.bar_conditioner(latent, noise_level, conditions)
+        if labels is not None and self.config.repeat_token_ids:
+            labels = labels.masked_fill(self._copied_tokens(input_ids), -100)
         if self.training and self.config.token_dropout:
             is_dropped = torch.rand(input_ids.shape, device=input_ids.device) < self.config.token_dropout
             input_ids = input_ids.masked_fill(is_dropped, self.config.mask_token_id)

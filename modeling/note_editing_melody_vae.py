@@ -268,10 +268,7 @@ class NoteEditingMixin:
             ValueError: If the vocabulary lacks what a line has.
         """
         writer = writer or TokenWriter(self.token_grammar.cpu())
-        bos, eos = self.config.bos_token_id, self.config.eos_token_id
-        rows = [torch.tensor([bos, *writer.write(write_line(line)), eos]) for line in lines]
-        padding = self.config.pad_token_id
-        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding).to(self.device)
+        return self._join_bars([writer.write(write_line(line)) for line in lines])
 
     def attributes_of(self, lines: Sequence[Mapping[str, Any]]) -> torch.Tensor:
         """Measure `config.attributes` of lines, `(B, A)`, in standard deviations from the training data's mean."""
@@ -349,6 +346,7 @@ class NoteEditingMixin:
         level = torch.ones(len(ids), self.config.max_bars, device=self.device)
         logits = self(ids, latent=latent, noise_level=level).logits  # pyright: ignore[reportCallIssue] - of the model
         padding = self.config.pad_token_id
-        nats = cross_entropy(logits[:, :-1].mT.float(), ids[:, 1:], ignore_index=padding, reduction="none").sum(-1)
+        labels = ids.masked_fill(self._copied_tokens(ids), padding)[:, 1:]
+        nats = cross_entropy(logits[:, :-1].mT.float(), labels, ignore_index=padding, reduction="none").sum(-1)
         notes = torch.tensor([max(1, len(line["pitch"])) for line in lines], device=self.device)
         return nats / math.log(2) / notes

@@ -30,7 +30,78 @@ PRIOR_STEPS = 8
 FEWEST_ROWS = 4  # products of fewer rows are summed up in another order (MKL), and might round to another token
 
 
-class LatentPrior(nn.Module):
+class ConditionEmbedding(nn.Module):
+    """Embeds what is asked of melodies: conditions (key, tempo, ...) and attributes (note density, ...), each or none.
+
+    Args:
+        config: Names the values of each condition, and the attributes.
+        names: Which conditions it embeds; `attributes` among them for these.
+        open_is_zero: Whether a label that is left open adds nothing; else it has an embedding of its own.
+    """
+
+    attribute_mean: torch.Tensor
+    attribute_scale: torch.Tensor
+
+    def __init__(self, config: MelodyVAEConfig, names: Sequence[str], open_is_zero: bool = False):
+        super().__init__()
+        self.config = config
+        conditions = config.conditions or {}
+        self.condition_sizes = {name: len(values) for name, values in conditions.items() if name in names}
+        self.condition_embeddings = nn.ModuleDict(
+            {
+                name: nn.Embedding(size + 1, config.hidden_size, padding_idx=size if open_is_zero else None)
+                for name, size in self.condition_sizes.items()
+            }
+        )  # the last row: left open
+        attributes = len(config.attributes or []) if "attributes" in names else 0
+        self.attribute_proj = nn.Linear(2 * attributes, config.hidden_size, bias=False) if attributes else None
+        self.register_buffer("attribute_mean", torch.zeros(attributes))  # of the training data
+        self.register_buffer("attribute_scale", torch.ones(attributes))
+
+    def embed(self, labels: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor | float:
+        """Sum the embeddings of labels, as [`LatentPrior.forward`] takes them, `(B, C)`; 0 if it knows of none."""
+        condition = 0.0
+        for name, embedding in self.condition_embeddings.items():
+            condition = condition + embedding(labels[name])
+        if self.attribute_proj is not None:
+            asked = labels["attributes"].to(dtype)
+            is_open = asked.isnan()
+            values = torch.cat([asked.masked_fill(is_open, 0), (~is_open).to(dtype)], -1)  # (B, 2 A)
+            condition = condition + self.attribute_proj(values)
+        return condition
+
+    def open_labels(self, n: int) -> dict[str, torch.Tensor]:
+        """Labels that leave everything open."""
+        device = self.attribute_mean.device
+        labels = {name: torch.full((n,), size, device=device) for name, size in self.condition_sizes.items()}
+        if self.attribute_proj is not None:
+            labels["attributes"] = torch.full((n, len(self.attribute_mean)), torch.nan, device=device)
+        return labels
+
+    def hide(self, labels: Mapping[str, torch.Tensor], all_hidden: float, each_hidden: float) -> dict[str, torch.Tensor]:
+        """Leave labels open at random, in training.
+
+        Args:
+            labels: As in [`LatentPrior.forward`].
+            all_hidden: Share of the melodies of which nothing is told.
+            each_hidden: Share of the others of which a condition is not told. Of the attributes half of them tell none,
+                a quarter some, and a quarter all.
+        """
+        n, device = len(next(iter(labels.values()))), self.attribute_mean.device
+        is_open, labels = torch.rand(n, device=device) < all_hidden, dict(labels)
+        for name, hidden in {**self.condition_sizes, "bars": 0}.items():
+            if name in labels:
+                is_hidden = is_open | (torch.rand(n, device=device) < each_hidden)
+                labels[name] = labels[name].masked_fill(is_hidden, hidden)
+        if self.attribute_proj is not None:
+            kind = torch.rand(n, 1, device=device)
+            some = torch.rand(labels["attributes"].shape, device=device) < 0.5
+            hidden = (kind < 0.5) | ((kind < 0.75) & some)
+            labels["attributes"] = labels["attributes"].masked_fill(hidden | is_open[:, None], torch.nan)
+        return labels
+
+
+class LatentPrior(ConditionEmbedding):
     """A learned p(z): rectified flow over the bars' shares of the latent (Liu et al. 2023, arXiv:2209.03003).
 
     Between noise e (t = 0) and a latent x (t = 1) it follows straight lines (1 - t) e + t x; a transformer over the
@@ -41,23 +112,14 @@ class LatentPrior(nn.Module):
 
     mean: torch.Tensor
     scale: torch.Tensor
-    attribute_mean: torch.Tensor
-    attribute_scale: torch.Tensor
 
     def __init__(self, config: MelodyVAEConfig):
-        super().__init__()
-        self.config = config
-        self.condition_sizes = {name: len(values) for name, values in (config.conditions or {}).items()}
+        super().__init__(config, [*(config.conditions or {}), "attributes"])
         share = config.latent_size // config.max_bars
         self.bar_proj = nn.Linear(2 * share + 1, config.hidden_size)  # the noisy share, the known one, whether known
         self.bar_embedding = nn.Parameter(torch.empty(config.max_bars, config.hidden_size))
         self.time_proj = nn.Linear(config.hidden_size, config.hidden_size)  # of the timestep
-        self.condition_embeddings = nn.ModuleDict(
-            {name: nn.Embedding(size + 1, config.hidden_size) for name, size in self.condition_sizes.items()}
-        )  # the last row: left open
         self.length_embedding = nn.Embedding(config.max_bars + 1, config.hidden_size)  # in bars; row 0: left open
-        attributes = len(config.attributes or [])
-        self.attribute_proj = nn.Linear(2 * attributes, config.hidden_size, bias=False) if attributes else None
         self.layers = nn.ModuleList(
             MelodyVAELayer(config, index, is_causal=False) for index in range(config.num_prior_layers)
         )
@@ -65,8 +127,6 @@ class LatentPrior(nn.Module):
         self.direction_proj = ZeroLinear(config.hidden_size, share)  # to the velocity, under the weights' name
         self.register_buffer("mean", torch.zeros(config.latent_size))
         self.register_buffer("scale", torch.ones(config.latent_size))
-        self.register_buffer("attribute_mean", torch.zeros(attributes))  # of the training data
-        self.register_buffer("attribute_scale", torch.ones(attributes))
 
     def forward(
         self, noisy: torch.Tensor, timestep: torch.Tensor, known: torch.Tensor, is_known: torch.Tensor, labels: dict
@@ -91,13 +151,7 @@ class LatentPrior(nn.Module):
         rates = torch.exp(torch.arange(half, device=timestep.device) * (-math.log(1e4) / half)).to(noisy.dtype)
         angles = 1000 * timestep[:, None] * rates  # (B, C / 2)
         condition = self.time_proj(torch.cat([angles.sin(), angles.cos()], -1)) + self.length_embedding(labels["bars"])
-        for name, embedding in self.condition_embeddings.items():
-            condition = condition + embedding(labels[name])
-        if self.attribute_proj is not None:
-            asked = labels["attributes"].to(noisy.dtype)
-            is_open = asked.isnan()
-            values = torch.cat([asked.masked_fill(is_open, 0), (~is_open).to(noisy.dtype)], -1)  # (B, 2 A)
-            condition = condition + self.attribute_proj(values)
+        condition = condition + self.embed(labels, noisy.dtype)
         condition = condition[:, None].expand_as(hidden_states)  # (B, N, C)
         for layer in self.layers:
             hidden_states = layer(hidden_states, condition)
@@ -105,20 +159,14 @@ class LatentPrior(nn.Module):
 
     def open_labels(self, n: int) -> dict[str, torch.Tensor]:
         """Labels that leave everything open."""
-        device = self.mean.device
-        labels = {name: torch.full((n,), size, device=device) for name, size in self.condition_sizes.items()}
-        labels["bars"] = torch.zeros(n, dtype=torch.long, device=device)
-        if self.attribute_proj is not None:
-            labels["attributes"] = torch.full((n, len(self.attribute_mean)), torch.nan, device=device)
-        return labels
+        return super().open_labels(n) | {"bars": torch.zeros(n, dtype=torch.long, device=self.mean.device)}
 
     def loss(self, latent: torch.Tensor, labels: dict[str, torch.Tensor]) -> torch.Tensor:
         """Mean squared error of the velocity over bars that are not known; half the melodies have known bars.
 
         Args:
             latent: `(B, Z)` samples of the posterior.
-            labels: As in `forward`. Each condition and the bars are left open in a tenth of the melodies and all in
-                another; of the attributes half the melodies tell none, a quarter some, and a quarter all.
+            labels: As in `forward`; some are left open, see [`ConditionEmbedding.hide`].
         """
         melodies, bars = len(latent), self.config.max_bars
         target = self.split_by_bar(latent)  # (B, N, S)
@@ -132,16 +180,7 @@ class LatentPrior(nn.Module):
         beginning = torch.arange(bars, device=latent.device) < length * bars
         some = torch.rand(melodies, bars, device=latent.device) < share
         is_known = torch.where(kind < 0.5, torch.zeros_like(some), torch.where(kind < 0.75, beginning, some))
-        is_open = torch.rand(melodies, device=latent.device) < 0.1
-        labels = dict(labels)
-        for name, hidden in {**self.condition_sizes, "bars": 0}.items():
-            is_hidden = is_open | (torch.rand(melodies, device=latent.device) < 0.1)
-            labels[name] = labels[name].masked_fill(is_hidden, hidden)
-        if self.attribute_proj is not None:
-            kind = torch.rand(melodies, 1, device=latent.device)
-            some = torch.rand(labels["attributes"].shape, device=latent.device) < 0.5
-            hidden = (kind < 0.5) | ((kind < 0.75) & some)
-            labels["attributes"] = labels["attributes"].masked_fill(hidden | is_open[:, None], torch.nan)
+        labels = self.hide(labels, all_hidden=0.1, each_hidden=0.1)
         at = timestep[:, None, None]
         velocity = self(at * target + (1 - at) * noise, timestep, target, is_known, labels)
         error = (velocity - (target - noise)).square().mean(-1)  # (B, N)
@@ -252,7 +291,7 @@ class LatentSamplingMixin:
             drawn = torch.where(self._spread_over_latent(is_known), latent, draw_normal(latent, generator))
             levels = self._bar_levels(level, is_known)
             return self.bar_conditioner.add_noise(drawn, levels, draw_normal(latent, generator)) if level else drawn
-        labels = self._condition_labels(self._conditions(conditions, n), n, bars)
+        labels = self._condition_labels(self.prior, self._conditions(conditions, n), n, bars)
         return self._complete(latent, is_known, labels, 0.0, 1.0 - level, guidance, generator)
 
     @torch.no_grad()
@@ -312,8 +351,10 @@ class LatentSamplingMixin:
 
     def _default_noise_level(self, conditions: Mapping[str, list]) -> float:
         """How noisy the latents of melodies under these conditions are by default."""
-        # Conditions, the time signature aside, reach the melody decoder through the latent alone.
-        return self.config.sampling_noise / (2 if conditions.keys() - {"time_signature"} else 1)
+        # Conditions that the melody decoder is not told reach it through the latent alone; the time signature by tokens.
+        told = {"time_signature", *(self.config.decoder_conditions or [])}
+        told |= set(self.config.attributes or []) if "attributes" in told else set()
+        return self.config.sampling_noise / (2 if conditions.keys() - told else 1)
 
     def _conditions(self, conditions: Conditions | None, n: int) -> dict[str, list]:
         """Write conditions as a list for each of `n` melodies.
@@ -321,7 +362,7 @@ class LatentSamplingMixin:
         Raises:
             ValueError: If the model does not know a condition or a value.
         """
-        if conditions and not self.config.num_prior_layers:
+        if conditions and not self.config.num_prior_layers and not self.config.decoder_conditions:
             raise ValueError(f"conditions {list(conditions)}: this model has no learned prior (train_prior.py)")
         known = self.config.conditions or {}
         attributes = self.config.attributes or []
@@ -345,18 +386,24 @@ class LatentSamplingMixin:
         return lists
 
     def _condition_labels(
-        self, conditions: Mapping[str, list], n: int, bars: int | Sequence[int] | torch.Tensor | None = None
+        self,
+        embedding: ConditionEmbedding,
+        conditions: Mapping[str, list],
+        n: int,
+        bars: int | Sequence[int] | torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Write the conditions and bars of `n` melodies as [`LatentPrior.forward`] takes them; the others are open."""
-        labels = self.prior.open_labels(n)
-        if bars is not None:
+        """Write the conditions and bars of `n` melodies as an embedding takes them; what it does not know is left out."""
+        labels = embedding.open_labels(n)
+        if bars is not None and "bars" in labels:
             labels["bars"] = torch.as_tensor(bars, device=self.device).clamp(max=self.config.max_bars).expand(n)
         for name, values in conditions.items():
             if name in (self.config.attributes or []):
+                if "attributes" not in labels:
+                    continue
                 values = [torch.nan if value is None else value for value in values]
                 values = torch.tensor(values, dtype=torch.float32, device=self.device)
                 labels["attributes"][:, (self.config.attributes or []).index(name)] = values
-            else:
+            elif name in labels:
                 known = [*(self.config.conditions or {})[name], None]  # the last one: left open
                 labels[name] = torch.tensor([known.index(value) for value in values], device=self.device)
         return labels

@@ -20,14 +20,21 @@ from typing import Any
 import torch
 from miditok import REMI, TokenizerConfig, TokSequence
 from symusic import KeySignature, Note, Score, Tempo, TimeSignature, Track, types
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.utils import CONFIG_NAME, cached_file, logging
 
 from .arguments_melody_vae import check_count, check_number
 from .fingerprint_melody_vae import check, hash_tokens
-from .logits_process_melody_vae import SPECIAL_ROW, UNUSABLE, TokenColumn, encode_base_token, summarise_token
+from .logits_process_melody_vae import (
+    SPECIAL_ROW,
+    UNUSABLE,
+    TokenColumn,
+    encode_base_token,
+    mark_repeats,
+    summarise_token,
+)
 from .melody_line_melody_vae import (
     MAX_NOTE_BEATS,
     MAX_PITCH,
@@ -218,6 +225,27 @@ def line_to_words(line: dict) -> list[str]:
     return words + [silent] * (line["bars"] - len(words))  # MidiTok writes no bars after the last onset
 
 
+def repeat_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[int, str]:
+    """Look up a tokenizer's tokens for "this bar is an earlier one over again", by how many bars earlier."""
+    found = (re.fullmatch(r"<repeat_(\d+)>", token) for token in tokenizer.all_special_tokens)
+    return dict(sorted((int(match[1]), match[0]) for match in found if match))
+
+
+def words_to_text(words: list[str], repeats: Mapping[int, str]) -> str:
+    """Join the words of a line's bars as text for the tokenizer.
+
+    Args:
+        words: As [`line_to_words`] writes them.
+        repeats: As [`repeat_tokens`] returns them; the one that applies goes before a bar that is an earlier one.
+    """
+    return " ".join(chain.from_iterable(mark_repeats([[word] for word in words], repeats, has_notes)))
+
+
+def has_notes(bar: list[str]) -> bool:
+    """Whether a bar, as a list of its one word, has more than its opening and its time signature."""
+    return len(bar[0]) > 2
+
+
 @lru_cache
 def transposition_table(steps_per_beat: int, semitones: int) -> dict[int, str]:
     """Make the table with which `str.translate` transposes words.
@@ -334,6 +362,23 @@ class MelodyProcessor(ProcessorMixin):
         """
         check(fingerprint, "tokens", self.fingerprint(), f"{name}: a model of another tokenizer or grid")
 
+    @property
+    def repeats(self) -> dict[int, int]:
+        """Ids of the tokens for "this bar is an earlier one over again", by how many bars earlier."""
+        tokens = repeat_tokens(self.tokenizer)
+        return dict(zip(tokens, self.tokenizer.convert_tokens_to_ids(list(tokens.values())), strict=True))
+
+    def add_repeats(self, lags: Iterable[int]) -> None:
+        """Add tokens with which melodies say that a bar is the one `lag` bars earlier over again.
+
+        From then on they stand before such bars in what the processor writes; the bars' own tokens follow as before.
+        For [`MelodyVAEModel.add_repeats`].
+        """
+        names = [f"<repeat_{check_count('lag', lag, 1)}>" for lag in sorted(lags)]
+        new = [name for name in names if name not in repeat_tokens(self.tokenizer).values()]
+        tokens = [AddedToken(name, lstrip=True, rstrip=True, special=True) for name in new]
+        self.tokenizer.add_special_tokens({"extra_special_tokens": tokens}, replace_extra_special_tokens=False)
+
     def grammar_table(self) -> torch.Tensor:
         """Summarise each token, for [`MelodyVAEModel.set_grammar`].
 
@@ -449,7 +494,8 @@ class MelodyProcessor(ProcessorMixin):
         windows = [cut_bars(line, first_bar, bars) for line in given]
         if empty := [index for index, window in enumerate(windows) if window["bars"] < 1]:
             raise ValueError(f"melody {empty[0]} has {given[empty[0]]['bars']} bars, so none from bar {first_bar} on")
-        texts = [" ".join(line_to_words(window)) for window in windows]
+        repeats = repeat_tokens(self.tokenizer)
+        texts = [words_to_text(line_to_words(window), repeats) for window in windows]
         if primer:
             kwargs["padding_side"] = "left"
             texts = [self.tokenizer.bos_token + text for text in texts]

@@ -10,7 +10,16 @@ from torch.utils.data import Dataset
 
 from command import UserError
 from modeling import MelodyProcessor
-from modeling.processing_melody_vae import is_supported, line_to_words, make_remi, transposition_table
+from modeling.logits_process_melody_vae import copied_tokens
+from modeling.processing_melody_vae import (
+    WORD_PREFIX,
+    is_supported,
+    line_to_words,
+    make_remi,
+    repeat_tokens,
+    transposition_table,
+    words_to_text,
+)
 from training.batches import transposition_limits, uniform_integers
 
 COLUMNS = {"pitch", "start", "duration", "time_signature", "steps_per_beat", "bars", "is_lead"}
@@ -56,13 +65,24 @@ class Collator:
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
+        self.repeats = repeat_tokens(tokenizer)
+        self.repeat_ids = torch.tensor(tokenizer.convert_tokens_to_ids(list(self.repeats.values())))
+        self.opens_bar = torch.zeros(len(tokenizer), dtype=torch.bool)
+        self.opens_bar[[index for token, index in tokenizer.get_vocab().items() if token.startswith(WORD_PREFIX)]] = True
 
     def __call__(self, texts: list[str]) -> dict[str, torch.Tensor]:
-        """Return `input_ids`, `attention_mask`, `labels` `(B, T)` and `num_notes` `(B,)`."""
+        """Return `input_ids`, `attention_mask`, `labels` `(B, T)` and `num_notes` `(B,)`.
+
+        Of a bar that is an earlier one over again the token before it is a label; its own are not.
+        """
+        marked = [words_to_text(text.split(" "), self.repeats) for text in texts] if self.repeats else texts
         batch = self.tokenizer(
-            texts, padding=True, pad_to_multiple_of=16, return_tensors="pt", return_token_type_ids=False
+            marked, padding=True, pad_to_multiple_of=16, return_tensors="pt", return_token_type_ids=False
         )
-        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        ids, labels = batch["input_ids"], batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        if self.repeats:
+            is_repeat = torch.isin(ids, self.repeat_ids)
+            labels[copied_tokens(ids, self.opens_bar, is_repeat, self.tokenizer.eos_token_id)] = -100
         return {**batch, "labels": labels, "num_notes": torch.tensor([count_notes(text) for text in texts])}
 
 

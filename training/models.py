@@ -1,6 +1,8 @@
 """The model to train: new, of any type, or one that is trained already."""
 
 import argparse
+import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx2
@@ -18,6 +20,7 @@ from training.options import MELODY_VAE, MUSIC_VAE
 TOKENIZER = "tokenizer_of_windows"  # folder in the run's, where its model reads no tokens
 # Begin as zeros, so that a trained model goes on as it was; `musical_time` also turns queries and keys, at once.
 ADDABLE = {"bar_conditioner.noise_proj.weight", "previous_proj.weight", "time_embedding.proj.weight"}
+CONDITIONS = "bar_conditioner.condition_embedding."  # likewise
 BRANCH_ENDS = ("attention.o_proj.weight", "down_proj.weight")  # what a layer adds comes out of these
 HUB_SECONDS = 10  # to wait for the Hub's first answer
 
@@ -82,13 +85,15 @@ def build_model(args: argparse.Namespace, processor: MelodyProcessor) -> PreTrai
         UserError: If the configuration makes no sense, or the model to go on from does not fit it or its tokenizer.
     """
     if args.init_from:
-        return load_model(args.init_from, args.config_overrides, processor)
+        return load_model(args.init_from, args.config_overrides, processor, args.decoder_conditions)
     if args.model_type != MELODY_VAE:
         return build_baseline(args.model_type, args.config_overrides, processor)
     tokenizer = processor.tokenizer
     config = MelodyVAEConfig(
         vocab_size=len(tokenizer),
         bar_token_ids=processor.bar_token_ids,
+        repeat_lags=list(processor.repeats),
+        repeat_token_ids=list(processor.repeats.values()),
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -128,19 +133,31 @@ def build_baseline(model_type: str, config_overrides: str, processor: MelodyProc
         raise UserError(f"--config_overrides {config_overrides}: {error}") from error
 
 
-def load_model(source: str, config_overrides: str, processor: MelodyProcessor) -> MelodyVAEModel:
-    """Load the model to go on from; without its prior and directions, which were fitted to latents that change now.
+def load_model(
+    source: str, config_overrides: str, processor: MelodyProcessor, decoder_conditions: Sequence[str] = ()
+) -> MelodyVAEModel:
+    """Load the model to go on from; without its prior, which was fitted to latents that change now.
 
-    With more layers than it had, see [`deepen`].
+    With more layers than it had, see [`deepen`], with the tokens for repeated bars that the processor has, and with
+    `decoder_conditions` of the source or those that are asked for.
 
     Raises:
         UserError: If it is no melody VAE, its files are of different models, or the overrides ask for other weights.
     """
     if (kind := load_pretrained(AutoConfig, source).model_type) != MELODY_VAE:
         raise UserError(f"{source}: a model of type {kind}; --init_from goes on from type {MELODY_VAE} only")
-    config = load_pretrained(MelodyVAEConfig, source, num_prior_layers=0, conditions=None, attributes=None)
+    config = load_pretrained(MelodyVAEConfig, source)
+    whole = copy.deepcopy(config)  # with its prior
+    told = list(decoder_conditions) or config.decoder_conditions
+    if unknown := set(told) - {*config.conditions, *(["attributes"] if config.attributes else [])}:
+        known = ", ".join([*config.conditions, *(["attributes"] if config.attributes else [])]) or "none"
+        raise UserError(f"--decoder_conditions {sorted(unknown)[0]}: {source} knows {known}")
+    config.num_prior_layers, config.decoder_conditions = 0, told
+    if not told:
+        config.conditions, config.attributes = {}, []
     tokens = len(processor.tokenizer)
-    if config.vocab_size != tokens or config.bar_token_ids != processor.bar_token_ids:
+    new_repeats = {lag: token for lag, token in processor.repeats.items() if lag not in config.repeat_lags}
+    if config.vocab_size != tokens - len(new_repeats) or config.bar_token_ids != processor.bar_token_ids:
         raise UserError(
             f"{source}: a model of {config.vocab_size} tokens beside a tokenizer of {tokens}: its files are of "
             "different models; take the folder as train.py wrote it"
@@ -153,13 +170,20 @@ def load_model(source: str, config_overrides: str, processor: MelodyProcessor) -
     config = MelodyVAEConfig(**config.to_dict() | trained)
     options = {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, found = load_pretrained(MelodyVAEModel, source, **options)  # pyright: ignore[reportGeneralTypeIssues]
-    if wrong := sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])} - ADDABLE):
+    missing = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
+    if wrong := sorted(key for key in missing - ADDABLE if not key.startswith(CONDITIONS)):
         raise UserError(
             f"--config_overrides {config_overrides}: {source} has no weights of this shape for {wrong[0]}; leave out "
             "what changes the model's size"
         )
     if depth != trained:
         model = deepen(model, MelodyVAEConfig(**config.to_dict() | depth))
+    if told and not whole.decoder_conditions:
+        prior = load_pretrained(MelodyVAEModel, source).prior
+        model.bar_conditioner.condition_embedding.attribute_mean.copy_(prior.attribute_mean)
+        model.bar_conditioner.condition_embedding.attribute_scale.copy_(prior.attribute_scale)
+    if new_repeats:
+        model.add_repeats(new_repeats)
     model.set_grammar(processor.grammar_table(), processor.fingerprint())
     return model
 

@@ -3,6 +3,30 @@
 import torch
 from torch import nn
 
+from modeling import MelodyVAEModel
+from modeling.melody_line_melody_vae import ATTRIBUTES, key_of, measure
+
+
+def read_conditions(model: MelodyVAEModel, input_ids: torch.Tensor) -> dict[str, torch.Tensor] | None:
+    """Read from melodies what their decoder is told of them; None for a model that is told nothing.
+
+    The genre and the tempo, which no melody says, are left open.
+    """
+    if not getattr(model.config, "decoder_conditions", None):
+        return None
+    embedding, lines = model.bar_conditioner.condition_embedding, model.read_lines(input_ids)
+    known = model.config.conditions
+    told: dict[str, list] = {"key": [key_of(line) for line in lines]} if "key" in known else {}
+    if "time_signature" in known:
+        signatures = [line["time_signature"] for line in lines]
+        told["time_signature"] = [name if name in known["time_signature"] else None for name in signatures]
+    if embedding.attribute_proj is not None:
+        names = [list(ATTRIBUTES).index(name) for name in model.config.attributes]
+        values = measure(lines)[:, names].to(embedding.attribute_mean)
+        values = (values - embedding.attribute_mean) / embedding.attribute_scale
+        told |= dict(zip(model.config.attributes, values.T.tolist(), strict=True))
+    return model._condition_labels(embedding, told, len(lines))
+
 
 def smoothing_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """How much more a uniform label would cost than the true one, summed over each melody's tokens.

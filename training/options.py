@@ -163,10 +163,29 @@ def add_model_options(model: argparse._ArgumentGroup) -> None:
         "token_dropout=0.1 hides a tenth of the notes heard so far, so that the latent has to be read, kl_weight and "
         "free_bits say what the latent may cost; with --init_from, num_hidden_layers and num_encoder_layers may grow",
     )
+    model.add_argument(
+        "--repeat_lags",
+        type=lag_list,
+        default=[],
+        help="as in 1,2,4,8: tokens that say that a bar is the one so many bars earlier over again, so that form is a "
+        "choice; --init_from may add them",
+    )
+    model.add_argument(
+        "--decoder_conditions",
+        type=lambda names: [name for name in names.split(",") if name],
+        default=[],
+        help="with --init_from a model with a prior: as in key,time_signature,attributes, what the melody decoder is "
+        "told of a melody beside its latent",
+    )
     model.add_argument("--gradient_checkpointing", action="store_true", help="save memory, lose a third of the speed")
     model.add_argument(
         "--torch_compile", action="store_true", help="compile the model: slow to begin, faster on GPUs afterwards"
     )
+
+
+def lag_list(text: str) -> list[int]:
+    """Read `1,2,4` as ascending numbers."""
+    return sorted({int(lag) for lag in text.split(",") if lag})
 
 
 def add_schedule_options(schedule: argparse._ArgumentGroup) -> None:
