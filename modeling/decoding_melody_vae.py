@@ -145,7 +145,9 @@ class StepDecoder(ForwardDecoder):
         """Read from `forward`'s cache, and from the primer `(A, T)`, what is carried on."""
         model, config, cache = self.model, self.model.config, self.model_kwargs.pop(CACHE_NAME)
         self.length = input_ids.shape[1]
-        self._grow([layer.keys for layer in cache.layers], [layer.values for layer in cache.layers])
+        # In training with mixed precision `forward` alone computes in bfloat16.
+        keys, values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
+        self._grow([part.to(model.dtype) for part in keys], [part.to(model.dtype) for part in values])
         mask = self.model_kwargs.get("attention_mask")
         self.padding = None
         if mask is not None and not mask[:, : self.length].all():

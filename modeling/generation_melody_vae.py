@@ -29,10 +29,11 @@ from .logits_process_melody_vae import (
     BarCountLogitsProcessor,
     MelodyLogitsProcessor,
     TokenColumn,
+    TokenWriter,
     mark_repeats,
     scale_mask,
 )
-from .melody_line_melody_vae import key_of
+from .melody_line_melody_vae import PITCH_NAMES, key_of
 from .note_editing_melody_vae import NoteEditingMixin
 from .prior_melody_vae import FEWEST_ROWS, LatentSamplingMixin
 
@@ -40,7 +41,7 @@ PER_MELODY = ("generator", "bars", "temperature", "scale", "time_signature", "lo
 """Options of `sample` that may be lists with one for each melody."""
 
 LONGEST_REST = 1.0  # bars between notes, in what is sampled: lines of the data end where they rest for longer
-FREE_DRAWS = 2  # of a melody in a key; in further ones nothing lies outside the key
+FREE_DRAWS = 4  # of a melody in a key; in further ones nothing lies outside the key
 # Of a new section's noise level, against a melody's: the melody decoder alone would go on as before, and ever more so.
 SECTION_NOISE_FACTOR = 0.75
 
@@ -101,8 +102,9 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin):
     ) -> torch.Tensor:
         """Sample `n` melodies from the prior.
 
-        The grammar enforces a time signature. A melody in another key than the condition is sampled again, from the
-        third attempt on with no pitches outside the key; genre, tempo and attributes are up to the prior.
+        The grammar enforces a time signature. A melody in another key than the condition is transposed; where the mode
+        differs, or a scale or range forbids it, it is sampled again, from the fifth attempt on with no pitches outside
+        the key. Genre, tempo and attributes are up to the prior, and to the melody decoder where it is told of them.
 
         One generator per melody, so a result does not depend on its batch: melody i of a seed is the same for every
         `n`, thread and process; bit by bit where matrix products do not depend on the number of rows (one thread of a
@@ -150,7 +152,7 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin):
         options["time_signature"] = self._one_time_signature(options.get("time_signature"), conditions, n)
         if not n:
             return self._no_ids()
-        ids = self._sample_batch(n, options)
+        ids = self._transpose_to_keys(self._sample_batch(n, options), options)
         for attempt in range(1, check_count("attempts", attempts, 1)):
             wrong = self._rows_in_another_key(ids, conditions)
             if not wrong:
@@ -158,7 +160,7 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin):
             again = take_rows(options, wrong)
             if attempt >= FREE_DRAWS and again.get("scale") is None:
                 again["scale"] = again["conditions"]["key"]
-            ids = self._replace_rows(ids, wrong, self._sample_batch(len(wrong), again))
+            ids = self._replace_rows(ids, wrong, self._transpose_to_keys(self._sample_batch(len(wrong), again), again))
         return ids
 
     @torch.no_grad()
@@ -567,6 +569,25 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin):
             return []
         pairs = enumerate(zip(self.read_lines(ids), conditions["key"], strict=True))
         return [row for row, (line, key) in pairs if key is not None and key_of(line) != key]
+
+    def _transpose_to_keys(self, ids: torch.Tensor, options: Mapping[str, Any]) -> torch.Tensor:
+        """Transpose melodies `(B, T)` to the keys asked for, by six semitones at most, where their mode is the same.
+
+        Those stay as they are whose scale or range was asked for, or that would leave the vocabulary.
+        """
+        wrong = self._rows_in_another_key(ids, options["conditions"])
+        if not wrong or any(options.get(name) is not None for name in ("scale", "lowest_pitch", "highest_pitch")):
+            return ids
+        lines, writer = self.read_lines(ids[wrong]), TokenWriter(self.token_grammar.cpu())
+        lowest, *_, highest = writer.values("Pitch")
+        moved = {}
+        for row, line in zip(wrong, lines, strict=True):
+            (tonic, mode), (wanted, wanted_mode) = key_of(line).split(), options["conditions"]["key"][row].split()
+            up = (PITCH_NAMES.index(wanted) - PITCH_NAMES.index(tonic) + 6) % 12 - 6
+            pitches = [pitch + up for pitch in line["pitch"]]
+            if mode == wanted_mode and lowest <= min(pitches) and max(pitches) <= highest:
+                moved[row] = {**line, "pitch": pitches}
+        return self._replace_rows(ids, list(moved), self.write_lines(list(moved.values()), writer)) if moved else ids
 
     def _replace_rows(self, ids: torch.Tensor, rows: list[int], new: torch.Tensor) -> torch.Tensor:
         """Put melodies `new` `(R, U)` in place of some rows of `ids` `(B, T)`; padded at the end."""

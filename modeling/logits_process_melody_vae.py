@@ -65,7 +65,7 @@ class StateColumn(IntEnum):
     SIGNATURE = 5  # time signature as `time_signature_id` has it; 0 while it is open
     STEPS = 6  # of a bar; 0 likewise
     LENGTH = 7  # tokens
-    SOURCE = 8  # place of the token to copy next, in a bar that repeats another
+    SOURCE = 8  # place of the token to copy next, in a bar that repeats another; 0 in others
     LEFT = 9  # tokens left to copy
 
 
@@ -582,7 +582,7 @@ class MelodyLogitsProcessor(LogitsProcessor):
                 torch.where(is_first, row[:, TokenColumn.TIME_SIGNATURE], signature),
                 steps,
                 length,
-                source + (left > 0),
+                torch.where(left > 0, source + 1, source * (1 - opens)),
                 (left - 1).clamp_min(0),
             ],
             dim=-1,
@@ -646,9 +646,7 @@ class MelodyLogitsProcessor(LogitsProcessor):
         self.state = self.state[rows]
         self.seen = None if self.seen is None else self.seen[rows]
 
-    def _can_repeat(
-        self, state: torch.Tensor, bars_after: torch.Tensor, opens_by: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _can_repeat(self, state: torch.Tensor, bars_after: torch.Tensor, opens_by: torch.Tensor | None) -> torch.Tensor:
         """Whether the next bar can be each of those that tokens repeat over again, `(B, R)`.
 
         Args:
@@ -681,7 +679,7 @@ class MelodyLogitsProcessor(LogitsProcessor):
         kept_length = self.kept_length[melody, here] * (begun > 0)
         is_forced = (count < kept_length) & (begun <= bars)  # within a kept bar
         is_complete = (count >= kept_length) & (kept_length > 0)  # after its last token
-        must_open = is_complete | (begun == 0)  # or end
+        must_open = is_complete | (begun == 0) | ((source > 0) & (left == 0))  # or end
         phase = torch.where(must_open, RESTING, phase)
         is_resting = phase == RESTING
         must_end = is_resting & (begun >= bars)
@@ -777,9 +775,7 @@ class BarCountLogitsProcessor(LogitsProcessor):
         """Go on with some of the last call's `num_rows` rows only."""
         self.bars = self.bars.repeat_interleave(num_rows // len(self.bars))[rows]
 
-    def _can_repeat(
-        self, state: torch.Tensor, bars_after: torch.Tensor, opens_by: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _can_repeat(self, state: torch.Tensor, bars_after: torch.Tensor, opens_by: torch.Tensor | None) -> torch.Tensor:
         """Whether the next bar can be each of those that tokens repeat over again, `(B, R)`.
 
         Args:

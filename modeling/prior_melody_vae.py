@@ -78,7 +78,9 @@ class ConditionEmbedding(nn.Module):
             labels["attributes"] = torch.full((n, len(self.attribute_mean)), torch.nan, device=device)
         return labels
 
-    def hide(self, labels: Mapping[str, torch.Tensor], all_hidden: float, each_hidden: float) -> dict[str, torch.Tensor]:
+    def hide(
+        self, labels: Mapping[str, torch.Tensor], all_hidden: float, each_hidden: float
+    ) -> dict[str, torch.Tensor]:
         """Leave labels open at random, in training.
 
         Args:
@@ -351,7 +353,7 @@ class LatentSamplingMixin:
 
     def _default_noise_level(self, conditions: Mapping[str, list]) -> float:
         """How noisy the latents of melodies under these conditions are by default."""
-        # Conditions that the melody decoder is not told reach it through the latent alone; the time signature by tokens.
+        # What the melody decoder is not told reaches it through the latent alone; the time signature is in the tokens.
         told = {"time_signature", *(self.config.decoder_conditions or [])}
         told |= set(self.config.attributes or []) if "attributes" in told else set()
         return self.config.sampling_noise / (2 if conditions.keys() - told else 1)
@@ -392,7 +394,7 @@ class LatentSamplingMixin:
         n: int,
         bars: int | Sequence[int] | torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Write the conditions and bars of `n` melodies as an embedding takes them; what it does not know is left out."""
+        """Write the conditions and bars of `n` melodies as an embedding takes them, as far as it knows them."""
         labels = embedding.open_labels(n)
         if bars is not None and "bars" in labels:
             labels["bars"] = torch.as_tensor(bars, device=self.device).clamp(max=self.config.max_bars).expand(n)

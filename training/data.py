@@ -68,7 +68,9 @@ class Collator:
         self.repeats = repeat_tokens(tokenizer)
         self.repeat_ids = torch.tensor(tokenizer.convert_tokens_to_ids(list(self.repeats.values())))
         self.opens_bar = torch.zeros(len(tokenizer), dtype=torch.bool)
-        self.opens_bar[[index for token, index in tokenizer.get_vocab().items() if token.startswith(WORD_PREFIX)]] = True
+        self.opens_bar[[index for token, index in tokenizer.get_vocab().items() if token.startswith(WORD_PREFIX)]] = (
+            True
+        )
 
     def __call__(self, texts: list[str]) -> dict[str, torch.Tensor]:
         """Return `input_ids`, `attention_mask`, `labels` `(B, T)` and `num_notes` `(B,)`.
