@@ -53,6 +53,8 @@ class MelodyVAEConfig(PreTrainedConfig):
         sampling_noise: Noise level at which `sample`, `infill` and continuations stop the prior's flow, from 0 to 1
             (the melody decoder writes as a language model); half of it under conditions, which only the prior reads.
             For models with `noise_probability`.
+        variation_levels: Noise levels at which variations share 0, ..., 1 of their notes (F1) with the melody, evenly
+            spaced; measured by `python -m evaluation.calibration`. By default a level is 1 less the similarity.
         sampling_top_p: Share of the probability that sampling draws each token from, the most probable ones first
             (Holtzman et al. 2020, arXiv:1904.09751); 1 is all.
         latent_log_variance_init: Log-variance of the posterior before training; a low one keeps the first
@@ -97,6 +99,7 @@ class MelodyVAEConfig(PreTrainedConfig):
     free_bits: float = 256.0
     noise_probability: float = 0.0
     sampling_noise: float = 0.0
+    variation_levels: list[float] | None = None
     sampling_top_p: float = 1.0
     latent_log_variance_init: float = -3.0
     initializer_range: float = 0.02

@@ -4,6 +4,7 @@ All of it is one path: latents come from `sample_latent`, ids from `generate`, r
 melody. Dimension key: B batch, T tokens, N bars, Z latent size, A attributes.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,13 +34,15 @@ from .logits_process_melody_vae import (
     mark_repeats,
     scale_mask,
 )
-from .melody_line_melody_vae import PITCH_NAMES, key_of
+from .melody_line_melody_vae import PITCH_NAMES, key_of, major_tonic
 from .note_editing_melody_vae import NoteEditingMixin
 from .prior_melody_vae import FEWEST_ROWS, LatentSamplingMixin
 
 PER_MELODY = ("generator", "bars", "temperature", "scale", "time_signature", "lowest_pitch", "highest_pitch")
 """Options of `sample` that may be lists with one for each melody."""
 
+PATH_SPREAD = 7.0  # of the bars' turns along a path between melodies, each of which takes 1 / (1 + spread) of it
+PATH_NOISE = 0.5  # that the melody decoder is told of half way
 LONGEST_REST = 1.0  # bars between notes, in what is sampled: lines of the data end where they rest for longer
 FREE_DRAWS = 4  # of a melody in a key; in further ones nothing lies outside the key
 # Of a new section's noise level, against a melody's: the melody decoder alone would go on as before, and ever more so.
@@ -182,7 +185,9 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin):
         Args:
             latent: `(Z,)` or `(1, Z)`.
             n: Number of variations.
-            similarity: 1 gives the melody itself, 0 melodies that have nothing to do with it.
+            similarity: Share of the notes (F1) that a variation has in common with the melody, on average, where the
+                model is calibrated (`config.variation_levels`); 1 gives the melody itself, 0 melodies that have nothing
+                to do with it. The melody decoder is told of the key and the attributes that the melody has.
             seed: Makes the result repeatable; the global random state is left alone.
             generator: Instead of a seed, one for each variation.
             generate_kwargs: As in [`generate`].
@@ -199,8 +204,9 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin):
         if n and similarity < 1:
             noise = draw_normal(latents, generator)
             if self.config.noise_probability:
-                options = self._sampling_options()
-                options["noise_level"] = latents.new_full((n, self.config.max_bars), 1 - similarity)
+                level = self._variation_level(similarity)
+                options = self._sampling_options() | {"conditions": self._conditions_like(latents[:1], generate_kwargs)}
+                options["noise_level"] = latents.new_full((n, self.config.max_bars), level)
                 latents = self.bar_conditioner.add_noise(latents, options["noise_level"], noise)
             elif self.config.num_prior_layers:
                 is_known = torch.zeros(n, self.config.max_bars, dtype=torch.bool, device=self.device)
@@ -210,6 +216,24 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin):
                 weight = torch.tensor([1 - similarity], device=self.device, dtype=self.dtype)
                 latents = torch.cat([slerp(*pair, weight) for pair in zip(latents, noise, strict=True)])
         return self.decode(latents, generator=generator, **{**options, **generate_kwargs})
+
+    def _variation_level(self, similarity: float) -> float:
+        """Look up the noise level at which variations have this similarity."""
+        levels = self.config.variation_levels or [1.0, 0.0]
+        place = similarity * (len(levels) - 1)
+        below = min(int(place), len(levels) - 2)
+        return levels[below] + (place - below) * (levels[below + 1] - levels[below])
+
+    def _conditions_like(self, latent: torch.Tensor, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Read key and attributes of the melody of a latent `(1, Z)`, as far as the melody decoder is told of them."""
+        told = self.config.decoder_conditions or []
+        if not told:
+            return {}
+        line = self.read_lines(self.decode(latent, bars=options.get("bars")))[0]
+        conditions: dict[str, Any] = {"key": key_of(line)} if "key" in told and line["pitch"] else {}
+        if "attributes" in told and line["pitch"]:
+            conditions |= dict(zip(self.config.attributes or [], self.attributes_of([line])[0].tolist(), strict=True))
+        return conditions
 
     def decode(
         self, latent: torch.Tensor, seed: int | None = None, generator: Generators | None = None, **generate_kwargs
@@ -327,10 +351,60 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin):
         return self.decode(mean, bars=self.is_bar_token[input_ids].sum(-1), **generate_kwargs)
 
     def interpolate(self, a: torch.Tensor, b: torch.Tensor, steps: int = 7, **generate_kwargs) -> torch.Tensor:
-        """Decode points on the great circle between two latents `(Z,)`, ends included, `(steps, T)` ids."""
-        a, b = (check_latent(end, self.config.latent_size, 1)[0] for end in (a, b))
-        weight = torch.linspace(0, 1, check_count("steps", steps), device=a.device, dtype=a.dtype)
-        return self.decode(slerp(a, b, weight), **generate_kwargs)
+        """Decode a path between two latents `(Z,)`, ends included, `(steps, T)` ids.
+
+        The path is the great circle. In models with `config.noise_probability` each bar goes its own way on it, one
+        after the other, the second melody being in the first one's key until its end; and the melody decoder is told
+        of a noise level, highest half way, so that it writes over the seams.
+        """
+        a, b = (check_latent(end, self.config.latent_size, 1).to(self.device, self.dtype) for end in (a, b))
+        weight = torch.linspace(0, 1, check_count("steps", steps), device=self.device, dtype=self.dtype)
+        return self._decode_path(torch.cat([a, b]), weight[:, None], **generate_kwargs)
+
+    def _decode_path(self, corners: torch.Tensor, weights: torch.Tensor, **generate_kwargs) -> torch.Tensor:
+        """Decode points between two latents, or four: top left, top right, bottom left, bottom right.
+
+        Args:
+            corners: `(2, Z)` or `(4, Z)`.
+            weights: `(S, 1)` or `(S, 2)`, from 0 to 1: how far each point is to the right, and down.
+            generate_kwargs: As in [`generate`].
+        """
+        if not len(weights):
+            return self._no_ids()
+        moved, num_bars = corners, None
+        if self.config.noise_probability and self.config.grammar_columns:
+            moved, num_bars = self._in_one_key(corners, generate_kwargs)
+            level = PATH_NOISE * (math.pi * weights).sin().amax(-1, keepdim=True)
+            generate_kwargs = {"noise_level": level.expand(-1, self.config.max_bars), **generate_kwargs}
+        latents = self._blend(*moved[:2], weights[:, 0], num_bars)
+        if len(corners) == 4:
+            lower = self._blend(*moved[2:], weights[:, 0], num_bars)
+            points = zip(latents, lower, weights[:, 1], strict=True)
+            latents = torch.cat([self._blend(above, below, down[None], num_bars) for above, below, down in points])
+        is_corner = ((weights == 0) | (weights == 1)).all(-1)
+        corner = (weights * torch.tensor([1.0, 2.0], device=weights.device)[: weights.shape[1]]).sum(-1).long()
+        return self.decode(torch.where(is_corner[:, None], corners[corner], latents), **generate_kwargs)
+
+    def _in_one_key(self, latents: torch.Tensor, options: Mapping[str, Any]) -> tuple[torch.Tensor, int]:
+        """Transpose melodies to the first one's key, by six semitones at most; returns latents and the most bars."""
+        lines = self.read_lines(self.decode(latents, bars=options.get("bars")))
+        writer, moved = TokenWriter(self.token_grammar.cpu()), latents.clone()
+        lowest, *_, highest = writer.values("Pitch")
+        for row, line in enumerate(lines):
+            up = (major_tonic(lines[0]) - major_tonic(line) + 6) % 12 - 6
+            pitches = [pitch + up for pitch in line["pitch"]]
+            if up and pitches and lowest <= min(pitches) and max(pitches) <= highest:
+                moved[row] = self._latent_mean(self.write_lines([{**line, "pitch": pitches}], writer))[0]
+        return moved, max(1, *(line["bars"] for line in lines))
+
+    def _blend(self, a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor, num_bars: int | None) -> torch.Tensor:
+        """Turn latent `a` into `b`, both `(Z,)`, bar after bar or all at once; `(S, Z)` at weights `(S,)`."""
+        if num_bars is None:
+            return slerp(a, b, weight)
+        place = torch.arange(self.config.max_bars, device=a.device).clamp_max(num_bars - 1) / max(1, num_bars - 1)
+        weights = (weight[:, None] * (1 + PATH_SPREAD) - PATH_SPREAD * place).clamp(0, 1)  # (S, N)
+        pairs = zip(*(latent.unflatten(0, (self.config.max_bars, -1)) for latent in (a, b)), weights.T, strict=True)
+        return torch.cat([slerp(*pair) for pair in pairs], dim=-1)
 
     def interpolate_grid(self, corners: torch.Tensor, size: int = 5, **generate_kwargs) -> torch.Tensor:
         """Decode a square of points between four latents, its corners included.
@@ -345,10 +419,10 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin):
         """
         if len(check_latent(corners, self.config.latent_size)) != 4:
             raise ValueError(f"a grid has 4 corners, not {corners.shape[0]}")
-        weight = torch.linspace(0, 1, check_count("size", size), device=corners.device, dtype=corners.dtype)
-        left, right = slerp(corners[0], corners[2], weight), slerp(corners[1], corners[3], weight)  # (size, Z)
-        rows = [slerp(a, b, weight) for a, b in zip(left, right, strict=True)]
-        return self.decode(torch.cat(rows) if rows else corners[:0], **generate_kwargs)
+        corners = corners.to(self.device, self.dtype)
+        weight = torch.linspace(0, 1, check_count("size", size), device=self.device, dtype=self.dtype)
+        down, right = torch.meshgrid(weight, weight, indexing="ij")
+        return self._decode_path(corners, torch.stack([right.flatten(), down.flatten()], dim=-1), **generate_kwargs)
 
     @torch.no_grad()
     def generate(

@@ -161,6 +161,12 @@ def keys_of(weight: torch.Tensor) -> list[str]:
     return found
 
 
+def major_tonic(line: Mapping[str, Any]) -> int:
+    """Find the pitch class of the major key that has the key signature of a line; 0 is C."""
+    tonic, mode = key_of(line).split()
+    return (PITCH_NAMES.index(tonic) + 3 * (mode == "minor")) % 12
+
+
 def _key_profiles() -> torch.Tensor:
     """Return the ratings of each key, centred and of length 1, `(24, 12)`."""
     profiles = []
