@@ -659,7 +659,7 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin):
             (tonic, mode), (wanted, wanted_mode) = key_of(line).split(), options["conditions"]["key"][row].split()
             up = (PITCH_NAMES.index(wanted) - PITCH_NAMES.index(tonic) + 6) % 12 - 6
             pitches = [pitch + up for pitch in line["pitch"]]
-            if mode == wanted_mode and lowest <= min(pitches) and max(pitches) <= highest:
+            if pitches and mode == wanted_mode and lowest <= min(pitches) and max(pitches) <= highest:
                 moved[row] = {**line, "pitch": pitches}
         return self._replace_rows(ids, list(moved), self.write_lines(list(moved.values()), writer)) if moved else ids
 

@@ -44,6 +44,10 @@ class ConditionEmbedding(nn.Module):
 
     def __init__(self, config: MelodyVAEConfig, names: Sequence[str], open_is_zero: bool = False):
         super().__init__()
+        self._add_conditions(config, names, open_is_zero)
+
+    def _add_conditions(self, config: MelodyVAEConfig, names: Sequence[str], open_is_zero: bool = False) -> None:
+        """Make what embeds conditions, as the class's arguments say."""
         self.config = config
         conditions = config.conditions or {}
         self.condition_sizes = {name: len(values) for name, values in conditions.items() if name in names}
@@ -116,11 +120,12 @@ class LatentPrior(ConditionEmbedding):
     scale: torch.Tensor
 
     def __init__(self, config: MelodyVAEConfig):
-        super().__init__(config, [*(config.conditions or {}), "attributes"])
+        nn.Module.__init__(self)
         share = config.latent_size // config.max_bars
         self.bar_proj = nn.Linear(2 * share + 1, config.hidden_size)  # the noisy share, the known one, whether known
         self.bar_embedding = nn.Parameter(torch.empty(config.max_bars, config.hidden_size))
         self.time_proj = nn.Linear(config.hidden_size, config.hidden_size)  # of the timestep
+        self._add_conditions(config, [*(config.conditions or {}), "attributes"])
         self.length_embedding = nn.Embedding(config.max_bars + 1, config.hidden_size)  # in bars; row 0: left open
         self.layers = nn.ModuleList(
             MelodyVAELayer(config, index, is_causal=False) for index in range(config.num_prior_layers)

@@ -9,7 +9,8 @@ import torch
 from evaluation.operations import is_valid
 from modeling import MelodyVAEModel
 from modeling.decoding_melody_vae import choose, sample_with_generators
-from modeling.melody_line_melody_vae import KEY_NAMES, key_of
+from modeling.generation_melody_vae import FREE_DRAWS
+from modeling.melody_line_melody_vae import KEY_NAMES, MAX_PITCH, MIN_PITCH, key_of
 from tests.builders.lines import processor_for
 from tests.builders.models import make_model, model_for
 
@@ -153,11 +154,34 @@ def test_melodies_in_another_key_are_drawn_again(told, processor):
     assert torch.equal(ids, told.sample(3, seed=5, bars=2, conditions=asked, attempts=97))
 
 
-def test_from_the_third_draw_on_nothing_lies_outside_the_key(told, processor):
+def test_a_melody_of_the_same_mode_is_transposed_to_the_key(told, processor):
+    asked = {"bars": 2, "seed": 5}
+    drawn = processor.to_lines(told.sample(24, **asked))
+    asked_for = told.sample(24, conditions={"key": "D minor"}, noise_level=0.0, attempts=1, **asked)
+    free = told.sample(24, conditions={"key": "D minor"}, noise_level=0.0, attempts=1, lowest_pitch=21, **asked)
+    moved = 0
+    for line, before in zip(processor.to_lines(asked_for), processor.to_lines(free), strict=True):
+        up = {a - b for a, b in zip(line["pitch"], before["pitch"], strict=True)}
+        can_move = all(MIN_PITCH + 6 <= pitch <= MAX_PITCH - 6 for pitch in before["pitch"])
+        if not key_of(before).endswith("minor"):
+            assert line == before
+        elif can_move:
+            assert key_of(line) == "D minor"
+        assert len(up) <= 1
+        assert all(-6 <= semitones <= 5 for semitones in up)
+        moved += bool(up - {0})
+        assert {**line, "pitch": []} == {**before, "pitch": []}
+    assert moved > 3
+    assert {key_of(line) for line in drawn} > {"D minor"}
+
+
+def test_after_some_free_draws_nothing_lies_outside_the_key(told, processor):
     asked = {"conditions": {"key": "D minor"}, "bars": 2, "seed": 5}
-    freely, strictly = (processor.to_lines(told.sample(24, attempts=attempts, **asked)) for attempts in (2, 3))
+    freely, strictly = (
+        processor.to_lines(told.sample(48, attempts=attempts, **asked)) for attempts in (FREE_DRAWS, FREE_DRAWS + 1)
+    )
     again = [new for old, new in zip(freely, strictly, strict=True) if key_of(old) != "D minor"]
-    assert len(again) > 3
+    assert again
     assert {pitch % 12 for line in again for pitch in line["pitch"]} <= {2, 4, 5, 7, 9, 10, 0}
     scale = told.sample(24, attempts=3, scale="C major pentatonic", **asked)  # a scale that is asked for stays
     assert {pitch % 12 for line in processor.to_lines(scale) for pitch in line["pitch"]} <= {0, 2, 4, 7, 9}

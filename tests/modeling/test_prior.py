@@ -77,7 +77,7 @@ def test_more_steps_come_to_the_same_place(model):
 def test_conditions_change_what_is_drawn_and_guidance_exaggerates_them(model):
     latent, is_known = make_latent(), torch.zeros(3, N, dtype=torch.bool)
     asked = model._conditions({"key": "A minor", "tempo": ["slow", "fast", "fast"]}, 3)
-    told = model._condition_labels(asked, 3)
+    told = model._condition_labels(model.prior, asked, 3)
     assert {name: of.tolist() for name, of in told.items()} == {"key": [1, 1, 1], "tempo": [0, 1, 1], "bars": [0] * 3}
     plain, one, two = (
         complete(model, latent, is_known),
@@ -179,7 +179,7 @@ def test_the_prior_is_told_how_many_bars_and_which_time_signature(monkeypatch):
         complete(model, make_latent(), torch.zeros(3, N, dtype=torch.bool), labels=labels)
         for labels in (
             model.prior.open_labels(3),
-            model._condition_labels({}, 3, 2),
+            model._condition_labels(model.prior, {}, 3, 2),
         )
     )
     assert (free - two).norm() > 1e-3
