@@ -199,6 +199,7 @@
     }
 
     drawGlass() {
+      if (!this.layout) return; // not drawn yet
       const pen = this.glass.getContext("2d");
       const ratio = window.devicePixelRatio || 1;
       pen.setTransform(ratio, 0, 0, ratio, 0, 0);
