@@ -327,7 +327,7 @@ class Interface:
             self._on(slider.release, change, inputs, changed, trigger_mode="always_last")
         at_rest = [1, *[0] * len(sliders), None]  # and what was made before is gone while the new one is made
         cleared = self._at_once(reset.click, lambda: at_rest, None, [similarity, *sliders, changed])
-        self._on(cleared.then, change, inputs, changed)
+        self._on(cleared.then, lambda melody: change(melody, 1, *[0] * len(sliders)), slot, changed)
 
     def _forget_tune(self, slot: MelodySlot, tunes: gr.Dropdown) -> None:
         """Name no tune of the list any more when a melody was sent to a slot, or brought back by undo."""
