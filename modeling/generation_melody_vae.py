@@ -376,9 +376,9 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin):
             moved, num_bars = self._in_one_key(corners, generate_kwargs)
             level = PATH_NOISE * (math.pi * weights).sin().amax(-1, keepdim=True)
             generate_kwargs = {"noise_level": level.expand(-1, self.config.max_bars), **generate_kwargs}
-        latents = self._blend(*moved[:2], weights[:, 0], num_bars)
+        latents = self._blend(moved[0], moved[1], weights[:, 0], num_bars)
         if len(corners) == 4:
-            lower = self._blend(*moved[2:], weights[:, 0], num_bars)
+            lower = self._blend(moved[2], moved[3], weights[:, 0], num_bars)
             points = zip(latents, lower, weights[:, 1], strict=True)
             latents = torch.cat([self._blend(above, below, down[None], num_bars) for above, below, down in points])
         is_corner = ((weights == 0) | (weights == 1)).all(-1)

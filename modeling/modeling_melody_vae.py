@@ -232,7 +232,7 @@ class BarConditioner(nn.Module):
             level_embedding = self.noise_proj((level * harmonics * (math.pi / 2)).sin())  # 0 at level 0
             bars = self.latent_proj(shares) + self.bar_embedding + level_embedding
         if labels is not None and self.config.decoder_conditions:
-            bars = bars + self.condition_embedding.embed(labels, bars.dtype)[:, None]
+            bars = bars + self.condition_embedding.embed(labels, bars[:, 0])[:, None]
         for layer in self.layers:
             bars = layer(bars)
         before, after = self.edge_embedding.to(bars.dtype).expand(len(bars), 2, -1).split(1, dim=1)

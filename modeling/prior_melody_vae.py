@@ -62,15 +62,15 @@ class ConditionEmbedding(nn.Module):
         self.register_buffer("attribute_mean", torch.zeros(attributes))  # of the training data
         self.register_buffer("attribute_scale", torch.ones(attributes))
 
-    def embed(self, labels: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor | float:
-        """Sum the embeddings of labels, as [`LatentPrior.forward`] takes them, `(B, C)`; 0 if it knows of none."""
-        condition = 0.0
+    def embed(self, labels: Mapping[str, torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+        """Sum the embeddings of labels, as [`LatentPrior.forward`] takes them, in the form of `like` `(B, C)`."""
+        condition = torch.zeros_like(like)
         for name, embedding in self.condition_embeddings.items():
             condition = condition + embedding(labels[name])
         if self.attribute_proj is not None:
-            asked = labels["attributes"].to(dtype)
+            asked = labels["attributes"].to(like.dtype)
             is_open = asked.isnan()
-            values = torch.cat([asked.masked_fill(is_open, 0), (~is_open).to(dtype)], -1)  # (B, 2 A)
+            values = torch.cat([asked.masked_fill(is_open, 0), (~is_open).to(like.dtype)], -1)  # (B, 2 A)
             condition = condition + self.attribute_proj(values)
         return condition
 
@@ -158,7 +158,7 @@ class LatentPrior(ConditionEmbedding):
         rates = torch.exp(torch.arange(half, device=timestep.device) * (-math.log(1e4) / half)).to(noisy.dtype)
         angles = 1000 * timestep[:, None] * rates  # (B, C / 2)
         condition = self.time_proj(torch.cat([angles.sin(), angles.cos()], -1)) + self.length_embedding(labels["bars"])
-        condition = condition + self.embed(labels, noisy.dtype)
+        condition = condition + self.embed(labels, condition)
         condition = condition[:, None].expand_as(hidden_states)  # (B, N, C)
         for layer in self.layers:
             hidden_states = layer(hidden_states, condition)

@@ -23,7 +23,8 @@ from symusic import KeySignature, Note, Score, Tempo, TimeSignature, Track, type
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
-from transformers.utils import CONFIG_NAME, cached_file, logging
+from transformers.utils import CONFIG_NAME, logging
+from transformers.utils.hub import cached_file
 
 from .arguments_melody_vae import check_count, check_number
 from .fingerprint_melody_vae import check, hash_tokens

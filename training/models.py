@@ -148,15 +148,15 @@ def load_model(
         raise UserError(f"{source}: a model of type {kind}; --init_from goes on from type {MELODY_VAE} only")
     config = load_pretrained(MelodyVAEConfig, source)
     whole = copy.deepcopy(config)  # with its prior
-    told = list(decoder_conditions) or config.decoder_conditions
-    if unknown := set(told) - {*config.conditions, *(["attributes"] if config.attributes else [])}:
-        known = ", ".join([*config.conditions, *(["attributes"] if config.attributes else [])]) or "none"
-        raise UserError(f"--decoder_conditions {sorted(unknown)[0]}: {source} knows {known}")
+    told = list(decoder_conditions) or list(config.decoder_conditions or [])
+    known = [*(config.conditions or {}), *(["attributes"] if config.attributes else [])]
+    if unknown := set(told) - set(known):
+        raise UserError(f"--decoder_conditions {sorted(unknown)[0]}: {source} knows {', '.join(known) or 'none'}")
     config.num_prior_layers, config.decoder_conditions = 0, told
     if not told:
         config.conditions, config.attributes = {}, []
     tokens = len(processor.tokenizer)
-    new_repeats = {lag: token for lag, token in processor.repeats.items() if lag not in config.repeat_lags}
+    new_repeats = {lag: token for lag, token in processor.repeats.items() if lag not in (config.repeat_lags or [])}
     if config.vocab_size != tokens - len(new_repeats) or config.bar_token_ids != processor.bar_token_ids:
         raise UserError(
             f"{source}: a model of {config.vocab_size} tokens beside a tokenizer of {tokens}: its files are of "

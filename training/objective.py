@@ -15,16 +15,16 @@ def read_conditions(model: MelodyVAEModel, input_ids: torch.Tensor) -> dict[str,
     if not getattr(model.config, "decoder_conditions", None):
         return None
     embedding, lines = model.bar_conditioner.condition_embedding, model.read_lines(input_ids)
-    known = model.config.conditions
+    known, attributes = model.config.conditions or {}, model.config.attributes or []
     told: dict[str, list] = {"key": [key_of(line) for line in lines]} if "key" in known else {}
     if "time_signature" in known:
         signatures = [line["time_signature"] for line in lines]
         told["time_signature"] = [name if name in known["time_signature"] else None for name in signatures]
     if embedding.attribute_proj is not None:
-        names = [list(ATTRIBUTES).index(name) for name in model.config.attributes]
+        names = [list(ATTRIBUTES).index(name) for name in attributes]
         values = measure(lines)[:, names].to(embedding.attribute_mean)
         values = (values - embedding.attribute_mean) / embedding.attribute_scale
-        told |= dict(zip(model.config.attributes, values.T.tolist(), strict=True))
+        told |= dict(zip(attributes, values.T.tolist(), strict=True))
     return model._condition_labels(embedding, told, len(lines))
 
 
