@@ -5,7 +5,6 @@ validation and checkpoints; monitoring and the report. This file says in which o
 """
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Iterable
@@ -25,6 +24,7 @@ from tqdm.auto import tqdm
 from baselines import processor_for
 from command import UserError, run_command
 from modeling import MelodyProcessor
+from training import processes
 from training.adapters import add_adapters
 from training.averaging import AveragedWeights
 from training.batches import WindowBatches
@@ -65,6 +65,7 @@ from training.objective import read_conditions, training_loss
 from training.optimizers import build_optimizer
 from training.options import MUSIC_VAE, parse_args
 from training.own_midi import build_own, is_midi
+from training.prior import check_refit, refit_prior
 from training.run_logger import LOG_NAME, RunLogger
 from training.schedules import curriculum_pacing, kl_weight_at, learning_rate_schedule
 from training.validation import ACTIVE_UNIT_VARIANCE, is_time_to_stop
@@ -93,10 +94,9 @@ def start_accelerator(args: argparse.Namespace) -> Accelerator:
         UserError: If there are several that do not know of each other.
     """
     output_dir = Path(args.output_dir)
-    accelerator = Accelerator(
-        # Without this, `accelerate launch --multi_gpu` on a machine without GPUs starts lonely processes.
-        cpu=not torch.accelerator.is_available(),
-        mixed_precision=args.mixed_precision,
+    accelerator = processes.start_accelerator(
+        args.mixed_precision,
+        args.cpu_threads,
         # Epochs have no ends here: every optimiser step has as many batches as any other.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False
@@ -104,21 +104,12 @@ def start_accelerator(args: argparse.Namespace) -> Accelerator:
         log_with=trackers_of(args.report_to) or None,
         project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "logs")),
     )
-    # It tells of tied weights at every checkpoint, which is no news.
-    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
-    if (started := int(os.environ.get("WORLD_SIZE", "1"))) != accelerator.num_processes:
-        raise UserError(
-            f"{started} processes were started but each trains alone; on a CPU: "
-            f"accelerate launch --config_file configs/cpu.yaml --num_processes {started} train.py ..."
-        )
     if accelerator.distributed_type == DistributedType.FSDP and (
         args.ema_decay or args.lora_rank or args.optimizer == "muon"
     ):
         raise UserError(
             "--ema_decay, --lora_rank and --optimizer muon need whole weights in each process; leave them out with FSDP"
         )
-    if accelerator.device.type == "cpu":  # accelerate launch leaves each process a single thread
-        torch.set_num_threads(args.cpu_threads or max(1, (os.cpu_count() or 1) // accelerator.num_processes))
     return accelerator
 
 
@@ -267,6 +258,7 @@ def fit(args: argparse.Namespace, accelerator: Accelerator, checkpoint: Path | N
     transformers.utils.logging.set_verbosity_error()  # what it would warn of is checked, and ends in one line
     set_seed(args.seed, device_specific=False)
 
+    is_refitted = check_refit(args, accelerator)
     pretrained = str(checkpoint.parent) if checkpoint else args.init_from
     processor, loader, eval_loader = get_dataloaders(args, accelerator, pretrained)
     model = build_model(args, processor)
@@ -325,6 +317,8 @@ def fit(args: argparse.Namespace, accelerator: Accelerator, checkpoint: Path | N
             args, accelerator, model, optimizer, scheduler, average, loader, state, run_logger, checkpointer, progress
         )
     run_logger.finish()
+    if is_refitted:
+        refit_prior(args, accelerator)
     accelerator.end_training()
 
 

@@ -106,3 +106,11 @@ def trained(shared, dataset) -> Path:
     from tests.builders.training import arguments, run
 
     return shared("trained", lambda folder: run(arguments(dataset, folder)))
+
+
+@pytest.fixture(scope="session")
+def trained_with_prior(shared, trained, dataset) -> Path:
+    """The same with a prior of one layer, for which three windows make a value one that can be asked for."""
+    from tests.builders.training import fit_prior
+
+    return shared("trained_with_prior", lambda folder: fit_prior(trained, dataset, folder))

@@ -144,6 +144,13 @@ def add_model_options(model: argparse._ArgumentGroup) -> None:
     )
     model.add_argument("--init_from", help="folder or Hub id of a trained model to go on from, tokenizer included")
     model.add_argument(
+        "--prior",
+        choices=["refit", "drop"],
+        default="refit",
+        help="with --init_from, of a model that has a prior: fit it to the trained model, which takes a minute or two "
+        "for a few songs, or leave it out, for train_prior.py to fit a new one",
+    )
+    model.add_argument(
         "--lora_rank",
         type=int,
         default=0,

@@ -13,7 +13,8 @@ from dataset_script.midi_sources import InputError, Sources, in_folder, is_midi_
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 FEW_SONGS = 1000  # for a new model
-HELD_OUT_SHARE = 0.1  # of the songs, where the splits by hash leave training or validation empty
+HELD_OUT_SONGS = 5  # at least, to tell when to stop; of fewer than 20 songs a quarter
+HELD_OUT_SHARE = 0.1  # at least, where the splits by hash hold out too few
 
 
 @dataclass(frozen=True)
@@ -80,23 +81,23 @@ def find_sources(dataset: str) -> tuple[Sources, str]:
 
 
 def with_validation(folder: Path, dataset: str) -> OwnMidi:
-    """See to it that there is something to train on and something to validate on.
+    """See to it that there is something to train on, and several songs to validate on.
 
-    Splits go by a hash of each song, 80/10/10, so of a few songs none may fall to a split. Then a tenth of the songs,
-    at least one, is held out for validation, and all others are trained on.
+    Splits go by a hash of each song, 80/10/10, so of a few songs one or none may fall to validation. Then others are
+    held out for it, and the rest is trained on.
     """
     splits = datasets.load_dataset(str(folder), cache_dir=str(folder / "cache"))
-    if "train" in splits and "validation" in splits:
-        songs = sum(len(set(part["group"][:])) for part in splits.values())
-        return OwnMidi(folder, f"{dataset}: {describe(splits)}, by a hash of each song", songs < FEW_SONGS)
     lines = datasets.concatenate_datasets(list(splits.values()))
     songs = sorted(set(lines["group"][:]), key=lambda group: hashlib.blake2b(group.encode()).digest())
+    fewest = max(1, min(HELD_OUT_SONGS, len(songs) // 4))
+    if "train" in splits and "validation" in splits and len(set(splits["validation"]["group"][:])) >= fewest:
+        return OwnMidi(folder, f"{dataset}: {describe(splits)}, by a hash of each song", len(songs) < FEW_SONGS)
     if len(songs) < 2:
         raise UserError(
             f"{dataset}: melodies of one song only; give two or more, to train on one and validate on another"
         )
-    held_out = set(songs[: math.ceil(HELD_OUT_SHARE * len(songs))])
-    target = folder / "held_out"
+    held_out = set(songs[: max(fewest, math.ceil(HELD_OUT_SHARE * len(songs)))])
+    target = folder / f"{len(held_out)}_held_out"
     is_held_out = [group in held_out for group in lines["group"][:]]
     parts = {
         split: lines.select([index for index, out in enumerate(is_held_out) if out == (split == "validation")])
@@ -108,7 +109,7 @@ def with_validation(folder: Path, dataset: str) -> OwnMidi:
             partial = target / f"{split}.partial"
             part.to_parquet(partial)
             partial.replace(target / f"{split}.parquet")
-    why = "too few for splits by hash, so every tenth song is held out for validation and none for a test"
+    why = "too few for splits by hash, so these are held out for validation and none for a test"
     return OwnMidi(target, f"{dataset}: {describe(parts)} ({why})", is_small=True)
 
 

@@ -11,7 +11,8 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
 import train
-from training import run_logger
+import train_prior
+from training import prior, run_logger
 
 TINY = (
     "hidden_size=20,intermediate_size=24,num_attention_heads=2,num_encoder_layers=1,num_hidden_layers=1,"
@@ -46,6 +47,17 @@ def run(arguments: list[str], *, report: bool = False) -> None:
         if not report:
             patch.setattr(run_logger, "write_report", lambda *_: None)
         train.training_function(train.parse_args(arguments))
+
+
+def fit_prior(model: Path, dataset: Path, output: Path) -> None:
+    """Fit a prior in this process, as the command would in a new one."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    argv = ["--model", str(model), "--dataset", str(dataset), "--output_dir", str(output), "--cpu_threads", "1"]
+    argv += ["--num_prior_layers", "1", "--max_train_steps", "40", "--batch_size", "16", "--num_proc", "1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prior, "RAREST", 3)
+        train_prior.training_function(train_prior.parse_args(argv))
 
 
 def arguments(dataset: Path, output: Path, *more: str) -> list[str]:

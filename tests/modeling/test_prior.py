@@ -11,9 +11,11 @@ import train_prior
 from modeling import MelodyVAEModel
 from modeling.arguments_melody_vae import make_generators
 from modeling.generation_melody_vae import slerp
-from modeling.melody_line_melody_vae import ATTRIBUTES
+from modeling.melody_line_melody_vae import ATTRIBUTES, tempo_class
 from modeling.prior_melody_vae import FEWEST_ROWS, PRIOR_STEPS
 from tests.builders.models import IDS, SHORT_IDS, N, Z, make_bare_model, make_latent
+from tests.builders.training import fit_prior
+from training.prior import LONGEST_RETURN, count_returns
 
 CONDITIONS = {"key": ["C major", "A minor", "D minor"], "tempo": ["slow", "fast"]}
 SHARE = Z // N
@@ -341,30 +343,25 @@ def test_a_grid_has_its_corners_and_its_edges(model, monkeypatch):
         model.interpolate_grid(corners[:3])
 
 
-def test_training_the_prior(trained, dataset, tmp_path, monkeypatch):
+def test_training_the_prior(trained, dataset, trained_with_prior, tmp_path):
     rows = json.loads((trained / "config.json").read_text(encoding="utf-8"))
     assert rows.get("num_prior_layers", 0) == 0
-    output = tmp_path / "with_prior"
-    command = ["--model", str(trained), "--dataset", str(dataset), "--output_dir", str(output), "--cpu_threads", "1"]
-    command += ["--num_prior_layers", "1", "--max_train_steps", "40", "--batch_size", "16", "--num_proc", "1"]
-    monkeypatch.setattr(sys, "argv", ["train_prior.py", *command])
-    monkeypatch.setattr(train_prior, "RAREST", 3)
-    assert train_prior.main() == 0
-    before, after = MelodyVAEModel.from_pretrained(trained), MelodyVAEModel.from_pretrained(output)
-    assert (output / "training_log.json").read_bytes() == (trained / "training_log.json").read_bytes()
+    before, after = MelodyVAEModel.from_pretrained(trained), MelodyVAEModel.from_pretrained(trained_with_prior)
+    assert (trained_with_prior / "training_log.json").read_bytes() == (trained / "training_log.json").read_bytes()
     weights = after.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in before.state_dict().items())
     assert set(after.config.conditions) == {"key", "tempo", "time_signature"}
-    log = json.loads((output / "prior_log.json").read_text(encoding="utf-8"))
-    assert log["history"][-1]["loss"] < log["history"][0]["loss"]
+    log = json.loads((trained_with_prior / "prior_log.json").read_text(encoding="utf-8"))
+    assert [entry["step"] for entry in log["history"]] == [*range(0, 41, 2)]
+    assert log["history"][-1]["loss"] < log["history"][1]["loss"]
+    assert log["history"][-1]["validation_loss"] < log["history"][0]["validation_loss"]
     assert after.config.attributes == list(ATTRIBUTES)
     assert all(after.prior.attribute_scale > 0)
-    assert len(after.config.section_returns) == train_prior.LONGEST_RETURN
+    assert len(after.config.section_returns) == LONGEST_RETURN
     assert after.sample(2, seed=0, bars=2, conditions={"time_signature": "4/4"}).shape[0] == 2
-    again = tmp_path / "again"
-    monkeypatch.setattr(sys, "argv", ["train_prior.py", *command[:4], "--output_dir", str(again), *command[6:]])
-    assert train_prior.main() == 0
-    assert (again / "model.safetensors").read_bytes() == (output / "model.safetensors").read_bytes()
+    fit_prior(trained, dataset, tmp_path / "again")
+    again = (tmp_path / "again" / "model.safetensors").read_bytes()
+    assert again == (trained_with_prior / "model.safetensors").read_bytes()
 
 
 def test_a_wrong_model_is_one_line(capsys, monkeypatch, dataset):
@@ -374,7 +371,7 @@ def test_a_wrong_model_is_one_line(capsys, monkeypatch, dataset):
 
 
 def test_tempo_classes():
-    assert [train_prior.tempo_class(tempo) for tempo in (60, 90, 129.9, 130)] == ["slow", "medium", "medium", "fast"]
+    assert [tempo_class(tempo) for tempo in (60, 90, 129.9, 130)] == ["slow", "medium", "medium", "fast"]
 
 
 def melody(sections: str) -> dict:
@@ -394,8 +391,8 @@ def melody(sections: str) -> dict:
 
 
 def test_returns_are_counted_at_the_nearest_section_that_is_alike():
-    returns = train_prior.count_returns([melody("ABAB"), melody("CC")], bars=2)
+    returns = count_returns([melody("ABAB"), melody("CC")], bars=2)
     # One section back: 1 of 4. Two back, where one back was another: 2 of 2.
     assert returns[:3] == [0.25, 0.75, 0.0]
-    assert train_prior.count_returns([melody("A"), melody("")], bars=2) == [0.0] * train_prior.LONGEST_RETURN
-    assert sum(train_prior.count_returns([melody("ABCABCAABB")], bars=2)) <= 1
+    assert count_returns([melody("A"), melody("")], bars=2) == [0.0] * LONGEST_RETURN
+    assert sum(count_returns([melody("ABCABCAABB")], bars=2)) <= 1

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -63,16 +64,16 @@ def test_own_files_are_built_once_for_their_content(cache, tmp_path, monkeypatch
     assert own_midi.build_own(str(copied), 4, 1).folder != built.folder
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(11, marks=pytest.mark.slow)])
-def test_something_is_always_held_out(cache, tmp_path, count):
+@pytest.mark.parametrize(("count", "fewest"), [(2, 1), pytest.param(21, 5, marks=pytest.mark.slow)])
+def test_several_songs_are_held_out(cache, tmp_path, count, fewest):
     built = own_midi.build_own(str(write_songs(tmp_path / "songs", count)), 4, 1)
     groups = {
         split: set(train.load_lines(str(built.folder), split, "lead")["group"][:]) for split in ("train", "validation")
     }
     assert groups["train"]
-    assert groups["validation"]
+    assert len(groups["validation"]) >= fewest
     assert not groups["train"] & groups["validation"]
-    if built.folder.name == "held_out":
+    if built.folder.name.endswith("_held_out"):
         assert len(groups["train"] | groups["validation"]) == count
         assert "held out" in built.summary
 
@@ -127,6 +128,34 @@ def test_own_files_with_adapters_in_one_command(trained, cache, tmp_path, capsys
     assert model.sample(1, seed=0, bars=2).shape[0] == 1
     assert (output / "tokenizer.json").read_bytes() == (trained / "tokenizer.json").read_bytes()
     run([*argv, "--num_proc", "1", "--listening_samples", "0", "--resume_from_checkpoint", "latest"])
+
+
+def test_a_personal_model_keeps_its_prior(trained_with_prior, cache, tmp_path, capsys):
+    """Fitted to its own latents, under the conditions and the scale of attributes that it began with; or left out."""
+    songs = write_songs(tmp_path / "songs", 7)
+    sizes = TINY.replace("dropout=0.1", "dropout=0.0")
+    for name, more in (("kept", []), ("dropped", ["--prior", "drop"])):
+        options = ["--init_from", str(trained_with_prior), "--max_train_steps", "2", "--keep", "last", *more]
+        run([*arguments(songs, tmp_path / name, *options, "--config_overrides", sizes)])
+    began, kept, dropped = (
+        AutoModel.from_pretrained(folder, trust_remote_code=True)
+        for folder in (trained_with_prior, tmp_path / "kept", tmp_path / "dropped")
+    )
+    assert not dropped.config.num_prior_layers
+    assert kept.config.conditions == began.config.conditions
+    assert kept.config.section_returns == began.config.section_returns
+    assert torch.equal(kept.prior.attribute_scale, began.prior.attribute_scale)
+    weights = kept.state_dict()
+    assert all(torch.equal(weights[name], weight) for name, weight in dropped.state_dict().items())
+    assert kept.sample(1, seed=0, bars=2, conditions={"key": "D minor"}).shape[0] == 1
+    history = json.loads((tmp_path / "kept" / "prior_log.json").read_text(encoding="utf-8"))["history"]
+    is_better = min(entry["validation_loss"] for entry in history) < history[0]["validation_loss"]
+    assert torch.equal(kept.prior.bar_embedding, began.prior.bar_embedding) != is_better
+    assert re.search(r"prior refitted in \d+ s: validation loss", capsys.readouterr().out)
+
+    argv = arguments(songs, tmp_path / "stream", "--init_from", str(trained_with_prior), "--streaming")
+    with pytest.raises(UserError, match="cannot be refitted with --streaming or FSDP; add --prior drop"):
+        run(argv)
 
 
 def test_a_model_and_its_tokenizer_must_be_of_one_another(dataset, trained, tmp_path):
