@@ -30,15 +30,19 @@ class Graph(NamedTuple):
 
     Args:
         module: What to trace.
-        inputs: Example of each input by its name; a list is for all layers.
-        axes: Names of the free axes of each input, by their index.
+        inputs: Of each input by its name an example, and the names of its free axes by their index; lists are for all
+            layers.
         outputs: Names of the outputs.
     """
 
     module: nn.Module
-    inputs: dict[str, Any]
-    axes: dict[str, Any]
+    inputs: dict[str, tuple[Any, Any]]
     outputs: list[str]
+
+    @property
+    def examples(self) -> dict[str, Any]:
+        """The example of each input."""
+        return {name: example for name, (example, _) in self.inputs.items()}
 
 
 class EncoderGraph(nn.Module):
@@ -108,43 +112,27 @@ def make_graphs(model: Any) -> dict[str, Graph]:
     cached = (BATCH, config.num_attention_heads, PAST, config.hidden_size // config.num_attention_heads)
     layers = range(config.num_hidden_layers)
     free, free_cache = {0: "batch", 1: "length"}, [{0: "batch", 2: "past_length"} for _ in layers]
-    graphs = {
-        "decoder": Graph(
-            DecoderGraph(model),
-            {
-                "input_ids": ids,
-                "attention_mask": torch.ones(BATCH, PAST + LENGTH, dtype=torch.long),
-                "keys": [example(*cached) for _ in layers],
-                "values": [example(*cached) for _ in layers],
-                "musical_position": torch.zeros(ids.shape),
-            },
-            {
-                "input_ids": free,
-                "attention_mask": {0: "batch", 1: "total_length"},
-                "keys": free_cache,
-                "values": free_cache,
-                "musical_position": free,
-            },
-            ["logits", *(f"present.{index}.{kind}" for index in layers for kind in ("key", "value"))],
-        )
-    }
-    decoder = graphs["decoder"]
+    places: dict[str, tuple[Any, Any]] = {"musical_position": (torch.zeros(ids.shape), free)}
     if config.musical_pitch:
-        decoder.inputs["pitch"], decoder.axes["pitch"] = torch.zeros(ids.shape), free
+        places["pitch"] = (torch.zeros(ids.shape), free)
+    inputs = {  # in the order of the module's arguments
+        "input_ids": (ids, free),
+        "attention_mask": (torch.ones(BATCH, PAST + LENGTH, dtype=torch.long), {0: "batch", 1: "total_length"}),
+        **{name: ([example(*cached) for _ in layers], free_cache) for name in ("keys", "values")},
+        **places,
+    }
     if config.previous_token:
-        decoder.inputs["previous_ids"], decoder.axes["previous_ids"] = ids.clone(), free
+        inputs["previous_ids"] = (ids.clone(), free)
     if config.latent_size:
-        decoder.inputs["bar_conditions"] = example(
-            BATCH, config.max_bars + 1, config.num_hidden_layers, config.hidden_size
-        )
-        decoder.axes["bar_conditions"] = {0: "batch"}
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "musical_position": torch.zeros(ids.shape)}
-        if config.musical_pitch:
-            inputs["pitch"] = torch.zeros(ids.shape)
-        axes = dict.fromkeys(inputs, free)
-        graphs["encoder"] = Graph(EncoderGraph(model), inputs, axes, ["latent_mean", "latent_log_variance"])
-        inputs, axes = {"latent": example(BATCH, config.latent_size)}, {"latent": {0: "batch"}}
-        graphs["bar_conditioner"] = Graph(model.bar_conditioner, inputs, axes, ["bar_conditions"])
+        conditions = example(BATCH, config.max_bars + 1, config.num_hidden_layers, config.hidden_size)
+        inputs["bar_conditions"] = (conditions, {0: "batch"})
+    outputs = ["logits", *(f"present.{index}.{kind}" for index in layers for kind in ("key", "value"))]
+    graphs = {"decoder": Graph(DecoderGraph(model), inputs, outputs)}
+    if config.latent_size:
+        inputs = {"input_ids": (ids, free), "attention_mask": (torch.ones_like(ids), free), **places}
+        graphs["encoder"] = Graph(EncoderGraph(model), inputs, ["latent_mean", "latent_log_variance"])
+        inputs = {"latent": (example(BATCH, config.latent_size), {0: "batch"})}
+        graphs["bar_conditioner"] = Graph(model.bar_conditioner, inputs, ["bar_conditions"])
     return graphs
 
 
@@ -165,7 +153,7 @@ def quiet_exporter():
 def write_graph(graph: Graph, path: Path) -> None:
     """Trace a module and write it as ONNX, weights included."""
     names: list[str] = []
-    for name, value in graph.inputs.items():
+    for name, value in graph.examples.items():
         if isinstance(value, list):
             names += [f"past_key_values.{index}.{name.removesuffix('s')}" for index in range(len(value))]
         else:
@@ -173,11 +161,11 @@ def write_graph(graph: Graph, path: Path) -> None:
     with quiet_exporter():
         torch.onnx.export(
             graph.module.eval(),
-            kwargs=graph.inputs,
+            kwargs=graph.examples,
             f=path,
             input_names=names,
             output_names=graph.outputs,
-            dynamic_shapes=graph.axes,
+            dynamic_shapes={name: axes for name, (_, axes) in graph.inputs.items()},
             opset_version=OPSET,
             dynamo=True,
             external_data=False,
