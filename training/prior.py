@@ -190,10 +190,10 @@ def encode_windows(
 
 def joined(parts: list[EncodedWindows]) -> EncodedWindows:
     """Join encoded batches."""
-    tensors = (torch.cat([getattr(part, name) for part in parts]) for name in ("mean", "log_variance"))
+    mean, log_variance = (torch.cat([getattr(part, name) for part in parts]) for name in ("mean", "log_variance"))
     values = {name: [value for part in parts for value in part.values[name]] for name in parts[0].values}
     bars, attributes = (torch.cat([getattr(part, name) for part in parts]) for name in ("bars", "attributes"))
-    return EncodedWindows(*tensors, values, bars, attributes)
+    return EncodedWindows(mean, log_variance, values, bars, attributes)
 
 
 def choose_conditions(values: Mapping[str, list[str]]) -> dict[str, list[str]]:
@@ -331,12 +331,13 @@ def fit_new_prior(
     }
     returns = count_returns(tqdm(lines["train"], desc="looking for returns"), max(1, model.config.max_bars // 2))
     train = encoded["train"]
+    told = bool(model.config.decoder_conditions)  # whose conditions are rows of the melody decoder's weights
     model = with_prior(
         model,
         args.seed,
         num_prior_layers=args.num_prior_layers,
-        conditions=choose_conditions(train.values),
-        attributes=list(ATTRIBUTES),
+        conditions=model.config.conditions if told else choose_conditions(train.values),
+        attributes=model.config.attributes if told else list(ATTRIBUTES),
         section_returns=[round(chance, 4) for chance in returns],
         **sampling,
     )
@@ -344,9 +345,12 @@ def fit_new_prior(
     if not model.config.noise_probability:  # else the melody decoder reads latents mixed with noise as they are
         prior.mean.copy_(train.mean.mean(0))
         prior.scale.copy_((train.mean.var(0) + train.log_variance.exp().mean(0)).sqrt())
-    prior.attribute_mean.copy_(train.attributes.mean(0))
-    prior.attribute_scale.copy_(train.attributes.std(0).clamp_min(1e-6))
-    history = fit(prior, *(each.labelled(prior) for each in encoded.values()), args, accelerator)
+    embedding = model.bar_conditioner.condition_embedding if told else None
+    measured = train.attributes.mean(0), train.attributes.std(0).clamp_min(1e-6)
+    known = (embedding.attribute_mean, embedding.attribute_scale) if embedding is not None else measured
+    prior.attribute_mean.copy_(known[0] if len(known[0]) else measured[0])
+    prior.attribute_scale.copy_(known[1] if len(known[1]) else measured[1])
+    history = fit(prior, train.labelled(prior), encoded["validation"].labelled(prior), args, accelerator)
     return model, log_of(model, train, history, began, args)
 
 
