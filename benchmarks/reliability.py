@@ -422,7 +422,7 @@ def besiege(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     environment |= {"MODEL_ID": str(args.model), "GRADIO_SERVER_PORT": str(port), "VOTES_FOLDER": str(folder / "votes")}
     waited: list[float] = []
     answers, hostile = Counter(), Counter()
-    with (folder / "log").open("w") as log:
+    with (folder / "log").open("w", encoding="utf-8") as log:
         space = subprocess.Popen(
             [sys.executable, str(ROOT / "space/app.py")], cwd=folder, env=environment, stdout=log, stderr=log
         )

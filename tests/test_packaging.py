@@ -34,7 +34,7 @@ ROOMS = [
     ("export_onnx.py", ["onnx"], ["rendering", "data"]),
     ("publishing/onnx/onnx_*.py", ["onnx"], []),
     ("publish.py", ["data"], ["rendering", "onnx"]),
-    ("publishing/*.py", ["data"], ["rendering", "onnx"]),
+    ("publishing/*.py", ["data"], ["rendering", "onnx", "training", "tracking", "lora"]),
     ("space/*.py", ["space"], []),
 ]
 

@@ -25,7 +25,14 @@ from training.models import load_pretrained
 ROOT = Path(__file__).parents[1]
 LISTED = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout
 CODE = sorted(path for path in map(ROOT.joinpath, LISTED.split()) if path.is_file() and not path.is_symlink())
-NOT_TEXT = ("tarfile", "wave", "webbrowser", "igzip_threaded", "archive")  # objects whose `open` is of another kind
+NOT_TEXT = (
+    "os",
+    "tarfile",
+    "wave",
+    "webbrowser",
+    "igzip_threaded",
+    "archive",
+)  # objects whose `open` is of another kind
 
 
 def without_encoding(source: str) -> list[int]:
@@ -48,7 +55,7 @@ def without_encoding(source: str) -> list[int]:
             mode = call.args[place] if len(call.args) > place else given.get("mode", ast.Constant("r"))
             is_text = not any("b" in node.value for node in ast.walk(mode) if isinstance(node, ast.Constant))
         else:
-            is_text = isinstance(given.get("text"), ast.Constant)  # of subprocess: text=True
+            is_text = getattr(given.get("text"), "value", None) is True  # of subprocess
         if is_text and "encoding" not in given:
             found.append(call.lineno)
     return found

@@ -32,6 +32,7 @@ WALK = [
     "docs/generation.md",
     "docs/evaluation.md",
     "docs/publishing.md",
+    "docs/reliability.md",
     "README.md",
 ]
 BLOCK = re.compile(r"(?:^<!-- parsed only: ([^>]+) -->\n)?^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
