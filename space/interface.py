@@ -322,11 +322,11 @@ class Interface:
             return {"melodies": actions.change(melody, asked, similarity, count, new_seed())}
 
         inputs = [slot, similarity, *sliders]
-        self._on(button.click, change, inputs, changed, trigger_mode="once")
+        events = [self._on(button.click, change, inputs, changed, trigger_mode="once")]
         for slider in (similarity, *sliders):
-            self._on(slider.release, change, inputs, changed, trigger_mode="always_last")
+            events.append(self._on(slider.release, change, inputs, changed, trigger_mode="always_last"))
         at_rest = [1, *[0] * len(sliders), None]  # and what was made before is gone while the new one is made
-        cleared = self._at_once(reset.click, lambda: at_rest, None, [similarity, *sliders, changed])
+        cleared = self._at_once(reset.click, lambda: at_rest, None, [similarity, *sliders, changed], cancels=events)
         self._on(cleared.then, lambda melody: change(melody, 1, *[0] * len(sliders)), slot, changed)
 
     def _forget_tune(self, slot: MelodySlot, tunes: gr.Dropdown) -> None:
