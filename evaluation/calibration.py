@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from command import UserError, run_command
 from evaluation.held_out import BARS, STEPS, choose_windows
 from evaluation.latent_space import distance
+from evaluation.reconstruction import fit_to_grid
 from modeling import MelodyProcessor, MelodyVAEModel
 from training.models import load_pretrained
 
@@ -45,7 +46,8 @@ def measure_levels(
             latent = model.encode(**processor(lines=melody, return_tensors="pt").to(model.device)).latent_mean
             for place, level in enumerate(LEVELS):
                 ids = model.vary(latent, n=1, similarity=1 - level, seed=seed + index, bars=BARS)
-                found[place] += 1 - distance(processor.to_lines(ids)[0], melody, STEPS)
+                varied = fit_to_grid(processor.to_lines(ids)[0], STEPS)
+                found[place] += 1 - distance(varied, melody, STEPS)
     finally:
         model.config.variation_levels = kept
     return (found / len(melodies)).tolist()
