@@ -75,6 +75,11 @@ def is_list(value: Any) -> bool:
     return isinstance(value, list | tuple)
 
 
+def one_for_all(bars: Any) -> int | None:
+    """Return bars that are the same number for all melodies; None, the model's choice, where each has its own."""
+    return bars if isinstance(bars, int) else None
+
+
 def take_rows(options: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
     """Keep of the options, and of the conditions among them, those of some melodies; what is for all stays."""
     taken = {}
@@ -229,7 +234,7 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin):
         told = self.config.decoder_conditions or []
         if not told:
             return {}
-        line = self.read_lines(self.decode(latent, bars=options.get("bars")))[0]
+        line = self.read_lines(self.decode(latent, bars=one_for_all(options.get("bars"))))[0]
         conditions: dict[str, Any] = {"key": key_of(line)} if "key" in told and line["pitch"] else {}
         if "attributes" in told and line["pitch"]:
             conditions |= dict(zip(self.config.attributes or [], self.attributes_of([line])[0].tolist(), strict=True))
@@ -387,7 +392,7 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin):
 
     def _in_one_key(self, latents: torch.Tensor, options: Mapping[str, Any]) -> tuple[torch.Tensor, int]:
         """Transpose melodies to the first one's key, by six semitones at most; returns latents and the most bars."""
-        lines = self.read_lines(self.decode(latents, bars=options.get("bars")))
+        lines = self.read_lines(self.decode(latents, bars=one_for_all(options.get("bars"))))
         writer, moved = TokenWriter(self.token_grammar.cpu()), latents.clone()
         lowest, *_, highest = writer.values("Pitch")
         for row, line in enumerate(lines):

@@ -25,7 +25,7 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .cache_melody_vae import CACHE_NAME, given_cache
 from .configuration_melody_vae import MelodyVAEConfig
-from .fingerprint_melody_vae import FingerprintedModel, check
+from .fingerprint_melody_vae import FingerprintedModel, check, hash_grammar
 from .generation_melody_vae import MelodyVAEGenerationMixin
 from .logits_process_melody_vae import MAX_TOKENS_PER_BAR, NO_ONSET, SPECIAL_ROW, TokenColumn, copied_tokens
 from .pipeline_melody_vae import custom_pipelines
@@ -349,6 +349,8 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         if tokens:
             check(self.config.fingerprint, "tokens", tokens, "a grammar of another tokenizer or grid")
             self.config.fingerprint = (self.config.fingerprint or {}) | {"tokens": tokens}
+        if grammar := hash_grammar(table):  # now: weights that are sharded cannot be read when they are saved
+            self.config.fingerprint = (self.config.fingerprint or {}) | {"grammar": grammar}
         self.config.grammar_columns = table.shape[1]
         self.register_buffer("token_grammar", table.to(self.device, torch.int32))
 

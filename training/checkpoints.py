@@ -1,5 +1,6 @@
 """Checkpoints that are whole or not there, in files that hold data and no code."""
 
+import errno
 import hashlib
 import json
 import math
@@ -330,9 +331,16 @@ def write_manifest(folder: Path) -> None:
 def flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on disk."""
     if path.is_dir():
-        if os.name != "nt":  # Windows opens no folders
+        try:
             descriptor = os.open(path, os.O_RDONLY)
+        except PermissionError:  # Windows opens no folders
+            return
+        try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EBADF, errno.EINVAL):  # some file systems flush no folders
+                raise
+        finally:
             os.close(descriptor)
         return
     with path.open("r+b") as file:  # Windows flushes only what may be written

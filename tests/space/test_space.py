@@ -732,7 +732,7 @@ def test_strangers_at_the_api_get_a_line_and_leave_nothing(space):
         with pytest.raises(Exception, match=message):
             client.predict(**asked, api_name=name)
     event = httpx.post(f"{url}/gradio_api/call/make", json={"data": [1]}, timeout=None).json()["event_id"]
-    assert "make takes 9 arguments, not 1" in httpx.get(f"{url}/gradio_api/call/make/{event}", timeout=None).text
+    assert "make takes 11 arguments, not 1" in httpx.get(f"{url}/gradio_api/call/make/{event}", timeout=None).text
     answer = httpx.post(f"{url}/gradio_api/upload", files={"files": ("big.mid", bytes(100 * 2**20))}, timeout=None)
     assert answer.status_code == 413
     for path in ("/etc/passwd", str(ROOT / "pyproject.toml"), str(ROOT / "space/app.py"), str(folder / "log.txt")):

@@ -43,7 +43,7 @@ def space(tmp_path_factory) -> Iterator[tuple[str, Path]]:
 def press_make(client: httpx.Client, seed: int, person: int = 0) -> tuple[float, list[dict]]:
     """Ask for melodies as the page does, by way of the queue and in one session; gives seconds and melodies."""
     began = time.perf_counter()
-    asked = [COUNT, BARS, "any", "any", "any", "any", "any", 1.0, seed]
+    asked = [COUNT, BARS, "any", "any", "any", "any", "any", "any", {}, 1.0, seed]
     body = {"data": asked, "session_hash": f"person{person}"}
     event = client.post("/gradio_api/call/make", json=body).raise_for_status().json()["event_id"]
     kind = ""

@@ -129,7 +129,7 @@ def test_sheet_music_is_engraved_and_taken_home(open_page):
     assert root.find(".//harmony") is not None
     abc = download(page, card, "ABC notes").read_text(encoding="utf-8")
     assert abc.startswith("X:1\nT:Melody 1\n")
-    page.evaluate("window.printed = 0; window.print = () => { printed++; }")
+    page.evaluate("() => { window.printed = 0; window.print = () => { printed++; }; }")
     card.get_by_role("button", name="Print, or save as PDF").click()
     page.wait_for_function("printed === 1")
     page.emulate_media(media="print")
