@@ -775,24 +775,6 @@ class BarCountLogitsProcessor(LogitsProcessor):
         """Go on with some of the last call's `num_rows` rows only."""
         self.bars = self.bars.repeat_interleave(num_rows // len(self.bars))[rows]
 
-    def _can_repeat(self, state: torch.Tensor, bars_after: torch.Tensor, opens_by: torch.Tensor | None) -> torch.Tensor:
-        """Whether the next bar can be each of those that tokens repeat over again, `(B, R)`.
-
-        Args:
-            state: `(B, S)`, at the end of a bar.
-            bars_after: `(B,)` bars after the next into which its last note may ring.
-            opens_by: `(B,)` step at which its first note has to begin; any by default.
-        """
-        bars = state[:, len(StateColumn) :].unflatten(-1, (len(BarColumn), -1))  # (B, 4, W)
-        end, steps = state[:, StateColumn.END, None], state[:, StateColumn.STEPS, None]  # (B, 1)
-        place = state[:, StateColumn.BEGUN, None] - self.lags  # (B, R)
-        chosen = place.clamp(0, bars.shape[-1] - 1).long()[:, None].expand(-1, len(BarColumn), -1)
-        bars = bars.gather(-1, chosen)  # (B, 4, R)
-        onset = bars[:, BarColumn.FIRST_ONSET]
-        can_repeat = (place >= 0) & (onset < NO_ONSET) & (onset >= end - steps)
-        can_repeat &= bars[:, BarColumn.RINGS] <= bars_after[:, None] * steps
-        return can_repeat if opens_by is None else can_repeat & (onset <= opens_by[:, None])
-
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Move the end's score to the bar tokens before the last bar, and theirs to the end in it."""
         opens_bar = self.is_bar_token[input_ids]  # (B, T)
