@@ -34,7 +34,7 @@ from .logits_process_melody_vae import (
     mark_repeats,
     scale_mask,
 )
-from .melody_line_melody_vae import PITCH_NAMES, key_of, major_tonic
+from .melody_line_melody_vae import key_of, major_tonic, transpose_line
 from .note_editing_melody_vae import NoteEditingMixin
 from .prior_melody_vae import FEWEST_ROWS, LatentSamplingMixin
 
@@ -394,12 +394,10 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin):
         """Transpose melodies to the first one's key, by six semitones at most; returns latents and the most bars."""
         lines = self.read_lines(self.decode(latents, bars=one_for_all(options.get("bars"))))
         writer, moved = TokenWriter(self.token_grammar.cpu()), latents.clone()
-        lowest, *_, highest = writer.values("Pitch")
-        for row, line in enumerate(lines):
-            up = (major_tonic(lines[0]) - major_tonic(line) + 6) % 12 - 6
-            pitches = [pitch + up for pitch in line["pitch"]]
-            if up and pitches and lowest <= min(pitches) and max(pitches) <= highest:
-                moved[row] = self._latent_mean(self.write_lines([{**line, "pitch": pitches}], writer))[0]
+        tonics, pitches = [major_tonic(key_of(line)) for line in lines], writer.values("Pitch")
+        for row, (line, tonic) in enumerate(zip(lines, tonics, strict=True)):
+            if tonic != tonics[0] and (transposed := transpose_line(line, tonic, tonics[0], pitches)):
+                moved[row] = self._latent_mean(self.write_lines([transposed], writer))[0]
         return moved, max(1, *(line["bars"] for line in lines))
 
     def _blend(self, a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor, num_bars: int | None) -> torch.Tensor:
@@ -657,15 +655,13 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin):
         wrong = self._rows_in_another_key(ids, options["conditions"])
         if not wrong or any(options.get(name) is not None for name in ("scale", "lowest_pitch", "highest_pitch")):
             return ids
-        lines, writer = self.read_lines(ids[wrong]), TokenWriter(self.token_grammar.cpu())
-        lowest, *_, highest = writer.values("Pitch")
-        moved = {}
-        for row, line in zip(wrong, lines, strict=True):
-            (tonic, mode), (wanted, wanted_mode) = key_of(line).split(), options["conditions"]["key"][row].split()
-            up = (PITCH_NAMES.index(wanted) - PITCH_NAMES.index(tonic) + 6) % 12 - 6
-            pitches = [pitch + up for pitch in line["pitch"]]
-            if pitches and mode == wanted_mode and lowest <= min(pitches) and max(pitches) <= highest:
-                moved[row] = {**line, "pitch": pitches}
+        writer, moved = TokenWriter(self.token_grammar.cpu()), {}
+        pitches = writer.values("Pitch")
+        for row, line in zip(wrong, self.read_lines(ids[wrong]), strict=True):
+            has, wanted = key_of(line), options["conditions"]["key"][row]
+            if has.split()[1] == wanted.split()[1]:
+                transposed = transpose_line(line, major_tonic(has), major_tonic(wanted), pitches)
+                moved |= {row: transposed} if transposed else {}
         return self._replace_rows(ids, list(moved), self.write_lines(list(moved.values()), writer)) if moved else ids
 
     def _replace_rows(self, ids: torch.Tensor, rows: list[int], new: torch.Tensor) -> torch.Tensor:

@@ -161,10 +161,27 @@ def keys_of(weight: torch.Tensor) -> list[str]:
     return found
 
 
-def major_tonic(line: Mapping[str, Any]) -> int:
-    """Find the pitch class of the major key that has the key signature of a line; 0 is C."""
-    tonic, mode = key_of(line).split()
+def major_tonic(key: str) -> int:
+    """Find the pitch class of the major key that has the key signature of a key such as `D minor`; 0 is C."""
+    tonic, mode = key.split()
     return (PITCH_NAMES.index(tonic) + 3 * (mode == "minor")) % 12
+
+
+def transpose_line(line: Mapping[str, Any], from_tonic: int, to_tonic: int, pitches: Sequence[int]) -> dict | None:
+    """Transpose a line from one tonic to another, by six semitones at most.
+
+    Args:
+        line: With notes or without.
+        from_tonic: Pitch class.
+        to_tonic: Pitch class.
+        pitches: That the vocabulary has, ascending.
+
+    Returns:
+        The line; None if it has no notes, or one that would leave the vocabulary.
+    """
+    up = (to_tonic - from_tonic + 6) % 12 - 6
+    moved = [pitch + up for pitch in line["pitch"]]
+    return {**line, "pitch": moved} if moved and pitches[0] <= min(moved) and max(moved) <= pitches[-1] else None
 
 
 def _key_profiles() -> torch.Tensor:

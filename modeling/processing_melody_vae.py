@@ -40,10 +40,10 @@ from .melody_line_melody_vae import (
     MAX_NOTE_BEATS,
     MAX_PITCH,
     MIN_PITCH,
-    PITCH_NAMES,
     TEMPO_CLASSES,
     TIME_SIGNATURES,
     is_supported,
+    major_tonic,
     steps_per_bar,
 )
 from .midi_reading_melody_vae import MidiInput, each_file
@@ -83,10 +83,8 @@ def make_remi(steps_per_beat: int) -> REMI:
 
 def key_signature_of(key: str) -> types.KeySignature:
     """Write a key such as `D minor` as a key signature: sharps, flats if negative, six at most."""
-    tonic, mode = key.split()
-    is_minor = mode == "minor"
-    fifths = 7 * (PITCH_NAMES.index(tonic) + 3 * is_minor) % 12  # from C major; a minor key is that of its third
-    return KeySignature(0, fifths - 12 * (fifths > 6), int(is_minor))
+    fifths = 7 * major_tonic(key) % 12  # from C major
+    return KeySignature(0, fifths - 12 * (fifths > 6), int(key.endswith("minor")))
 
 
 def check_line(line: Mapping[str, Any], name: str = "line") -> None:
