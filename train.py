@@ -338,16 +338,15 @@ def train(
     """Take steps from where `state` stands to the last, or until validation has stopped to improve."""
     stopwatch, means, is_stopped = Stopwatch(state.seconds), Means(), False
     logging_rates, evaluation_rates = (Rates(stopwatch, run_logger.melodies_seen) for _ in range(2))
-    kl_weight_of_model = accelerator.unwrap_model(model).config.kl_weight
+    whole = accelerator.unwrap_model(model)
     model.train()
     for batch in stopwatch.watch(loader) if state.step < args.max_train_steps else ():
         batch = send_to_device(batch, accelerator.device, non_blocking=True)
         batch.pop("num_notes")
-        conditions = read_conditions(accelerator.unwrap_model(model), batch["input_ids"])
-        told = {} if conditions is None else {"conditions": conditions}
-        kl_weight = kl_weight_at(state.step, kl_weight_of_model, args.kl_warmup_steps)
+        batch |= read_conditions(whole, batch["input_ids"])
+        kl_weight = kl_weight_at(state.step, whole.config.kl_weight, args.kl_warmup_steps)
         with accelerator.accumulate(model):
-            output = model(**batch, **told, kl_weight=kl_weight, tokens_per_melody=loader.tokens_per_window)
+            output = model(**batch, kl_weight=kl_weight, tokens_per_melody=loader.tokens_per_window)
             loss = training_loss(output, batch["labels"], loader.tokens_per_window, args.label_smoothing)
             accelerator.backward(loss)
             means.add(loss=loss, reconstruction_nats=output.reconstruction_nats, kl_nats=output.kl_nats)
@@ -362,7 +361,8 @@ def train(
         average.update(state.step)
         progress.update()
         schedule = {"learning_rate": scheduler.get_last_lr()[0], "kl_weight": kl_weight}
-        if state.step % args.logging_steps == 0:
+        is_logged = state.step % args.logging_steps == 0
+        if is_logged:
             rates = logging_rates.take(run_logger.melodies_seen)
             figures = means.take() | schedule | {"grad_norm": float(grad_norm)} | rates
             progress.set_postfix(loss=f"{figures['loss']:.3f}", kl=f"{figures.get('kl_nats', 0):.0f}")
@@ -382,7 +382,6 @@ def train(
                 for line in run_logger.evaluate(entry):
                     accelerator.print(line) if progress.disable else progress.write(line)
             is_stopped = is_time_to_stop(state.history, args.early_stopping_patience)
-        is_logged = state.step % args.logging_steps == 0
         if state.step % args.checkpointing_steps == 0 or checkpointer.is_time(is_cheap=is_logged):
             state.seconds = stopwatch.training
             # A step that overflowed in fp16 was left out, and its gradient with it.

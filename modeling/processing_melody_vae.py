@@ -224,6 +224,11 @@ def line_to_words(line: dict) -> list[str]:
     return words + [silent] * (line["bars"] - len(words))  # MidiTok writes no bars after the last onset
 
 
+def bar_tokens(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Look up the ids of a tokenizer's tokens that open a bar, ascending."""
+    return sorted(index for token, index in tokenizer.get_vocab().items() if token.startswith(WORD_PREFIX))
+
+
 def repeat_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[int, str]:
     """Look up a tokenizer's tokens for "this bar is an earlier one over again", by how many bars earlier."""
     found = (re.fullmatch(r"<repeat_(\d+)>", token) for token in tokenizer.all_special_tokens)
@@ -343,7 +348,7 @@ class MelodyProcessor(ProcessorMixin):
     @property
     def bar_token_ids(self) -> list[int]:
         """Ids of the tokens that open a bar, for [`MelodyVAEConfig`]."""
-        return sorted(index for token, index in self.tokenizer.get_vocab().items() if token.startswith(WORD_PREFIX))
+        return bar_tokens(self.tokenizer)
 
     def fingerprint(self) -> str:
         """Hash the vocabulary, the grid and the length of windows, for [`MelodyVAEModel.set_grammar`]."""

@@ -12,7 +12,7 @@ from command import UserError
 from modeling import MelodyProcessor
 from modeling.logits_process_melody_vae import copied_tokens
 from modeling.processing_melody_vae import (
-    WORD_PREFIX,
+    bar_tokens,
     is_supported,
     line_to_words,
     make_remi,
@@ -68,9 +68,7 @@ class Collator:
         self.repeats = repeat_tokens(tokenizer)
         self.repeat_ids = torch.tensor(tokenizer.convert_tokens_to_ids(list(self.repeats.values())))
         self.opens_bar = torch.zeros(len(tokenizer), dtype=torch.bool)
-        self.opens_bar[[index for token, index in tokenizer.get_vocab().items() if token.startswith(WORD_PREFIX)]] = (
-            True
-        )
+        self.opens_bar[bar_tokens(tokenizer)] = True
 
     def __call__(self, texts: list[str]) -> dict[str, torch.Tensor]:
         """Return `input_ids`, `attention_mask`, `labels` `(B, T)` and `num_notes` `(B,)`.

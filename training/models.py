@@ -1,7 +1,6 @@
 """The model to train: new, of any type, or one that is trained already."""
 
 import argparse
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -147,8 +146,8 @@ def load_model(
     if (kind := load_pretrained(AutoConfig, source).model_type) != MELODY_VAE:
         raise UserError(f"{source}: a model of type {kind}; --init_from goes on from type {MELODY_VAE} only")
     config = load_pretrained(MelodyVAEConfig, source)
-    whole = copy.deepcopy(config)  # with its prior
-    told = list(decoder_conditions) or list(config.decoder_conditions or [])
+    was_told = list(config.decoder_conditions or [])
+    told = list(decoder_conditions) or was_told
     known = [*(config.conditions or {}), *(["attributes"] if config.attributes else [])]
     if unknown := set(told) - set(known):
         raise UserError(f"--decoder_conditions {sorted(unknown)[0]}: {source} knows {', '.join(known) or 'none'}")
@@ -178,7 +177,7 @@ def load_model(
         )
     if depth != trained:
         model = deepen(model, MelodyVAEConfig(**config.to_dict() | depth))
-    if told and not whole.decoder_conditions:
+    if told and not was_told:
         prior = load_pretrained(MelodyVAEModel, source).prior
         model.bar_conditioner.condition_embedding.attribute_mean.copy_(prior.attribute_mean)
         model.bar_conditioner.condition_embedding.attribute_scale.copy_(prior.attribute_scale)

@@ -7,13 +7,15 @@ from modeling import MelodyVAEModel
 from modeling.melody_line_melody_vae import ATTRIBUTES, key_of, measure
 
 
-def read_conditions(model: MelodyVAEModel, input_ids: torch.Tensor) -> dict[str, torch.Tensor] | None:
-    """Read from melodies what their decoder is told of them; None for a model that is told nothing.
+def read_conditions(model: MelodyVAEModel, input_ids: torch.Tensor) -> dict[str, dict[str, torch.Tensor]]:
+    """Read from melodies what their decoder is told of them.
 
-    The genre and the tempo, which no melody says, are left open.
+    Returns:
+        `conditions` for [`MelodyVAEModel.forward`]; nothing for a model that is told nothing. The genre and the tempo,
+        which no melody says, are left open.
     """
     if not getattr(model.config, "decoder_conditions", None):
-        return None
+        return {}
     embedding, lines = model.bar_conditioner.condition_embedding, model.read_lines(input_ids)
     known, attributes = model.config.conditions or {}, model.config.attributes or []
     told: dict[str, list] = {"key": [key_of(line) for line in lines]} if "key" in known else {}
@@ -25,7 +27,7 @@ def read_conditions(model: MelodyVAEModel, input_ids: torch.Tensor) -> dict[str,
         values = measure(lines)[:, names].to(embedding.attribute_mean)
         values = (values - embedding.attribute_mean) / embedding.attribute_scale
         told |= dict(zip(attributes, values.T.tolist(), strict=True))
-    return model._condition_labels(embedding, told, len(lines))
+    return {"conditions": model._condition_labels(embedding, told, len(lines))}
 
 
 def smoothing_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -345,11 +345,12 @@ def fit_new_prior(
     if not model.config.noise_probability:  # else the melody decoder reads latents mixed with noise as they are
         prior.mean.copy_(train.mean.mean(0))
         prior.scale.copy_((train.mean.var(0) + train.log_variance.exp().mean(0)).sqrt())
-    embedding = model.bar_conditioner.condition_embedding if told else None
-    measured = train.attributes.mean(0), train.attributes.std(0).clamp_min(1e-6)
-    known = (embedding.attribute_mean, embedding.attribute_scale) if embedding is not None else measured
-    prior.attribute_mean.copy_(known[0] if len(known[0]) else measured[0])
-    prior.attribute_scale.copy_(known[1] if len(known[1]) else measured[1])
+    mean, scale = train.attributes.mean(0), train.attributes.std(0).clamp_min(1e-6)
+    if "attributes" in (model.config.decoder_conditions or []):  # the melody decoder measures them so already
+        embedding = model.bar_conditioner.condition_embedding
+        mean, scale = embedding.attribute_mean, embedding.attribute_scale
+    prior.attribute_mean.copy_(mean)
+    prior.attribute_scale.copy_(scale)
     history = fit(prior, train.labelled(prior), encoded["validation"].labelled(prior), args, accelerator)
     return model, log_of(model, train, history, began, args)
 
