@@ -302,17 +302,17 @@ def kill_training(args: argparse.Namespace, data: Path, whole: Path, folder: Pat
     """Kill a run by signals 9 and 15 at random moments until it has been killed often enough, and let it end."""
     generator, incomplete = random.Random(0), 0
     for _ in tqdm(range(args.kills), desc="kills"):
-        before = len(checkpoints(folder)) and checkpoints(folder)[-1].name
+        before = [path.name for path in checkpoints(folder)[-1:]]
         with subprocess.Popen(
-            [sys.executable, *training(data, folder, "--max_train_steps", str(TRAINED_STEPS))],
+            [sys.executable, *training(data, folder)],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         ) as process:
             while process.poll() is None:
-                found = checkpoints(folder)
-                if found and found[-1].name != before:
+                found = [path.name for path in checkpoints(folder)[-1:]]
+                if found and found != before:
                     break
                 time.sleep(0.01)
             time.sleep(generator.uniform(0, 0.3))
@@ -438,7 +438,7 @@ def besiege(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             generator, is_hostile = random.Random(number), number % 20 == 0
             while time.monotonic() < until:
                 seed, began = generator.randrange(1000), time.monotonic()
-                usual = ("make", [2, 4, "any", "any", "any", "any", "any", 1.0, seed])
+                usual = ("make", [2, 4, *["any"] * 6, {}, 1.0, seed])
                 action, data = generator.choice(HOSTILE) if is_hostile else generator.choice([usual, ("about", [])])
                 try:
                     kind = ask(url, action, data)

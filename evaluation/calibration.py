@@ -87,7 +87,7 @@ def calibrate(args: argparse.Namespace) -> None:
 
 def main() -> int:
     """Run the command and return its exit code."""
-    return run_command(lambda: calibrate(parse_args()))
+    return run_command(calibrate, parse_args())
 
 
 if __name__ == "__main__":
