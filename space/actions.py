@@ -17,6 +17,7 @@ from engine import Engine
 from harmony import harmonize
 from listening import Ballot, ListeningTest
 from melody import (
+    SHARP_NAMES,
     TEMPO_RANGE,
     Melody,
     RefusedError,
@@ -33,7 +34,6 @@ from originality import judge, load_index
 from ranking import Ranking
 
 ANY = "any"
-TONICS = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 MODES = (
     "major",
     "minor",
@@ -561,8 +561,8 @@ class Actions:
                 f"unknown {name} {clean_text(value, 24)}: give a tonic and a mode, as in 'D {modes[-1]}'; "
                 f"modes: {', '.join(modes)}"
             )
-        place = TONICS.index(match[1]) + {"": 0, "#": 1, "♯": 1, "b": -1, "♭": -1}[match[2]]
-        return f"{TONICS[place % 12]} {match[3]}"
+        place = SHARP_NAMES.index(match[1]) + {"": 0, "#": 1, "♯": 1, "b": -1, "♭": -1}[match[2]]
+        return f"{SHARP_NAMES[place % 12]} {match[3]}"
 
 
 def as_file(melody: Melody, suffix: str, content: bytes) -> dict[str, str]:

@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from melody import Melody, pulse_of, steps_per_bar
+from melody import FLAT_NAMES, SHARP_NAMES, Melody, pulse_of, steps_per_bar
 
-NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
-FLAT_NAMES = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
 FLAT_KEYS = {"F major", "A# major", "D# major", "G# major", "C# major"}
 FLAT_KEYS |= {"D minor", "G minor", "C minor", "F minor", "A# minor", "D# minor"}
 MODES = ("major", "minor")
@@ -83,12 +81,12 @@ def find_chords(melody: Melody) -> tuple[str, list[int]]:
     weights = bar_weights(melody)
     found = [(*chords_in_key(weights, tonic, mode), tonic, mode) for mode in MODES for tonic in range(12)]
     chords, _, tonic, mode = max(found, key=lambda each: each[1])
-    return f"{NAMES[tonic]} {mode}", chords
+    return f"{SHARP_NAMES[tonic]} {mode}", chords
 
 
 def chord_name(chord: int, key: str) -> str:
     """Name a chord as lead sheets do, with flats in keys that have them."""
-    names = FLAT_NAMES if key in FLAT_KEYS else NAMES
+    names = FLAT_NAMES if key in FLAT_KEYS else SHARP_NAMES
     return names[chord % 12] + ("m" if chord >= 12 else "")
 
 

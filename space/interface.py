@@ -22,7 +22,6 @@ from actions import (
     OPENING_SEEDS,
     PATH_POINTS,
     TEMPOS,
-    TONICS,
     VOICES,
     Actions,
     new_seed,
@@ -30,14 +29,14 @@ from actions import (
 )
 from components import BlendPad, Dock, Header, MelodyList, MelodySlot
 from gradio.events import api
-from melody import Melody, RefusedError, cut_bars
+from melody import SHARP_NAMES, Melody, RefusedError, cut_bars
 
 TITLE = "Melody Space"
 FIRST_BLEND = ("Ode to Joy", "Korobeiniki", "Frère Jacques", "What Shall We Do with the Drunken Sailor")
 FIRST_TUNE = "Greensleeves"
 LINK_WORDS = ("key", "scale", "time_signature", "genre", "tempo", "voice")
 LINK_COUNTS = ("count", "bars", "seed", "pick")
-TONIC_CHOICES = [("Any key", ANY), *((tonic.replace("#", "♯"), tonic) for tonic in TONICS)]
+TONIC_CHOICES = [("Any key", ANY), *((tonic.replace("#", "♯"), tonic) for tonic in SHARP_NAMES)]
 PEOPLE_PER_WORKER = 16  # whose melodies are being made, or will be next; eight share a worker, see `engine.py`
 
 

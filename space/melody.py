@@ -14,6 +14,9 @@ from symusic import Note, Score, Tempo, TextMeta, TimeSignature, Track
 
 Melody = dict[str, Any]
 
+SHARP_NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")  # of the pitch classes
+FLAT_NAMES = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
+
 MAX_BARS = 256
 MAX_NOTES = 4096
 MAX_TITLE = 60
