@@ -343,10 +343,10 @@ def train(
     for batch in stopwatch.watch(loader) if state.step < args.max_train_steps else ():
         batch = send_to_device(batch, accelerator.device, non_blocking=True)
         batch.pop("num_notes")
-        batch |= read_conditions(whole, batch["input_ids"])
+        told = read_conditions(whole, batch["input_ids"])
         kl_weight = kl_weight_at(state.step, whole.config.kl_weight, args.kl_warmup_steps)
         with accelerator.accumulate(model):
-            output = model(**batch, kl_weight=kl_weight, tokens_per_melody=loader.tokens_per_window)
+            output = model(**batch, **told, kl_weight=kl_weight, tokens_per_melody=loader.tokens_per_window)
             loss = training_loss(output, batch["labels"], loader.tokens_per_window, args.label_smoothing)
             accelerator.backward(loss)
             means.add(loss=loss, reconstruction_nats=output.reconstruction_nats, kl_nats=output.kl_nats)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
-from modeling.generation_melody_vae import slerp
+from modeling.interpolation_melody_vae import slerp
 from modeling.modeling_melody_vae import (
     NATS_PER_BIT,
     MelodyVAEOutput,

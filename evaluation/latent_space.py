@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from evaluation.reconstruction import Line, fit_to_grid
 from metrics.note_f1.note_f1 import note_f1
-from modeling.generation_melody_vae import slerp
+from modeling.interpolation_melody_vae import slerp
 from modeling.melody_line_melody_vae import steps_per_bar
 
 AMOUNTS = (0.5, 1.0, 2.0, 4.0, 8.0)  # of the posterior's standard deviation

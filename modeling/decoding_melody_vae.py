@@ -15,9 +15,10 @@ from transformers.cache_utils import DynamicCache
 
 from .arguments_melody_vae import draw_uniform
 from .cache_melody_vae import CACHE_NAME
-from .logits_process_melody_vae import NO_ONSET, BarCountLogitsProcessor, MelodyLogitsProcessor, TokenColumn
+from .logits_process_melody_vae import BarCountLogitsProcessor, MelodyLogitsProcessor
 from .prior_melody_vae import FEWEST_ROWS
 from .relative_attention import rotate
+from .token_grammar_melody_vae import NO_ONSET, TokenColumn
 
 LOOP_OPTIONS = {"do_sample", "temperature", "top_k", "top_p", "max_length", "max_new_tokens", "logits_processor"}
 LOOP_OPTIONS |= {"bars", "scale", "time_signature", "lowest_pitch", "highest_pitch", "noise_level", "generator"}

@@ -27,10 +27,11 @@ from .cache_melody_vae import CACHE_NAME, given_cache
 from .configuration_melody_vae import MelodyVAEConfig
 from .fingerprint_melody_vae import FingerprintedModel, check, hash_grammar
 from .generation_melody_vae import MelodyVAEGenerationMixin
-from .logits_process_melody_vae import MAX_TOKENS_PER_BAR, NO_ONSET, SPECIAL_ROW, TokenColumn, copied_tokens
+from .logits_process_melody_vae import MAX_TOKENS_PER_BAR
 from .pipeline_melody_vae import custom_pipelines
 from .prior_melody_vae import ConditionEmbedding, LatentPrior
 from .relative_attention import MelodyVAELayer, RelativeAttention, ResidualLinear, ZeroLinear, rotation_of
+from .token_grammar_melody_vae import NO_ONSET, SPECIAL_ROW, TokenColumn, copied_tokens
 
 NATS_PER_BIT = 0.6931471805599453  # ln 2
 NOISE_HARMONICS = 8  # of the embedding of a bar's noise level

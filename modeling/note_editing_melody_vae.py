@@ -15,8 +15,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from .arguments_melody_vae import check_bars, check_latent, check_number
-from .logits_process_melody_vae import TokenColumn, TokenWriter, runs_of_tokens, scale_mask
 from .melody_line_melody_vae import ATTRIBUTES, key_of, measure, read_line, steps_per_bar, write_line
+from .token_grammar_melody_vae import TokenColumn, TokenWriter, runs_of_tokens, scale_mask
 
 Notes = list[tuple[int, int, int]]
 

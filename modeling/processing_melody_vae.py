@@ -28,14 +28,6 @@ from transformers.utils.hub import cached_file
 
 from .arguments_melody_vae import check_count, check_number
 from .fingerprint_melody_vae import check, hash_tokens
-from .logits_process_melody_vae import (
-    SPECIAL_ROW,
-    UNUSABLE,
-    TokenColumn,
-    encode_base_token,
-    mark_repeats,
-    summarise_token,
-)
 from .melody_line_melody_vae import (
     MAX_NOTE_BEATS,
     MAX_PITCH,
@@ -47,6 +39,14 @@ from .melody_line_melody_vae import (
     steps_per_bar,
 )
 from .midi_reading_melody_vae import MidiInput, each_file
+from .token_grammar_melody_vae import (
+    SPECIAL_ROW,
+    UNUSABLE,
+    TokenColumn,
+    encode_base_token,
+    mark_repeats,
+    summarise_token,
+)
 from .tune_finding_melody_vae import FASTEST, SLOWEST, choose_tune, describe_line, find_tunes
 
 logger = logging.get_logger(f"transformers.{__name__}")  # under the name whose verbosity transformers sets

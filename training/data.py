@@ -10,7 +10,6 @@ from torch.utils.data import Dataset
 
 from command import UserError
 from modeling import MelodyProcessor
-from modeling.logits_process_melody_vae import copied_tokens
 from modeling.processing_melody_vae import (
     bar_tokens,
     is_supported,
@@ -20,6 +19,7 @@ from modeling.processing_melody_vae import (
     transposition_table,
     words_to_text,
 )
+from modeling.token_grammar_melody_vae import copied_tokens
 from training.batches import transposition_limits, uniform_integers
 
 COLUMNS = {"pitch", "start", "duration", "time_signature", "steps_per_beat", "bars", "is_lead"}

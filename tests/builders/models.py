@@ -3,10 +3,7 @@
 import torch
 
 from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel
-from modeling.logits_process_melody_vae import (
-    SPECIAL_ROW,
-    TokenColumn,
-)
+from modeling.token_grammar_melody_vae import SPECIAL_ROW, TokenColumn
 from tests.builders.lines import processor_for
 
 

@@ -8,23 +8,7 @@ import pytest
 import torch
 from transformers import LogitsProcessorList
 
-from modeling.logits_process_melody_vae import (
-    AFTER_BAR,
-    AFTER_PITCH,
-    AFTER_POSITION,
-    AFTER_PREFIX,
-    GRAMMAR_COLUMNS,
-    MAX_TOKENS_PER_BAR,
-    MODES,
-    RESTING,
-    UNCHANGED,
-    UNUSABLE,
-    MelodyLogitsProcessor,
-    TokenColumn,
-    scale_mask,
-    summarise_token,
-    time_signature_id,
-)
+from modeling.logits_process_melody_vae import MAX_TOKENS_PER_BAR, MelodyLogitsProcessor
 from modeling.modeling_melody_vae import MelodyVAEModel
 from modeling.processing_melody_vae import (
     FIRST_CHARACTER,
@@ -34,6 +18,21 @@ from modeling.processing_melody_vae import (
     MelodyProcessor,
     line_to_words,
     steps_per_bar,
+)
+from modeling.token_grammar_melody_vae import (
+    AFTER_BAR,
+    AFTER_PITCH,
+    AFTER_POSITION,
+    AFTER_PREFIX,
+    GRAMMAR_COLUMNS,
+    MODES,
+    RESTING,
+    UNCHANGED,
+    UNUSABLE,
+    TokenColumn,
+    scale_mask,
+    summarise_token,
+    time_signature_id,
 )
 from tests.builders.lines import GRIDS, LINE, processor_for, random_line
 from tests.builders.models import model_for

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from modeling import MelodyVAEModel
 from modeling import note_editing_melody_vae as edits
-from modeling.logits_process_melody_vae import TokenWriter
 from modeling.melody_line_melody_vae import read_line, steps_per_bar, write_line
+from modeling.token_grammar_melody_vae import TokenWriter
 from tests.builders.lines import GRIDS, lines, processor_for
 from tests.builders.models import model_for
 

@@ -13,11 +13,8 @@ import torch
 
 from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel, MelodyVAEPosterior
 from modeling.cache_melody_vae import CACHE_NAME, CACHE_NAMES
-from modeling.generation_melody_vae import slerp
-from modeling.logits_process_melody_vae import (
-    MAX_TOKENS_PER_BAR,
-    BarCountLogitsProcessor,
-)
+from modeling.interpolation_melody_vae import slerp
+from modeling.logits_process_melody_vae import MAX_TOKENS_PER_BAR, BarCountLogitsProcessor
 from modeling.modeling_melody_vae import reconstruction_nats
 from modeling.processing_melody_vae import line_to_words
 from tests.builders.models import (

@@ -10,7 +10,7 @@ import torch
 import train_prior
 from modeling import MelodyVAEModel
 from modeling.arguments_melody_vae import make_generators
-from modeling.generation_melody_vae import slerp
+from modeling.interpolation_melody_vae import slerp
 from modeling.melody_line_melody_vae import ATTRIBUTES, tempo_class
 from modeling.prior_melody_vae import FEWEST_ROWS, PRIOR_STEPS
 from tests.builders.models import IDS, SHORT_IDS, N, Z, make_bare_model, make_latent

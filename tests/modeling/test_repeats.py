@@ -9,9 +9,10 @@ import torch
 from transformers import LogitsProcessorList
 
 from modeling import MelodyProcessor, MelodyVAEModel
-from modeling.logits_process_melody_vae import MelodyLogitsProcessor, copied_tokens, mark_repeats
+from modeling.logits_process_melody_vae import MelodyLogitsProcessor
 from modeling.modeling_melody_vae import reconstruction_nats
 from modeling.processing_melody_vae import steps_per_bar
+from modeling.token_grammar_melody_vae import copied_tokens, mark_repeats
 from tests.builders.lines import is_same, processor_for, random_line
 from tests.builders.models import make_model
 

@@ -1,0 +1,1 @@
+../../modeling/interpolation_melody_vae.py
