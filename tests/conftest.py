@@ -36,22 +36,31 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def logged():
+    """Return the messages of transformers' own logger, however the environment has it propagate."""
+    messages, handler = [], logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    from transformers.utils.logging import get_logger
+
+    logger = get_logger("transformers")
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)
+
+
 @pytest.fixture(autouse=True)
 def no_deprecation(request):
     """Fail a test of compatibility in which transformers' own logger says that something is deprecated."""
     if "compatibility" not in request.keywords:
         yield
         return
-    said, handler = [], logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())
-    from transformers.utils.logging import get_logger, warning_once
+    from transformers.utils.logging import warning_once
 
-    logger = get_logger("transformers")
     warning_once.cache_clear()  # else each is said once in a process
-    logger.addHandler(handler)
+    messages = request.getfixturevalue("logged")
     yield
-    logger.removeHandler(handler)
-    assert not [message for message in said if "deprecat" in message]
+    assert not [message for message in messages if "deprecat" in message]
 
 
 @pytest.fixture(scope="module")
