@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoProcessor
 
 from command import UserError, run_command, write_json
 from evaluation.held_out import BARS, choose_windows
-from modeling.melody_line_melody_vae import measure
+from modeling.note_editing_melody_vae import measure
 from training.models import load_pretrained
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the latents' mean variance; the best on validation windows is taken

@@ -1,16 +1,16 @@
 """What can be measured of a melody: its notes read from tokens, its key, and seven attributes.
 
 A *line* is a dict as the processor has it: `pitch`, `start` and `duration` (lists; grid steps from the first bar line),
-`time_signature`, `steps_per_beat` and `bars`.
+`time_signature`, `steps_per_beat` and `bars`. Nothing here needs torch: the ONNX graphs are run with this file too.
 """
 
 import math
+import operator
+from bisect import bisect_left, bisect_right, insort
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
-
-import torch
 
 # A REMI token as one integer: its kind times `BASE_TOKEN_VALUES`, and its value. 0 is none.
 BASE_TOKEN_KINDS = {"Bar": 1, "TimeSig": 2, "Position": 3, "Pitch": 4, "Duration": 5}
@@ -138,25 +138,27 @@ def key_of(line: Mapping[str, Any]) -> str:
     weight = [0.0] * 12
     for pitch, duration in zip(line["pitch"], line["duration"], strict=True):
         weight[pitch % 12] += duration
-    return keys_of(torch.tensor([weight], dtype=torch.float64))[0]
+    return keys_of([weight])[0]
 
 
-def keys_of(weight: torch.Tensor) -> list[str]:
+def keys_of(weights: Iterable[Sequence[float]]) -> list[str]:
     """Find keys by the Krumhansl-Schmuckler algorithm: of `KEY_NAMES`, for how long melodies are in each pitch class.
 
     `C major` where all pitch classes weigh the same; a tie goes to the first of `KEY_NAMES`.
 
     Args:
-        weight: `(M, 12)`, float64.
+        weights: Twelve of each melody.
     """
-    centred = weight - weight.mean(1, keepdim=True)
-    scale = centred.square().sum(1, keepdim=True).sqrt()
     found = []
-    for correlations in (centred / scale @ KEY_PROFILES.T).where(scale >= 1e-9, 0.0).tolist():
-        best = 0
-        for place, correlation in enumerate(correlations):
-            if correlation > correlations[best] + 1e-9:
-                best = place
+    for weight in weights:
+        mean = sum(weight) / 12
+        length = math.sqrt(sum((each - mean) ** 2 for each in weight))
+        centred = [(each - mean) / length if length >= 1e-9 else 0.0 for each in weight]
+        best, highest = 0, -math.inf
+        for place, profile in enumerate(KEY_PROFILES):
+            correlation = sum(map(operator.mul, centred, profile))
+            if correlation > highest + 1e-9:
+                best, highest = place, correlation
         found.append(KEY_NAMES[best])
     return found
 
@@ -184,15 +186,15 @@ def transpose_line(line: Mapping[str, Any], from_tonic: int, to_tonic: int, pitc
     return {**line, "pitch": moved} if moved and pitches[0] <= min(moved) and max(moved) <= pitches[-1] else None
 
 
-def _key_profiles() -> torch.Tensor:
-    """Return the ratings of each key, centred and of length 1, `(24, 12)`."""
+def _key_profiles() -> list[list[float]]:
+    """Return the twelve ratings of each of `KEY_NAMES`, centred and of length 1."""
     profiles = []
     for ratings in (MAJOR_PROFILE, MINOR_PROFILE):
         mean = sum(ratings) / 12
         length = math.sqrt(sum((rating - mean) ** 2 for rating in ratings))
         centred = [(rating - mean) / length for rating in ratings]
         profiles += [[centred[(pitch - tonic) % 12] for pitch in range(12)] for tonic in range(12)]
-    return torch.tensor(profiles, dtype=torch.float64)
+    return profiles
 
 
 KEY_PROFILES = _key_profiles()
@@ -222,9 +224,12 @@ def mean_pitch(line: Mapping[str, Any]) -> float:
 
 def contour(line: Mapping[str, Any]) -> float:
     """Return Kendall's tau-a of onset and pitch: 1 for a line that only rises, -1 for one that only falls."""
-    pitch = torch.as_tensor(line["pitch"], dtype=torch.float32)
-    pairs = len(pitch) * (len(pitch) - 1) / 2
-    return (pitch[None, :] - pitch[:, None]).sign().triu(1).sum().item() / pairs if pairs else 0.0
+    before: list[int] = []  # pitches, ascending
+    rises = 0
+    for pitch in line["pitch"]:
+        rises += bisect_left(before, pitch) - (len(before) - bisect_right(before, pitch))
+        insort(before, pitch)
+    return rises / math.comb(len(before), 2) if len(before) > 1 else 0.0
 
 
 def repetition(line: Mapping[str, Any]) -> float:
@@ -258,10 +263,3 @@ ATTRIBUTES = {
     function.__name__: function
     for function in (note_density, rhythmic_complexity, pitch_range, mean_pitch, contour, repetition, syncopation)
 }
-
-
-def measure(lines: Sequence[Mapping[str, Any]]) -> torch.Tensor:
-    """Measure the attributes of melodies, `(M, A)` in the order of `ATTRIBUTES`."""
-    return torch.tensor([[function(line) for function in ATTRIBUTES.values()] for line in lines]).view(
-        len(lines), len(ATTRIBUTES)
-    )

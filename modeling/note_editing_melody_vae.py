@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from .arguments_melody_vae import check_bars, check_latent, check_number
-from .melody_line_melody_vae import ATTRIBUTES, key_of, measure, read_line, steps_per_bar, write_line
+from .melody_line_melody_vae import ATTRIBUTES, key_of, read_line, steps_per_bar, write_line
 from .token_grammar_melody_vae import TokenColumn, TokenWriter, runs_of_tokens, scale_mask
 
 Notes = list[tuple[int, int, int]]
@@ -239,6 +239,13 @@ def search(notes: Notes, context: EditContext, error_of: Callable[[Notes], float
         else:
             failures += 1
     return notes
+
+
+def measure(lines: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+    """Measure the attributes of melodies, `(M, A)` in the order of `ATTRIBUTES`."""
+    return torch.tensor([[function(line) for function in ATTRIBUTES.values()] for line in lines]).view(
+        len(lines), len(ATTRIBUTES)
+    )
 
 
 class NoteEditingMixin:

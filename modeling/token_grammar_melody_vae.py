@@ -2,20 +2,23 @@
 
 A token stands for a run of REMI tokens: `Bar TimeSig (Position Pitch Duration)*` for each bar, cut anywhere by BPE, and
 "\u2581" before each bar. [`summarise_token`] writes such a run as a row of integers, so that generation needs no
-tokenizer.
+tokenizer. Nothing here needs torch: the ONNX graphs are run with this file too.
 
 Dimension key: B batch, T tokens, V vocabulary.
 """
+
+from __future__ import annotations  # torch is there for its types alone
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from itertools import pairwise
-from typing import TypeVar, overload
-
-import torch
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from .melody_line_melody_vae import BASE_TOKEN_KINDS, BASE_TOKEN_VALUES, tonic_of
+
+if TYPE_CHECKING:
+    import torch
 
 Token = TypeVar("Token")
 
@@ -226,13 +229,13 @@ def copied_tokens(
         `(B, T)`.
     """
     opens = opens_bar[input_ids]
-    follows = torch.nn.functional.pad(is_repeat, (1, 0))[:, :-1] & opens
-    place = torch.arange(input_ids.shape[1], device=input_ids.device)
-    latest = torch.where(opens | is_repeat | (input_ids == eos_token_id), place, 0).cummax(-1).values
+    place = input_ids.new_ones(input_ids.shape[1]).cumsum(-1) - 1
+    follows = is_repeat.roll(1, -1) & (place > 0) & opens
+    latest = place.where(opens | is_repeat | (input_ids == eos_token_id), 0).cummax(-1).values
     return follows.gather(-1, latest)
 
 
-def runs_of_tokens(table: torch.Tensor) -> list[list[int]]:
+def runs_of_tokens(table: Any) -> list[list[int]]:
     """Return the REMI tokens that each token stands for, as integers, see `BASE_TOKEN_VALUES`."""
     return [[base_token for base_token in row if base_token] for row in table[:, GRAMMAR_COLUMNS:].tolist()]
 
@@ -244,12 +247,12 @@ class TokenWriter:
     it write its run.
 
     Args:
-        table: `(V, 12 + W)`, as [`MelodyProcessor.grammar_table`] has it.
+        table: `(V, 12 + W)`, as [`MelodyProcessor.grammar_table`] has it; a tensor or an array.
     """
 
     PREFIX = 0  # stands before each bar; no REMI token
 
-    def __init__(self, table: torch.Tensor):
+    def __init__(self, table: Any):
         self.single: dict[int, int] = {}  # of a REMI token, or the prefix
         self.merged: dict[tuple[int, int], int] = {}  # of two tokens next to each other
         rows = zip(table[:, :GRAMMAR_COLUMNS].tolist(), runs_of_tokens(table), strict=True)

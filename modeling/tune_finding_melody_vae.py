@@ -231,7 +231,7 @@ def _keys_at(ticks: Sequence[float], key_signatures: list[tuple[int, int, bool]]
         key_signatures: Of the file.
         weights: How long each line is in each pitch class, float64, shape (K, 12).
     """
-    keys, signatures = keys_of(weights), sorted(key_signatures)
+    keys, signatures = keys_of(weights.tolist()), sorted(key_signatures)
     for index, (onset, weight) in enumerate(zip(ticks, weights.tolist(), strict=True) if signatures else ()):
         _, sharps, is_minor = ([each for each in signatures if each[0] <= onset] or signatures[:1])[-1]
         tonic = (7 * sharps + 9 * is_minor) % 12

@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from modeling import MelodyVAEModel
-from modeling.melody_line_melody_vae import ATTRIBUTES, key_of, measure
+from modeling.melody_line_melody_vae import ATTRIBUTES, key_of
+from modeling.note_editing_melody_vae import measure
 
 
 def read_conditions(model: MelodyVAEModel, input_ids: torch.Tensor) -> dict[str, dict[str, torch.Tensor]]:

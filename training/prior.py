@@ -19,7 +19,8 @@ from transformers import AutoConfig
 from command import UserError, write_json
 from dataset_script.windows import section_notes
 from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel
-from modeling.melody_line_melody_vae import ATTRIBUTES, KEY_NAMES, TEMPO_CLASSES, key_of, measure, tempo_class
+from modeling.melody_line_melody_vae import ATTRIBUTES, KEY_NAMES, TEMPO_CLASSES, key_of, tempo_class
+from modeling.note_editing_melody_vae import measure
 from modeling.prior_melody_vae import LatentPrior
 from training.averaging import AveragedWeights
 from training.batches import WindowBatches

@@ -15,7 +15,7 @@ from evaluation import attribute_control, operations
 from modeling import MelodyVAEModel
 from modeling import melody_line_melody_vae as measured
 from modeling.modeling_melody_vae import MelodyVAEPosterior
-from modeling.note_editing_melody_vae import OWN_WEIGHT
+from modeling.note_editing_melody_vae import OWN_WEIGHT, measure
 from tests.builders.lines import processor_for
 from tests.builders.models import make_bare_model, model_for
 
@@ -54,12 +54,12 @@ def test_values_by_hand():
 
 @pytest.mark.parametrize("melody", [line([], []), line([0], [60])])
 def test_few_notes_have_values(melody):
-    assert measured.measure([melody]).isfinite().all()
+    assert measure([melody]).isfinite().all()
 
 
 def test_attributes_do_not_depend_on_the_key_but_mean_pitch():
     low, high = line([0, 2, 4, 9, 16], [60, 64, 62, 67, 60]), line([0, 2, 4, 9, 16], [65, 69, 67, 72, 65])
-    changed = (measured.measure([high]) - measured.measure([low]))[0].tolist()
+    changed = (measure([high]) - measure([low]))[0].tolist()
     assert dict(zip(measured.ATTRIBUTES, changed, strict=True)) == {
         **dict.fromkeys(measured.ATTRIBUTES, 0.0),
         "mean_pitch": 5.0,
