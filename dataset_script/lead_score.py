@@ -51,6 +51,7 @@ INTERVAL_QUARTERS = 4.0  # onsets further apart make no interval
 REST_QUARTERS, PHRASE_REST_QUARTERS = 0.5, 1.0  # silence that is a rest, and that ends a phrase
 LENGTH_FLOOR = 0.1  # quarter notes, added to both lengths that `phrase_end` compares
 BAR_SLOTS = 64  # onsets of a bar are bits of one word: longer bars have a coarser grid
+ENDLESS_STEPS = 1 << 40  # from a track's last note to none
 MAX_BARS = 1 << 16  # bars of longer files share their place with bars that many later
 HASH_FACTOR = 0x9E3779B97F4A7C15  # odd, bits well mixed: 2**64 over the golden ratio
 
@@ -80,8 +81,8 @@ def track_features(
 ):  # fmt: skip
     """Describe every track of a batch of files: by itself, and beside the others of its file.
 
-    Linear in the number of notes: one pass over the notes describes each track and sums up each of its bars, two more
-    over these bars compare the tracks. A track without notes has zeros everywhere and does not count in its file.
+    Linear in the number of notes, but for the sorting of each track's bars. A track without notes has zeros everywhere
+    and does not count in its file.
 
     Args:
         track_first: index of each track's first skyline note, and the number of all, shape (K + 1,).
@@ -98,128 +99,145 @@ def track_features(
     Returns:
         The features in the order of `TRACK_FEATURES`, float64, shape (K, F).
     """
-    tracks = len(track_first) - 1
-    found = np.zeros((tracks, len(TRACK_FEATURES)))
-    # One record for each bar in which a track has an onset, in the order of the notes.
-    record_first = np.zeros(tracks + 1, np.int64)
-    record_bar, record_mean = np.empty(len(bar), np.int64), np.empty(len(bar))
-    record_onsets, record_hash = np.empty(len(bar), np.uint64), np.empty(len(bar), np.uint64)
-    used_by = np.full(128, -1)  # the last track that had the pitch
-    records = longest = last_bar = 0
-    for track in range(tracks):
-        record_first[track] = records
+    found = np.zeros((len(notes), len(TRACK_FEATURES)))
+    first, number, mean_pitch, onsets, content = find_bars(track_first, bar, position, bar_steps, pitch)
+    for track in range(len(notes)):
         begin, end = track_first[track], track_first[track + 1]
-        if begin == end:
-            continue
-        alone = pitches = vocal = steps = leaps = intervals = rests = phrases = 0
-        pitch_sum = interval_sum = bar_sum = 0
-        length_sum = phrase_end_sum = quarters = 0.0
-        onsets, content = np.uint64(0), np.uint64(0)
-        bar_begin = begin
+        if begin < end:
+            row = found[track]
+            row[SKYLINE], row[MONOPHONY] = (end - begin) / notes[track], is_alone[begin:end].sum() / notes[track]
+            describe_pitches(pitch[begin:end], row)
+            describe_rhythm(
+                bar[begin:end],
+                position[begin:end],
+                bar_steps[begin:end],
+                beat_steps[begin:end],
+                pitch[begin:end],
+                duration[begin:end],
+                row,
+            )
+            describe_bars(onsets[first[track] : first[track + 1]], content[first[track] : first[track + 1]], row)
+    for file in range(len(file_first) - 1):
+        begin, end = file_first[file], file_first[file + 1]
+        compare_tracks(first[begin : end + 1], number, mean_pitch, onsets, found[begin:end])
+    return found
+
+
+@njit(cache=True)
+def find_bars(track_first, bar, position, bar_steps, pitch):
+    """Sum up each bar in which a track has an onset, in the order of the notes.
+
+    Returns:
+        Index of each track's first such bar, and the number of all, shape (K + 1,); then of each, shape (R,): the bars
+        of the file before it, its mean pitch, its onsets as bits, and a hash of its notes' onsets and pitches.
+    """
+    first = np.zeros(len(track_first), np.int64)
+    number, mean_pitch = np.empty(len(bar), np.int64), np.empty(len(bar))
+    onsets, content = np.zeros(len(bar), np.uint64), np.zeros(len(bar), np.uint64)
+    found = 0
+    for track in range(len(track_first) - 1):
+        begin, end, pitch_sum = track_first[track], track_first[track + 1], 0
         for note in range(begin, end):
             height, at, size = np.int64(pitch[note]), np.int64(position[note]), np.int64(bar_steps[note])
-            beat = beat_steps[note]
-            if used_by[height] != track:
-                used_by[height] = track
-                pitches += 1
-            alone += is_alone[note]
-            vocal += (height >= VOCAL_LOW) & (height <= VOCAL_HIGH)
-            bar_sum += height
-            onsets |= np.uint64(1) << np.uint64(at if size <= BAR_SLOTS else at * BAR_SLOTS // size)
-            content = content * np.uint64(HASH_FACTOR) + np.uint64((at << 7 | height) + 1)
-            length = min(duration[note] / beat, LONGEST_QUARTERS)
-            length_sum += length
-            is_last = note + 1 == end
-            is_bar_end = is_last or bar[note + 1] != bar[note]
-            if is_last:
-                rests += 1
-                phrases += 1
-                phrase_end_sum += length
-            else:
-                gap = position[note + 1] - at
-                if is_bar_end:
-                    gap += (bar[note + 1] - bar[note]) * size
-                silence = gap - duration[note]
-                rests += silence >= REST_QUARTERS * beat
-                if silence >= PHRASE_REST_QUARTERS * beat:
-                    phrases += 1
-                    phrase_end_sum += length
-                if gap <= INTERVAL_QUARTERS * beat:
-                    interval = abs(np.int64(pitch[note + 1]) - height)
-                    intervals += 1
-                    interval_sum += min(interval, OCTAVE)
-                    steps += (interval == 1) | (interval == 2)
-                    leaps += interval >= LEAP
-            if is_bar_end:
-                record_bar[records], record_mean[records] = bar[note], bar_sum / (note + 1 - bar_begin)
-                record_onsets[records], record_hash[records] = onsets, content
-                records += 1
-                quarters += size / beat
-                pitch_sum += bar_sum
-                bar_sum, bar_begin = 0, note + 1
-                onsets, content = np.uint64(0), np.uint64(0)
-        kept = end - begin
-        row = found[track]
-        row[LOG_NOTES] = np.log(kept)
-        row[SKYLINE], row[MONOPHONY] = kept / notes[track], alone / notes[track]
-        row[MEAN_PITCH], row[VOCAL_RANGE], row[LOG_PITCHES] = pitch_sum / kept, vocal / kept, np.log(pitches)
-        if intervals > 0:
-            row[STEPS], row[LEAPS], row[MEAN_INTERVAL] = steps / intervals, leaps / intervals, interval_sum / intervals
-        row[LOG_DENSITY], row[LOG_DURATION] = np.log(kept / quarters), np.log(length_sum / kept)
-        row[RESTS] = rests / kept
-        row[PHRASE_END] = np.log((phrase_end_sum / phrases + LENGTH_FLOOR) / (length_sum / kept + LENGTH_FLOOR))
-        longest = max(longest, records - record_first[track])
-        last_bar = max(last_bar, bar[end - 1])
-    record_first[tracks] = records
+            pitch_sum += height
+            onsets[found] |= np.uint64(1) << np.uint64(at if size <= BAR_SLOTS else at * BAR_SLOTS // size)
+            content[found] = content[found] * np.uint64(HASH_FACTOR) + np.uint64((at << 7 | height) + 1)
+            if note + 1 == end or bar[note + 1] != bar[note]:
+                number[found], mean_pitch[found] = bar[note], pitch_sum / (note + 1 - begin)
+                begin, pitch_sum = note + 1, 0
+                found += 1
+        first[track + 1] = found
+    return first, number[:found], mean_pitch[:found], onsets[:found], content[:found]
 
-    slots = min(last_bar + 1, MAX_BARS)
-    playing = np.zeros(slots, np.int64)  # tracks with an onset in the bar
-    top, bottom = np.full(slots, -np.inf), np.full(slots, np.inf)  # of their mean pitches
+
+@njit(cache=True)
+def describe_pitches(pitch, row):
+    """Write what the pitches of a track say into its row of features."""
+    is_used = np.zeros(128, np.bool_)
+    pitch_sum = vocal = 0
+    for value in pitch:
+        is_used[value] = True
+        pitch_sum += np.int64(value)
+        vocal += (value >= VOCAL_LOW) & (value <= VOCAL_HIGH)
+    row[MEAN_PITCH], row[VOCAL_RANGE] = pitch_sum / len(pitch), vocal / len(pitch)
+    row[LOG_NOTES], row[LOG_PITCHES] = np.log(len(pitch)), np.log(is_used.sum())
+
+
+@njit(cache=True)
+def describe_rhythm(bar, position, bar_steps, beat_steps, pitch, duration, row):
+    """Write what a track's lengths, rests and intervals say into its row of features; far onsets make no interval."""
+    notes = len(pitch)
+    steps = leaps = intervals = interval_sum = rests = phrases = 0
+    length_sum = phrase_end_sum = quarters = 0.0
+    for note in range(notes):
+        beat, length = beat_steps[note], min(duration[note] / beat_steps[note], LONGEST_QUARTERS)
+        length_sum += length
+        gap, is_bar_end = ENDLESS_STEPS, True
+        if note + 1 < notes:
+            gap = position[note + 1] - position[note] + (bar[note + 1] - bar[note]) * bar_steps[note]
+            is_bar_end = bar[note + 1] != bar[note]
+        quarters += bar_steps[note] / beat if is_bar_end else 0.0
+        rests += gap - duration[note] >= REST_QUARTERS * beat
+        if gap - duration[note] >= PHRASE_REST_QUARTERS * beat:
+            phrases += 1
+            phrase_end_sum += length
+        if gap <= INTERVAL_QUARTERS * beat:
+            interval = abs(np.int64(pitch[note + 1]) - np.int64(pitch[note]))
+            intervals += 1
+            interval_sum += min(interval, OCTAVE)
+            steps += (interval == 1) | (interval == 2)
+            leaps += interval >= LEAP
+    if intervals > 0:
+        row[STEPS], row[LEAPS], row[MEAN_INTERVAL] = steps / intervals, leaps / intervals, interval_sum / intervals
+    row[LOG_DENSITY], row[LOG_DURATION] = np.log(notes / quarters), np.log(length_sum / notes)
+    row[RESTS] = rests / notes
+    row[PHRASE_END] = np.log((phrase_end_sum / phrases + LENGTH_FLOOR) / (length_sum / notes + LENGTH_FLOOR))
+
+
+@njit(cache=True)
+def describe_bars(onsets, content, row):
+    """Write how much a track repeats its bars, those of `find_bars`, into its row of features."""
+    ordered = np.sort(content)
+    row[SAME_RHYTHM] = (onsets[1:] == onsets[:-1]).sum() / max(len(onsets) - 1, 1)
+    row[NEW_BARS] = (1 + (ordered[1:] != ordered[:-1]).sum()) / len(ordered)
+
+
+@njit(cache=True)
+def compare_tracks(first, number, mean_pitch, onsets, rows):
+    """Write how each track of a file lies beside the others, bar by bar, into its row of features.
+
+    Args:
+        first: index of each track's first bar with an onset, and of the first after the file, shape (tracks + 1,).
+        number: of `find_bars`, like the next two.
+        mean_pitch: of each bar.
+        onsets: of each bar.
+        rows: of the file's tracks, shape (tracks, F).
+    """
+    if first[0] == first[-1]:
+        return
+    slots = min(number[first[0] : first[-1]].max() + 1, MAX_BARS)
+    is_played = np.zeros(slots, np.bool_)
+    top, bottom = np.full(slots, -np.inf), np.full(slots, np.inf)  # of the tracks' mean pitches
     once, twice = np.zeros(slots, np.uint64), np.zeros(slots, np.uint64)  # onsets of at least one and two tracks
-    table_bits = 1
-    while 1 << table_bits < 2 * longest:
-        table_bits += 1
-    # A hash table with linear probing of the bars of one track; the entries of earlier tracks count as free.
-    table, owner = np.empty(1 << table_bits, np.uint64), np.full(1 << table_bits, -1)
-    for file in range(len(file_first) - 1):
-        first, last = record_first[file_first[file]], record_first[file_first[file + 1]]
-        file_bars = 0
-        for record in range(first, last):
-            slot = record_bar[record] % slots
-            file_bars += playing[slot] == 0
-            playing[slot] += 1
-            top[slot], bottom[slot] = max(top[slot], record_mean[record]), min(bottom[slot], record_mean[record])
-            twice[slot] |= once[slot] & record_onsets[record]
-            once[slot] |= record_onsets[record]
-        for track in range(file_first[file], file_first[file + 1]):
-            begin, end = record_first[track], record_first[track + 1]
-            if begin == end:
-                continue
-            same = new = highest = lowest = shared = onset_sum = 0
-            for record in range(begin, end):
-                slot, onsets, content = record_bar[record] % slots, record_onsets[record], record_hash[record]
-                highest += record_mean[record] >= top[slot]
-                lowest += record_mean[record] <= bottom[slot]
-                shared += count_bits(onsets & twice[slot])
-                onset_sum += count_bits(onsets)
-                if record > begin:
-                    same += onsets == record_onsets[record - 1]
-                place = np.int64((content * np.uint64(HASH_FACTOR)) >> np.uint64(64 - table_bits))
-                while owner[place] == track and table[place] != content:
-                    place = (place + 1) & (len(table) - 1)
-                if owner[place] != track:
-                    owner[place], table[place] = track, content
-                    new += 1
-            bars = end - begin
-            row = found[track]
-            row[SAME_RHYTHM], row[NEW_BARS] = same / max(bars - 1, 1), new / bars
+    for at in range(first[0], first[-1]):
+        slot = number[at] % slots
+        is_played[slot] = True
+        top[slot], bottom[slot] = max(top[slot], mean_pitch[at]), min(bottom[slot], mean_pitch[at])
+        twice[slot] |= once[slot] & onsets[at]
+        once[slot] |= onsets[at]
+    file_bars = is_played.sum()
+    for track in range(len(rows)):
+        bars, highest, lowest, shared, onset_sum = first[track + 1] - first[track], 0, 0, 0, 0
+        for at in range(first[track], first[track + 1]):
+            slot = number[at] % slots
+            highest += mean_pitch[at] >= top[slot]
+            lowest += mean_pitch[at] <= bottom[slot]
+            shared += count_bits(onsets[at] & twice[slot])
+            onset_sum += count_bits(onsets[at])
+        if bars > 0:
+            row = rows[track]
             row[COVERAGE], row[HIGHEST], row[LOWEST] = bars / file_bars, highest / bars, lowest / bars
             row[SHARED_ONSETS] = shared / onset_sum
-        for record in range(first, last):
-            slot = record_bar[record] % slots
-            playing[slot], top[slot], bottom[slot] = 0, -np.inf, np.inf
-            once[slot], twice[slot] = np.uint64(0), np.uint64(0)
-    return found
 
 
 @lru_cache(maxsize=1)
