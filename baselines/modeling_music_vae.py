@@ -22,10 +22,8 @@ from transformers.utils.generic import can_return_tuple
 
 from modeling.interpolation_melody_vae import slerp
 from modeling.modeling_melody_vae import (
-    NATS_PER_BIT,
     MelodyVAEOutput,
     MelodyVAEPosterior,
-    reconstruction_nats,
     refuse_arguments,
 )
 
@@ -261,16 +259,8 @@ class MusicVAEModel(PreTrainedModel):
         logits = nn.functional.pad(self.predict_steps(input_ids[:, :-1], latent), (0, 0, 0, 1))  # (B, 1 + N S, V)
         output = MelodyVAEOutput(logits=logits, **posterior)
         if labels is not None:
-            if tokens_per_melody is None:
-                tokens_per_melody = (labels[:, 1:] != -100).sum().clamp_min(1) / len(labels)
-            output.reconstruction_nats = reconstruction_nats(logits, labels).mean()
-            output.loss = output.reconstruction_nats / tokens_per_melody
-            if posterior.latent_mean is not None:
-                kl_nats = posterior.kl_nats()
-                paid = (kl_nats - self.config.free_bits * NATS_PER_BIT).clamp_min(0).mean()
-                output.kl_nats = kl_nats.mean()
-                kl_weight = self.config.kl_weight if kl_weight is None else kl_weight
-                output.loss = output.loss + kl_weight * paid / tokens_per_melody
+            kl_weight = self.config.kl_weight if kl_weight is None else kl_weight
+            output.add_loss(labels, tokens_per_melody, kl_weight, self.config.free_bits)
         return output
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
 from modeling.cache_melody_vae import CACHE_NAME, given_cache
-from modeling.modeling_melody_vae import MelodyVAEModel, MelodyVAEOutput, reconstruction_nats, refuse_arguments
+from modeling.modeling_melody_vae import MelodyVAEModel, MelodyVAEOutput, refuse_arguments
 
 from .attention_lstm import AttentionLSTM
 from .configuration_baselines import MelodyLSTMConfig, MelodyRNNConfig, RecurrentConfig
@@ -122,10 +122,8 @@ class RecurrentModel(MelodyVAEModel):
         cache = given_cache(cache, past_key_values)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training and labels is None
-        batch, length = input_ids.shape
-        if self.training and self.config.token_dropout:
-            is_dropped = torch.rand(input_ids.shape, device=input_ids.device) < self.config.token_dropout
-            input_ids = input_ids.masked_fill(is_dropped, self.config.mask_token_id)
+        length = input_ids.shape[1]
+        input_ids = self._drop_tokens(input_ids)
         order, lengths = None, None
         if attention_mask is not None and not (is_token := attention_mask[:, -length:].bool()).all():
             # Tokens first: then what comes after them cannot change what is put out for them.
@@ -143,10 +141,7 @@ class RecurrentModel(MelodyVAEModel):
             num_tokens = length + (0 if cache is None else cache.num_tokens)
             setattr(output, CACHE_NAME, RecurrentCache(state, num_tokens))
         if labels is not None:
-            if tokens_per_melody is None:
-                tokens_per_melody = (labels[:, 1:] != -100).sum().clamp_min(1) / batch
-            output.reconstruction_nats = reconstruction_nats(output.logits, labels).mean()
-            output.loss = output.reconstruction_nats / tokens_per_melody
+            output.add_loss(labels, tokens_per_melody)
         return output
 
 

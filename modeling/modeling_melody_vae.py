@@ -83,6 +83,25 @@ class MelodyVAEOutput(CausalLMOutputWithPast):
     latent_mean: torch.Tensor | None = None
     latent_log_variance: torch.Tensor | None = None
 
+    def add_loss(
+        self,
+        labels: torch.Tensor,
+        tokens_per_melody: float | torch.Tensor | None,
+        kl_weight: float = 0.0,
+        free_bits: float = 0.0,
+    ) -> None:
+        """Set the loss and what it consists of, see [`MelodyVAEModel.forward`]; no KL where there is no posterior."""
+        if tokens_per_melody is None:
+            tokens_per_melody = (labels[:, 1:] != -100).sum().clamp_min(1) / len(labels)
+        assert self.logits is not None
+        self.reconstruction_nats = reconstruction_nats(self.logits, labels).mean()
+        self.loss = self.reconstruction_nats / tokens_per_melody
+        if self.latent_mean is not None:
+            kl_nats = MelodyVAEPosterior(self.latent_mean, self.latent_log_variance).kl_nats()
+            paid = (kl_nats - free_bits * NATS_PER_BIT).clamp_min(0).mean()
+            self.kl_nats = kl_nats.mean()
+            self.loss = self.loss + kl_weight * paid / tokens_per_melody
+
 
 def refuse_arguments(**arguments: object) -> None:
     """Refuse arguments of transformers' models that this one does not have, where they ask for anything.
@@ -624,24 +643,16 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         cache = given_cache(cache, past_key_values)
         if attention_mask is None and cache is None:
             attention_mask = input_ids.ne(self.config.pad_token_id).long()
-        posterior = MelodyVAEPosterior()
         if musical_position is None:
             musical_position, pitch = self.musical_position(input_ids), self.musical_pitch(input_ids)
+        posterior = MelodyVAEPosterior()
         if self.config.latent_size and bar_conditions is None:
             if latent is None:
                 posterior = self.encode(input_ids, attention_mask, musical_position, pitch)
-                latent = posterior.sample() if self.training else posterior.latent_mean
-                if self.training and self.config.noise_probability:
-                    noise_level = self.bar_conditioner.draw_noise_level(len(latent))
-                    latent = self.bar_conditioner.add_noise(latent, noise_level)
-            if conditions is not None and self.training and self.config.decoder_conditions:
-                conditions = self.bar_conditioner.condition_embedding.hide(conditions, all_hidden=0.4, each_hidden=0.4)
-            bar_conditions = self.bar_conditioner(latent, noise_level, conditions)
+            bar_conditions = self._condition_bars(posterior, latent, noise_level, conditions)
         if labels is not None and self.config.repeat_token_ids:
             labels = labels.masked_fill(self._copied_tokens(input_ids), -100)
-        if self.training and self.config.token_dropout:
-            is_dropped = torch.rand(input_ids.shape, device=input_ids.device) < self.config.token_dropout
-            input_ids = input_ids.masked_fill(is_dropped, self.config.mask_token_id)
+        input_ids = self._drop_tokens(input_ids)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training and labels is None
         if self.training and len(self.layers) and self.layers[0].gradient_checkpointing:
@@ -666,18 +677,33 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
             output.hidden_states = tuple(all_hidden_states)
         if labels is not None:
-            nats = reconstruction_nats(logits, labels)
-            if tokens_per_melody is None:
-                tokens_per_melody = (labels[:, 1:] != -100).sum().clamp_min(1) / len(labels)
-            output.reconstruction_nats = nats.mean()
-            output.loss = output.reconstruction_nats / tokens_per_melody
-            if posterior.latent_mean is not None:
-                kl_nats = posterior.kl_nats()
-                paid = (kl_nats - self.config.free_bits * NATS_PER_BIT).clamp_min(0).mean()
-                output.kl_nats = kl_nats.mean()
-                kl_weight = self.config.kl_weight if kl_weight is None else kl_weight
-                output.loss = output.loss + kl_weight * paid / tokens_per_melody
+            kl_weight = self.config.kl_weight if kl_weight is None else kl_weight
+            output.add_loss(labels, tokens_per_melody, kl_weight, self.config.free_bits)
         return output
+
+    def _condition_bars(
+        self,
+        posterior: MelodyVAEPosterior,
+        latent: torch.Tensor | None,
+        noise_level: torch.Tensor | None,
+        conditions: Mapping[str, torch.Tensor] | None,
+    ) -> torch.Tensor:
+        """Expand a latent, one of the posterior where none is given, for the melody decoder, `(B, N + 1, K, C)`."""
+        if latent is None:
+            latent = posterior.sample() if self.training else posterior.latent_mean
+            if self.training and self.config.noise_probability:
+                noise_level = self.bar_conditioner.draw_noise_level(len(latent))
+                latent = self.bar_conditioner.add_noise(latent, noise_level)
+        if conditions is not None and self.training and self.config.decoder_conditions:
+            conditions = self.bar_conditioner.condition_embedding.hide(conditions, all_hidden=0.4, each_hidden=0.4)
+        return self.bar_conditioner(latent, noise_level, conditions)
+
+    def _drop_tokens(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Mask a random share of tokens `(B, T)` in training, see `config.token_dropout`."""
+        if not self.training or not self.config.token_dropout:
+            return input_ids
+        is_dropped = torch.rand(input_ids.shape, device=input_ids.device) < self.config.token_dropout
+        return input_ids.masked_fill(is_dropped, self.config.mask_token_id)
 
     def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, **kwargs):
         """Read positions over the whole sequence, of which a cached step sees the last token only."""
