@@ -36,6 +36,8 @@ class MelodyVAEConfig(PreTrainedConfig):
         attributes: What [`MelodyVAEModel.shift`] can change and samples can be asked for.
         decoder_conditions: Which of the conditions, and `attributes` if it is all of these, the melody decoder is told
             beside its latent.
+        key_shares: How often each key of `conditions` is that of a training melody. A melody decoder that is told keys
+            is told one drawn from these where none is asked for: without, it wanders between keys.
         section_returns: In melodies longer than a latent, the probability of repeating the section k back, k = 1, 2,
             ...
         max_relative_distance: Distance in tokens from which on relative embeddings are shared.
@@ -88,6 +90,7 @@ class MelodyVAEConfig(PreTrainedConfig):
     conditions: dict[str, list[str]] | None = None
     attributes: list[str] | None = None
     decoder_conditions: list[str] | None = None
+    key_shares: list[float] | None = None
     section_returns: list[float] | None = None
     max_relative_distance: int = 256
     musical_time: bool = False
@@ -153,6 +156,8 @@ class MelodyVAEConfig(PreTrainedConfig):
         own = hash_conditions(self.conditions, self.attributes)
         check(self.fingerprint, "conditions", own, "other conditions or attributes, or in another order")
         self.decoder_conditions = self.decoder_conditions or []
+        if self.key_shares and len(self.key_shares) != len(self.conditions.get("key", ())):
+            raise ValueError(f"key_shares: {len(self.key_shares)} shares of {len(self.conditions.get('key', ()))} keys")
         if unknown := set(self.decoder_conditions) - {*self.conditions, "attributes"}:
             raise ValueError(f"decoder_conditions: {sorted(unknown)[0]!r} is none of the conditions")
         super().__post_init__(**kwargs)

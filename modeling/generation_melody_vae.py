@@ -258,7 +258,7 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, Interpolat
             mean = self._latent_mean(input_ids, attention_mask)
             options["conditions"] = self._conditions(conditions, n)
             options |= {"guidance": guidance, "noise_level": noise_level}
-            options = self._with_latent(n, options, mean, ~regenerate, num_bars)
+            options = self._with_latent(input_ids, options, mean, ~regenerate, num_bars)
         else:
             self._conditions(conditions, n)
             options["inputs"] = torch.full_like(input_ids[:, :1], self.config.bos_token_id)
@@ -458,13 +458,26 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, Interpolat
         """Sample latents whose first bars are a primer's `(B, T)`, see [`MelodyVAEGenerationMixin._with_latent`]."""
         is_known = self._known_bars(primer)
         known = self._latent_mean(primer) if bool(is_known.any()) else None
-        return self._with_latent(len(primer), options, known, is_known, bars)
+        return self._with_latent(primer, options, known, is_known, bars)
 
     def _with_latent(
-        self, n: int, options: Mapping[str, Any], known: torch.Tensor | None, is_known: torch.Tensor, bars: Any
+        self,
+        ids: torch.Tensor,
+        options: Mapping[str, Any],
+        known: torch.Tensor | None,
+        is_known: torch.Tensor,
+        bars: Any,
     ) -> dict[str, Any]:
-        """Put latents, and the noise level of each bar, in place of the options that say how to sample them."""
-        options = dict(options)
+        """Put latents, and the noise level of each bar, in place of the options that say how to sample them.
+
+        Args:
+            ids: `(B, T)` what there is of the melodies.
+            options: Of `generate`, and those.
+            known: `(B, Z)` latents of which some bars are kept.
+            is_known: `(B, N)` which.
+            bars: Of the melodies.
+        """
+        n, options = len(ids), dict(options)
         conditions, level = options.get("conditions", {}), self._check_noise_level(options.pop("noise_level", None))
         if level is None:
             level = self._default_noise_level(conditions)
@@ -479,7 +492,23 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, Interpolat
             generator=options.get("generator"),
         )
         noise_level = {"noise_level": self._bar_levels(level, is_known)} if level else {}
+        options["conditions"] = self._with_keys(conditions, ids, options.get("generator"))
         return {**options, "latent": latent, **noise_level}
+
+    def _with_keys(
+        self, conditions: Mapping[str, list], ids: torch.Tensor, generator: Generators | None
+    ) -> dict[str, list]:
+        """Add to conditions the keys of what there is of melodies `(B, T)`, or keys drawn as in the training data."""
+        shares = self.config.key_shares
+        if not shares or generator is None or "key" not in (self.config.decoder_conditions or []):
+            return dict(conditions)
+        n, known = len(ids), (self.config.conditions or {})["key"]
+        share = draw_uniform((1,), generator, self.device).squeeze(1)
+        drawn = choose(torch.tensor(shares, device=self.device).expand(n, -1), share).tolist()
+        keys = []
+        for asked, line, index in zip(conditions.get("key", [None] * n), self.read_lines(ids), drawn, strict=True):
+            keys.append(asked or (key_of(line) if line["pitch"] else known[index]))
+        return {**conditions, "key": keys}
 
     def _sample_sections(self, n: int, bars: int, options: Mapping[str, Any]) -> torch.Tensor:
         """Generate melodies longer than a latent, section by section.

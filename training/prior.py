@@ -206,6 +206,12 @@ def choose_conditions(values: Mapping[str, list[str]]) -> dict[str, list[str]]:
     return {name: known for name, known in chosen.items() if known}
 
 
+def key_shares(keys: list[str]) -> list[float]:
+    """Return how often each of `KEY_NAMES` occurs."""
+    counts = Counter(keys)
+    return [round(counts[name] / len(keys), 5) for name in KEY_NAMES]
+
+
 def labels_of(values: Mapping[str, list[str]], conditions: Mapping[str, list[str]]) -> dict[str, torch.Tensor]:
     """Return the index of each value; one past the last where it is none that can be asked for."""
     found = {}
@@ -339,6 +345,7 @@ def fit_new_prior(
         num_prior_layers=args.num_prior_layers,
         conditions=model.config.conditions if told else choose_conditions(train.values),
         attributes=model.config.attributes if told else list(ATTRIBUTES),
+        key_shares=key_shares(train.values["key"]),
         section_returns=[round(chance, 4) for chance in returns],
         **sampling,
     )
@@ -417,7 +424,8 @@ def refit_prior(args: argparse.Namespace, accelerator: Accelerator) -> None:
         encode_windows(model, processor, load_labelled_lines(dataset, split, args.lines), options, epochs, accelerator)
         for split, epochs in (("train", options.epochs_of_windows), ("validation", 1))
     )
-    model = with_prior(model, args.seed, **{name: getattr(source.config, name) for name in fields})
+    shares = source.config.key_shares or key_shares(train.values["key"])
+    model = with_prior(model, args.seed, key_shares=shares, **{name: getattr(source.config, name) for name in fields})
     prior: LatentPrior = model.prior
     prior.load_state_dict(source.prior.state_dict())
     history = fit(prior, train.labelled(prior), validation.labelled(prior), options, accelerator)
