@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -222,20 +223,37 @@ class Operations:
         return found
 
     def infills(self, melodies: Sequence[dict], bars: Sequence[int]) -> dict[str, Any]:
-        """Fill bars and count the melodies whose other bars changed."""
+        """Fill bars; count the melodies whose other bars changed, and compare what was filled with what was there."""
         changed = same = 0
+        seams: list[list[int]] = [[], []]
+        notes, silent = [0, 0], 0
         for at in tqdm(range(0, len(melodies), AT_ONCE), desc="infill", leave=False):
             batch = self.processor(lines=melodies[at : at + AT_ONCE], return_tensors="pt").to(self.model.device)
             before = self.processor.to_lines(batch["input_ids"])
             after = self.processor.to_lines(self.model.infill(**batch, bars=list(bars), seed=at))
-            for one, other in zip(before, after, strict=True):
-                kept = [
-                    [note for note in notes_of(line) if note[0] // steps_per_bar(line) not in bars]
-                    for line in (one, other)
-                ]
+            for pair in zip(before, after, strict=True):
+                kept, filled = [], []
+                for which, line in enumerate(pair):
+                    of_bar = [note[0] // steps_per_bar(line) for note in notes_of(line)]
+                    kept.append([note for note, bar in zip(notes_of(line), of_bar, strict=True) if bar not in bars])
+                    filled.append([bar for bar in of_bar if bar in bars])
+                    notes[which] += len(filled[-1])
+                    crosses = [(left in bars) != (right in bars) for left, right in pairwise(of_bar)]
+                    jumps = [abs(right - left) for left, right in pairwise(line["pitch"])]
+                    seams[which] += [jump for jump, at_seam in zip(jumps, crosses, strict=True) if at_seam]
                 changed += kept[0] != kept[1]
-                same += notes_of(one) == notes_of(other)
-        return {"melodies": len(melodies), "bars": list(bars), "other_bars_changed": changed, "nothing_changed": same}
+                same += notes_of(pair[0]) == notes_of(pair[1])
+                silent += len(set(filled[0]) - set(filled[1]))
+        return {
+            "melodies": len(melodies),
+            "bars": list(bars),
+            "other_bars_changed": changed,
+            "nothing_changed": same,
+            "silenced_bars": silent,
+            "notes_per_note_replaced": round(notes[1] / max(1, notes[0]), 3),
+            "semitones_at_seams": round(float(np.mean(seams[1])), 2) if seams[1] else None,
+            "semitones_at_seams_before": round(float(np.mean(seams[0])), 2) if seams[0] else None,
+        }
 
     def long_pieces(self, count: int, dataset: str) -> dict[str, Any]:
         """Sample pieces of 64 bars, and compare their bars' likeness against distance with that of the data's."""

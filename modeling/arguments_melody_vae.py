@@ -151,8 +151,13 @@ def make_generators(n: int, seed: Any = None, generator: Generators | None = Non
     seed = int(torch.randint(LARGEST_SEED, ())) if seed is None else check_count("seed", seed)
     if seed > LARGEST_SEED:
         raise ValueError(f"seed={seed} is more than {LARGEST_SEED}")
-    root = torch.Generator().manual_seed(seed)
-    return [torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=root))) for _ in range(n)]
+    return spawn_generators(torch.Generator().manual_seed(seed), n)
+
+
+def spawn_generators(root: torch.Generator, n: int) -> list[torch.Generator]:
+    """Seed `n` generators from one, each with its next number."""
+    seeds = [int(torch.randint(2**62, (), generator=root, device=root.device)) for _ in range(n)]
+    return [torch.Generator(root.device).manual_seed(seed) for seed in seeds]
 
 
 def draw_normal(like: torch.Tensor, generator: Sequence[torch.Generator]) -> torch.Tensor:

@@ -22,6 +22,7 @@ from .arguments_melody_vae import (
     draw_normal,
     draw_uniform,
     make_generators,
+    spawn_generators,
 )
 from .decoding_melody_vae import LOOP_OPTIONS, choose, sample_with_generators
 from .interpolation_melody_vae import InterpolationMixin, one_for_all, slerp
@@ -224,9 +225,14 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, Interpolat
         guidance: float = 1.0,
         generator: Generators | None = None,
         noise_level: float | None = None,
+        candidates: int = 8,
         **generate_kwargs,
     ) -> torch.Tensor:
         """Generate some bars of melodies anew; the others come back as they are.
+
+        Of several candidates the one is kept that leads best to what follows: after which the melody decoder without a
+        latent finds the bars that were kept most likely (as in sampling-importance-resampling, Rubin 1987). One that
+        leaves a bar silent in which notes began is kept only if all do.
 
         Args:
             input_ids: `(B, T)`.
@@ -237,6 +243,7 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, Interpolat
             guidance: Scale of classifier-free guidance; 1 is none.
             generator: Instead of a seed, one for each melody.
             noise_level: As in [`sample`], of the bars that are filled.
+            candidates: Drawn for each melody.
             generate_kwargs: As in [`generate`].
 
         Returns:
@@ -251,18 +258,47 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, Interpolat
         bars = [check_count("bars", bar) for bar in bars]
         if wrong := [bar for bar in bars if bar >= shortest]:
             raise ValueError(f"bar {wrong[0]} cannot be filled: bars count from 0 to {shortest - 1} here")
-        regenerate = torch.zeros(n, self.config.max_bars, dtype=torch.bool, device=self.device)
+        count = check_count("candidates", candidates, 1)
+        options = self._sampling_options() | generate_kwargs | {"conditions": self._conditions(conditions, n)}
+        rows = [row for row in range(n) for _ in range(count)]
+        template, options = input_ids[rows], take_rows(options, rows)
+        own = make_generators(n, seed, generator)
+        options["generator"] = own if count == 1 else [each for one in own for each in spawn_generators(one, count)]
+        regenerate = torch.zeros(len(rows), self.config.max_bars, dtype=torch.bool, device=self.device)
         regenerate[:, bars] = True
-        options = self._sampling_options() | {"generator": make_generators(n, seed, generator)} | generate_kwargs
         if self.config.latent_size:
-            mean = self._latent_mean(input_ids, attention_mask)
-            options["conditions"] = self._conditions(conditions, n)
+            mean = self._latent_mean(input_ids, attention_mask)[rows]
             options |= {"guidance": guidance, "noise_level": noise_level}
-            options = self._with_latent(input_ids, options, mean, ~regenerate, num_bars)
+            options = self._with_latent(template, options, mean, ~regenerate, num_bars[rows])
         else:
-            self._conditions(conditions, n)
-            options["inputs"] = torch.full_like(input_ids[:, :1], self.config.bos_token_id)
-        return self.generate(template=input_ids, regenerate=regenerate, **self._generation_kwargs(options))
+            options["inputs"] = torch.full_like(template[:, :1], self.config.bos_token_id)
+        ids = self.generate(template=template, regenerate=regenerate, **self._generation_kwargs(options))
+        return ids if count == 1 or not n else self._best_candidates(ids, input_ids, bars, count)
+
+    def _best_candidates(self, ids: torch.Tensor, originals: torch.Tensor, bars: list[int], count: int) -> torch.Tensor:
+        """Choose of each `count` fillings the one that [`infill`] keeps.
+
+        Args:
+            ids: `(B count, T)` those of one melody after the other.
+            originals: `(B, U)`.
+            bars: Which bars were filled.
+            count: Candidates of each melody.
+        """
+        has_notes = [[self._has_notes(bar) for bar in melody] for melody in self._split_bars(originals)]
+        filled = [[self._has_notes(melody[bar]) for bar in bars] for melody in self._split_bars(ids)]
+        silenced = [
+            sum(has_notes[row // count][bar] and not has for bar, has in zip(bars, each, strict=True))
+            for row, each in enumerate(filled)
+        ]
+        price = torch.tensor(silenced, device=self.device).float()
+        if self.config.noise_probability:
+            of_bar = self.is_bar_token[ids].cumsum(-1) - 1 + self._is_repeat(ids).long()  # repeats stand before theirs
+            follows = (of_bar > min(bars, default=0)) & ~torch.isin(of_bar, torch.tensor(bars, device=self.device))
+            nats = (self._unconditional_nats(ids) * follows[:, 1:]).sum(-1)
+            price = price + nats / (1 + nats.max())  # less than a bar
+        best = price.view(-1, count).argmin(-1)
+        chosen = ids.unflatten(0, (-1, count))[torch.arange(len(best), device=self.device), best]
+        return chosen[:, : int(chosen.ne(self.config.pad_token_id).sum(-1).max())]
 
     def continue_melody(
         self,

@@ -341,7 +341,6 @@ class NoteEditingMixin:
         candidates = candidates.unflatten(0, (NUM_CANDIDATES, -1))[chosen, rows]
         return torch.where(is_nearer[:, None], candidates, start).view_as(latent)
 
-    @torch.no_grad()
     def unconditional_bits_per_note(self, ids: torch.Tensor, lines: Sequence[Mapping[str, Any]]) -> torch.Tensor:
         """Bits per note of melodies, `(B,)`, for the melody decoder without a latent, see `config.noise_probability`.
 
@@ -349,11 +348,15 @@ class NoteEditingMixin:
             ids: `(B, T)`.
             lines: The same melodies.
         """
+        notes = torch.tensor([max(1, len(line["pitch"])) for line in lines], device=self.device)
+        return self._unconditional_nats(ids).sum(-1) / math.log(2) / notes
+
+    @torch.no_grad()
+    def _unconditional_nats(self, ids: torch.Tensor) -> torch.Tensor:
+        """Nats of each token of `(B, T)` after the first, `(B, T - 1)`, for the melody decoder without a latent."""
         latent = torch.zeros(len(ids), self.config.latent_size, device=self.device, dtype=self.dtype)
         level = torch.ones(len(ids), self.config.max_bars, device=self.device)
         logits = self(ids, latent=latent, noise_level=level).logits  # pyright: ignore[reportCallIssue] - of the model
         padding = self.config.pad_token_id
         labels = ids.masked_fill(self._copied_tokens(ids), padding)[:, 1:]
-        nats = cross_entropy(logits[:, :-1].mT.float(), labels, ignore_index=padding, reduction="none").sum(-1)
-        notes = torch.tensor([max(1, len(line["pitch"])) for line in lines], device=self.device)
-        return nats / math.log(2) / notes
+        return cross_entropy(logits[:, :-1].mT.float(), labels, ignore_index=padding, reduction="none")

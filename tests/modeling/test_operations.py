@@ -61,6 +61,32 @@ def test_infill_gives_the_other_bars_back_as_they_are(model, processor):
         model.infill(ids, bars=[6])
 
 
+def test_the_infill_is_the_candidate_that_leads_best_to_what_follows(processor, monkeypatch):
+    model = make_model(processor, max_bars=model_for(4).config.max_bars, noise_probability=0.5, sampling_noise=0.4)
+    model.set_grammar(processor.grammar_table())
+    ids = model.sample(3, seed=1, bars=6, time_signature="4/4")
+    kept = [bar for bar in range(6) if bar not in (1, 4)]
+
+    candidates, choose = [], type(model)._best_candidates
+    monkeypatch.setattr(type(model), "_best_candidates", lambda *args: candidates.append(args[1]) or choose(*args))
+    chosen = model.infill(ids, bars=[1, 4], seed=2, candidates=5)
+    drawn = candidates[0].unflatten(0, (3, 5))
+    padding = (0, drawn.shape[-1] - chosen.shape[-1])
+    is_chosen = (torch.nn.functional.pad(chosen, padding)[:, None] == drawn).all(-1)
+    assert is_chosen.any(-1).all()
+    assert len({tuple(row) for row in drawn.flatten(0, 1).tolist()}) > 3
+    for melody, which in zip(drawn, is_chosen.int().argmax(-1), strict=True):
+        nats = []
+        for row in melody:
+            each, bar, total = model._unconditional_nats(row[None])[0].tolist(), -1, 0.0
+            for token, value in zip(row[1:].tolist(), each, strict=True):
+                bar += int(model.is_bar_token[token])
+                total += value if bar > 1 and bar in kept else 0.0
+            silent = sum(not notes(line, [b]) for line in processor.to_lines(row[None]) for b in (1, 4))
+            nats.append((silent, total))
+        assert nats[which] == min(nats)
+
+
 def test_with_noise_the_other_bars_stay_and_long_pieces_go_on(processor):
     noisy = make_model(processor, max_bars=model_for(4).config.max_bars, noise_probability=0.5, sampling_noise=0.4)
     noisy.set_grammar(processor.grammar_table())
