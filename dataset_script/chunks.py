@@ -126,29 +126,7 @@ def process_chunk(
         given_up: reason by name for files that are known to bring the process down.
         stem: path of the Arrow files without their suffixes.
     """
-    md5: list[str | None] = []
-    reasons: list[str | None] = []
-    batches: list[list[FileNotes]] = [[]]
-    batch_notes = notes = 0
-    for name, content in sources:
-        set_alarm(limits.seconds)
-        reason, digest = given_up.get(name), None
-        if reason is None:
-            try:
-                data = read_content(content)
-                digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
-                found = read_notes(data, steps_per_beat)
-            except (UnreadableMidiError, UnreadableFileError) as error:
-                reason = str(error)
-            else:
-                if batch_notes > BATCH_NOTES:
-                    batches.append([])
-                    batch_notes = 0
-                batches[-1].append(found)
-                batch_notes, notes = batch_notes + len(found.notes), notes + len(found.notes)
-        md5.append(digest)
-        reasons.append(reason)
-
+    md5, reasons, batches = read_files(sources, steps_per_beat, limits, given_up)
     readable = [index for index, reason in enumerate(reasons) if reason is None]
     is_melodic = np.zeros(len(sources), dtype=bool)
     fingerprints = {
@@ -157,7 +135,7 @@ def process_chunk(
     about = {name: np.full(len(sources), np.nan) for name in FILE_FIGURES}
     tables = []
     tracks, dropped, displacement_steps = Counter(), Counter(), 0.0
-    for batch in batches if readable else []:
+    for batch in batches:
         set_alarm(limits.seconds)
         files, readable = np.array(readable[: len(batch)]), readable[len(batch) :]
         lines = extract_lines(batch, steps_per_beat)
@@ -176,27 +154,56 @@ def process_chunk(
         displacement_steps += lines.displacement_steps
     if is_melodic.any():
         write_arrow(pa.concat_tables(tables), stem.with_suffix(LINES_SUFFIX))
-    table = pa.table(
-        {
-            "name": pa.array([name for name, _ in sources], pa.string()),
-            "md5": pa.array(md5, pa.string()),
-            "reason": pa.array(reasons, pa.string()),
-            "is_melodic": pa.array(is_melodic),
-            **{
-                name: pa.array(about[name], kind(), from_pandas=True)  # not a number where the file could not be read
-                for name, kind in FILE_FIGURES.items()
-            },
-            **{
-                name: pa.ListArray.from_arrays(
-                    pa.array(np.append(0, np.cumsum(lengths)), pa.int32()), pa.array(np.concatenate(hashes))
-                )
-                for name, (hashes, lengths) in fingerprints.items()
-            },
-        }
-    )
+    columns = {
+        "name": pa.array([name for name, _ in sources], pa.string()),
+        "md5": pa.array(md5, pa.string()),
+        "reason": pa.array(reasons, pa.string()),
+        "is_melodic": pa.array(is_melodic),
+    }
+    for name, kind in FILE_FIGURES.items():
+        columns[name] = pa.array(about[name], kind(), from_pandas=True)  # not a number where a file could not be read
+    for name, (hashes, lengths) in fingerprints.items():
+        offsets = pa.array(np.append(0, np.cumsum(lengths)), pa.int32())
+        columns[name] = pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(hashes)))
+    notes = sum(len(file.notes) for batch in batches for file in batch)
     counts = {"tracks": tracks, "dropped": dropped, "notes": notes, "displacement_steps": displacement_steps}
-    write_arrow(table.replace_schema_metadata({"counts": json.dumps(counts)}), stem.with_suffix(FILES_SUFFIX))
+    table = pa.table(columns, metadata={"counts": json.dumps(counts)})
+    write_arrow(table, stem.with_suffix(FILES_SUFFIX))
     set_alarm(0)
+
+
+def read_files(
+    sources: list[MidiSource], steps_per_beat: int, limits: Limits, given_up: Mapping[str, str]
+) -> tuple[list[str | None], list[str | None], list[list[FileNotes]]]:
+    """Read the notes of a chunk of files, see `process_chunk`.
+
+    Returns:
+        For each file its md5, null where it could not be read, and the reason why there are no notes, null where there
+        are some; and the notes of those that have some, in batches of about `BATCH_NOTES` or more.
+    """
+    md5: list[str | None] = []
+    reasons: list[str | None] = []
+    batches: list[list[FileNotes]] = []
+    batch_notes = 0
+    for name, content in sources:
+        set_alarm(limits.seconds)
+        reason, digest = given_up.get(name), None
+        if reason is None:
+            try:
+                data = read_content(content)
+                digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
+                found = read_notes(data, steps_per_beat)
+            except (UnreadableMidiError, UnreadableFileError) as error:
+                reason = str(error)
+            else:
+                if not batches or batch_notes > BATCH_NOTES:
+                    batches.append([])
+                    batch_notes = 0
+                batches[-1].append(found)
+                batch_notes += len(found.notes)
+        md5.append(digest)
+        reasons.append(reason)
+    return md5, reasons, batches
 
 
 def set_alarm(seconds: float) -> None:

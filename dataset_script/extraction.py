@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -100,6 +101,38 @@ class Batch:
     def tempos(self, file: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return where the tempos of some files begin and end, and the ticks and lengths of the quarters of all."""
         return self.file_tempos[file], self.file_tempos[file + 1], self.tempo_ticks, self.mspq
+
+
+class Skyline(NamedTuple):
+    """What [`skyline`] returns."""
+
+    strand: np.ndarray
+    step: np.ndarray
+    pitch: np.ndarray
+    duration: np.ndarray
+    to_next: np.ndarray
+    is_alone: np.ndarray
+    phase: np.ndarray
+    found: np.ndarray
+    kept: np.ndarray
+
+
+class Judgement(NamedTuple):
+    """What the tracks of a batch are like, which is likeliest to be the tune, and which are left out, shape (K,).
+
+    Attributes:
+        features: what `track_features` returned, shape (K, F).
+        utility: the logarithm of the odds to be the tune, by itself.
+        is_chords: whether a track is left out as chords.
+        double_of: the track that it doubles, itself where it doubles none.
+        is_double: whether it is left out since it doubles another.
+    """
+
+    features: np.ndarray
+    utility: np.ndarray
+    is_chords: np.ndarray
+    double_of: np.ndarray
+    is_double: np.ndarray
 
 
 def bounds(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -352,93 +385,117 @@ def extract_lines(files: Sequence[FileNotes], steps_per_beat: int) -> Lines:
         steps_per_beat: the one given to `read_notes`.
     """
     batch = Batch(files)
-    strand, step, pitch, duration, to_next, is_alone, phase, found, kept = skyline(
-        batch.packed, batch.file_notes, batch.file_strands, batch.strand_track, len(batch.track)
-    )
-    bar_steps, quarter_steps = batch.grid[:, BAR_STEPS], steps_per_beat * batch.grid[:, DENOMINATOR] / 4
+    sky = Skyline(*skyline(batch.packed, batch.file_notes, batch.file_strands, batch.strand_track, len(batch.track)))
+    judged = judge_tracks(batch, sky, steps_per_beat)
+    is_left_out = (judged.is_chords | judged.is_double)[batch.strand_track]
 
-    # What the tracks are like, which is likeliest to be the tune, and which are left out.
-    described = track_features(
-        bounds(kept),
-        batch.file_tracks,
-        *place_in_bars(strand, step, bar_steps, batch.grid[:, FIRST_BAR]),
-        quarter_steps[strand],
-        pitch,
-        duration,
-        is_alone,
-        found,
-    )
-    utility = utilities(described, batch.program, batch.hints)
-    is_chords = (found - kept > MAX_DISCARDED * found) & ~has_highest(utility, batch.file_tracks)
-    double_of = find_doubles(bounds(kept), batch.file_tracks, batch.file_strands, strand, step, pitch, utility)
-    is_double = ~is_chords & (double_of != np.arange(len(double_of)))
-
-    # The lines that stay.
-    is_left_out = (is_chords | is_double)[batch.strand_track]
-    first, end, bar, bars, verdict = find_lines(strand, step, pitch, duration, to_next, bar_steps, is_left_out)
+    # The lines that stay, and their notes.
+    bar_steps = batch.grid[:, BAR_STEPS]
+    first, end, bar, bars, verdict = find_lines(*sky[:5], bar_steps, is_left_out)
     is_kept = verdict == KEPT
     first, end, bar, bars = first[is_kept], end[is_kept], bar[is_kept], bars[is_kept]
-    of = strand[first]
-    offsets, grid = bounds(end - first), batch.grid[of]
+    of = sky.strand[first]
+    offsets, grid, bar_steps = bounds(end - first), batch.grid[of], bar_steps[of]
     numerator, denominator = grid[:, NUMERATOR], grid[:, DENOMINATOR]
-    line_pitch, start, line_duration, digest = gather(
-        first, bar * bar_steps[of], offsets, step, pitch, duration, numerator << 32 | denominator
+    pitch, start, duration, digest = gather(
+        first, bar * bar_steps, offsets, sky.step, sky.pitch, sky.duration, numerator << 32 | denominator
     )
-    line_track, file = batch.strand_track[of], batch.strand_file[of]
-    has_lines = np.bincount(line_track, minlength=len(batch.track)) > 0
-    lead_score = lead_scores(utility, has_lines, batch.file_tracks)
-    is_lead = find_leads(lead_score, line_track, file)
-    key, key_confidence = features.keys(line_pitch, line_duration, offsets)
-    line_phase = phase[np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], end - first)]
-    figures = line_quality.describe_lines(line_pitch, start, line_duration, line_phase, offsets, bars, bar_steps[of])
-    complexity = features.complexities(line_pitch, start, offsets, 4 * bars * numerator / denominator, steps_per_beat)
+    phase = sky.phase[np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], end - first)]
 
-    music = side_by_side(
-        [
-            (line_pitch, offsets, file),
-            outlines(batch.packed, batch.file_notes, batch.stretches),
-            *coarse_reading(batch, is_left_out),
-        ]
-    )
-    outcome = Counter({"melody": int(has_lines.sum()), "chords": int(is_chords.sum())})
-    outcome["doubles another"] = int(is_double.sum())
-    outcome["no line left"] = len(batch.track) - outcome.total()
-    for item in files:
-        outcome.update(item.dropped_tracks)
+    # What they are like, and what their tracks and files are.
+    track, file = batch.strand_track[of], batch.strand_file[of]
+    has_lines = np.bincount(track, minlength=len(batch.track)) > 0
+    lead_score = lead_scores(judged.utility, has_lines, batch.file_tracks)
+    is_lead = find_leads(lead_score, track, file)
+    key, key_confidence = features.keys(pitch, duration, offsets)
+    figures = line_quality.describe_lines(pitch, start, duration, phase, offsets, bars, bar_steps)
+    complexity = features.complexities(pitch, start, offsets, 4 * bars * numerator / denominator, steps_per_beat)
     return Lines(
         file=file,
         first_bar=grid[:, FIRST_BAR] + bar,
         numerator=numerator,
         denominator=denominator,
-        track=batch.track[line_track],
-        program=batch.program[line_track],
-        lead_score=lead_score[line_track],
+        track=batch.track[track],
+        program=batch.program[track],
+        lead_score=lead_score[track],
         is_lead=is_lead,
-        tempo=tempos(*batch.tempos(file), grid, step[first]),
+        tempo=tempos(*batch.tempos(file), grid, sky.step[first]),
         key=key,
         key_confidence=key_confidence,
         bars=bars,
         complexity=complexity,
         offsets=offsets,
-        pitch=line_pitch,
+        pitch=pitch,
         start=start,
-        duration=line_duration,
+        duration=duration,
         digest=digest,
         **figures,
         quality=line_quality.qualities(figures, complexity, np.diff(offsets) / bars),
         has_time_signature=batch.has_time_signature[file],
         file_grid_fit=line_quality.grid_fits(batch.packed & (PHASES - 1), batch.file_notes),
-        signatures=signatures(*music),
-        stretches=stretches(*music),
-        verbatim=verbatim_runs(line_pitch, offsets, file, is_lead),
-        double_of=double_of,
-        track_features=described,
+        **fingerprints(batch, is_left_out, pitch, offsets, file, is_lead),
+        double_of=judged.double_of,
+        track_features=judged.features,
         track_has_lines=has_lines,
-        track_utility=utility,
-        tracks=outcome,
+        track_utility=judged.utility,
+        tracks=count_tracks(files, judged, has_lines),
         dropped=Counter({reason: int((verdict == number).sum()) for number, reason in LINE_REASONS.items()}),
         displacement_steps=sum(item.displacement_steps for item in files),
     )
+
+
+def judge_tracks(batch: Batch, sky: Skyline, steps_per_beat: int) -> Judgement:
+    """Describe the tracks of a batch, and find those that are chords or double another."""
+    quarter_steps = steps_per_beat * batch.grid[:, DENOMINATOR] / 4
+    described = track_features(
+        bounds(sky.kept),
+        batch.file_tracks,
+        *place_in_bars(sky.strand, sky.step, batch.grid[:, BAR_STEPS], batch.grid[:, FIRST_BAR]),
+        quarter_steps[sky.strand],
+        sky.pitch,
+        sky.duration,
+        sky.is_alone,
+        sky.found,
+    )
+    utility = utilities(described, batch.program, batch.hints)
+    is_chords = (sky.found - sky.kept > MAX_DISCARDED * sky.found) & ~has_highest(utility, batch.file_tracks)
+    double_of = find_doubles(
+        bounds(sky.kept), batch.file_tracks, batch.file_strands, sky.strand, sky.step, sky.pitch, utility
+    )
+    return Judgement(described, utility, is_chords, double_of, ~is_chords & (double_of != np.arange(len(double_of))))
+
+
+def count_tracks(files: Sequence[FileNotes], judged: Judgement, has_lines: np.ndarray) -> Counter[str]:
+    """Count the tracks of a batch by what became of them."""
+    outcome = Counter({"melody": int(has_lines.sum()), "chords": int(judged.is_chords.sum())})
+    outcome["doubles another"] = int(judged.is_double.sum())
+    outcome["no line left"] = len(has_lines) - outcome.total()
+    for item in files:
+        outcome.update(item.dropped_tracks)
+    return outcome
+
+
+def fingerprints(
+    batch: Batch,
+    is_left_out: np.ndarray,
+    pitch: np.ndarray,
+    offsets: np.ndarray,
+    file: np.ndarray,
+    is_lead: np.ndarray,
+) -> dict[str, Any]:
+    """Hash the lines, and the outlines of whole files, for the search for near-duplicates; see `Lines`."""
+    music = side_by_side(
+        [
+            (pitch, offsets, file),
+            outlines(batch.packed, batch.file_notes, batch.stretches),
+            *coarse_reading(batch, is_left_out),
+        ]
+    )
+    return {
+        "signatures": signatures(*music),
+        "stretches": stretches(*music),
+        "verbatim": verbatim_runs(pitch, offsets, file, is_lead),
+    }
 
 
 def coarse_reading(batch: Batch, is_left_out: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:

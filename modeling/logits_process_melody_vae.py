@@ -9,6 +9,7 @@ O some of its tokens.
 
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
+from typing import NamedTuple
 
 import torch
 from transformers import LogitsProcessor
@@ -51,6 +52,29 @@ class BarColumn(IntEnum):
     LENGTH = 1  # tokens
     RINGS = 2  # steps by which its last note is longer than the bar
     FIRST_ONSET = 3  # NO_ONSET if it has none
+
+
+class Place(NamedTuple):
+    """Where melodies that are being written stand, and what may come next, `(B,)` each."""
+
+    melody: torch.Tensor  # of those asked for
+    phase: torch.Tensor  # as the five that follow, in the order of `StateColumn`
+    begun: torch.Tensor
+    count: torch.Tensor
+    onset: torch.Tensor
+    end: torch.Tensor
+    signature: torch.Tensor  # what was asked for, while the melody has none
+    steps: torch.Tensor  # likewise
+    source: torch.Tensor
+    left: torch.Tensor
+    here: torch.Tensor  # index of the last bar begun
+    following: torch.Tensor  # index of the next bar
+    bars_left: torch.Tensor  # bars, the last one begun included, until a bar that no note may ring into, or the end
+    is_forced: torch.Tensor  # whether the next token is the template's, within a bar that is kept
+    must_open: torch.Tensor  # whether a bar has to begin, or the melody to end
+    is_resting: torch.Tensor  # whether a bar may begin
+    must_end: torch.Tensor
+    may_end: torch.Tensor
 
 
 def fits(
@@ -153,9 +177,6 @@ class MelodyLogitsProcessor(LogitsProcessor):
         repeats: Mapping[int, int] | None = None,
     ):
         device = table.device
-        self.max_rest = max_rest
-        self.lags = torch.tensor(list(repeats or ()), dtype=torch.long, device=device)  # (R,) bars
-        self.repeats = torch.tensor(list((repeats or {}).values()), dtype=torch.long, device=device)  # (R,) ids
         if bars is not None and (bars < 1).any():
             raise ValueError(f"bars={bars.tolist()}: a melody has at least one bar")
         if (template is None) != (regenerate is None):
@@ -167,8 +188,13 @@ class MelodyLogitsProcessor(LogitsProcessor):
             )
         if template is not None and time_signature is not None:
             raise ValueError(f"time_signature={time_signature!r}: the template has its own")
+
+        # What each token asks of a melody.
         self.table = table[:, :GRAMMAR_COLUMNS].to(torch.int32)
         self.eos_token_id = eos_token_id
+        self.max_rest = max_rest
+        self.lags = torch.tensor(list(repeats or ()), dtype=torch.long, device=device)  # (R,) bars
+        self.repeats = torch.tensor(list((repeats or {}).values()), dtype=torch.long, device=device)  # (R,) ids
         self.to_rest = torch.tensor(TOKENS_TO_REST, device=device)
         needs = self._usable_phases(pitch_classes, lowest_pitch, highest_pitch)  # (M, V), or (1, V) for all
         is_opening = self.table[:, TokenColumn.OPENS_BAR] == 1
@@ -177,51 +203,58 @@ class MelodyLogitsProcessor(LogitsProcessor):
         self.inner = self._block(self.table, needs.masked_fill(is_opening, UNUSABLE))
         self.opening = self._block(self.table[openings], needs[:, openings])
 
+        # What is asked of each melody.
+        self.has_template = template is not None
+        self.model_ends = template is None and bars is None
         if template is None or regenerate is None:
             counts = [len(each) for each in (bars, time_signature) if each is not None and not isinstance(each, str)]
             counts.append(len(needs))
             template = torch.full((max(counts, default=1), 1), eos_token_id, device=device)
             regenerate = torch.zeros(len(template), 1, dtype=torch.bool, device=device)
-            self.model_ends, self.has_template = bars is None, False
-        else:
-            self.model_ends, self.has_template = False, True
         self.template = template.to(device)
         for name, count in (("numbers of bars", 1 if bars is None else len(bars)), ("scales or ranges", len(needs))):
             if count not in (1, len(self.template)):
                 raise ValueError(f"{count} {name} for {len(self.template)} melodies")
+        self._set_bars(bars, max_bars, regenerate.to(device))
+        self._set_time_signatures(time_signature)
+
+        self.rows: torch.Tensor | None = None  # (B,) the melody of each row; in order by default
+        self.seen: torch.Tensor | None = None  # (B, T) the ids that `state` is of
+        self.state = torch.empty(0)  # (B, 8 or more), see `StateColumn`
+
+    def _set_bars(self, bars: torch.Tensor | None, max_bars: int, regenerate: torch.Tensor) -> None:
+        """Find how many bars each melody has, and which of them are the template's own."""
         rows = self.table[self.template]  # (M, T, 12)
         is_music = rows[..., TokenColumn.AFTER] != UNCHANGED
         bar_ids = rows[..., TokenColumn.OPENS_BAR].cumsum(-1) - 1
         own_bars = (rows[..., TokenColumn.OPENS_BAR] * is_music).sum(-1)  # (M,)
         if bars is not None:
-            self.bars = bars.to(device, torch.int32).expand(len(self.template))  # one number is for all
+            self.bars = bars.to(self.table).expand(len(self.template))  # one number is for all
         else:
             self.bars = (own_bars if own_bars.any() else torch.full_like(own_bars, max_bars)).to(torch.int32)
         width = int(self.bars.max()) + 1
-        index = torch.arange(width, device=device, dtype=torch.int32)
+        index = torch.arange(width, device=self.table.device, dtype=torch.int32)
         is_in_bar = (bar_ids[..., None] == index) & is_music[..., None]  # (M, T, width)
-        is_kept = torch.ones(len(self.template), width, dtype=torch.bool, device=device)
-        is_kept[:, : regenerate.shape[1]] = ~regenerate.to(device)[:, :width]
+        is_kept = is_in_bar.new_ones(len(self.template), width)
+        is_kept[:, : regenerate.shape[1]] = ~regenerate[:, :width]
         self.kept_length = is_in_bar.sum(1) * is_kept  # (M, width) tokens; 0 for a bar that is free
         self.kept_start = is_in_bar.int().argmax(1)
         bound = torch.where(self.kept_length > 0, index, self.bars[:, None]).minimum(self.bars[:, None])
         self.next_kept = bound.flip(1).cummin(1).values.flip(1)  # (M, width): first kept bar from each on, or the end
 
-        first = (rows[..., TokenColumn.TIME_SIGNATURE] > 0).int().argmax(-1, keepdim=True)  # (M, 1)
-        self.signature = (
-            rows[..., TokenColumn.TIME_SIGNATURE].gather(1, first).squeeze(1)
-        )  # (M,); 0 is the model's choice
-        self.bar_steps = rows[..., TokenColumn.BAR_STEPS].gather(1, first).squeeze(1)
-        if time_signature is not None:
-            names = [time_signature] if isinstance(time_signature, str) else list(time_signature)
-            found = torch.tensor([self._signature(name) for name in names], dtype=torch.int32, device=device)
-            self.signature, self.bar_steps = found.T if len(found) > 1 else found.expand(len(self.bars), 2).T
-            if len(self.signature) != len(self.bars):
-                raise ValueError(f"{len(names)} time signatures for {len(self.bars)} melodies")
-
-        self.rows: torch.Tensor | None = None  # (B,) the melody of each row; in order by default
-        self.seen: torch.Tensor | None = None  # (B, T) the ids that `state` is of
-        self.state = torch.empty(0)  # (B, 8 or more), see `StateColumn`
+    def _set_time_signatures(self, asked: str | Sequence[str | None] | None) -> None:
+        """Find the time signature of each melody, and the steps of its bars: those asked for, or the template's."""
+        if asked is None:
+            rows = self.table[self.template]  # (M, T, 12)
+            first = (rows[..., TokenColumn.TIME_SIGNATURE] > 0).int().argmax(-1, keepdim=True)  # (M, 1)
+            self.signature = rows[..., TokenColumn.TIME_SIGNATURE].gather(1, first).squeeze(1)  # (M,); 0: the model's
+            self.bar_steps = rows[..., TokenColumn.BAR_STEPS].gather(1, first).squeeze(1)
+            return
+        names = [asked] if isinstance(asked, str) else list(asked)
+        if len(names) not in (1, len(self.bars)):
+            raise ValueError(f"{len(names)} time signatures for {len(self.bars)} melodies")
+        found = torch.tensor([self._signature(name) for name in names], dtype=torch.int32, device=self.table.device)
+        self.signature, self.bar_steps = found.expand(len(self.bars), 2).T
 
     def _signature(self, name: str | None) -> tuple[int, int]:
         """Look up the number of a time signature and the steps of its bar; zeros for the model's choice."""
@@ -398,89 +431,119 @@ class MelodyLogitsProcessor(LogitsProcessor):
         """Rule out what is no melody: -inf in `scores` `(B, V)`, given `input_ids` `(B, T)`."""
         is_primer = self.seen is None
         state = self.state_of(input_ids)
+        place = self._find_place(state)
+        stays, opens = self._compare(state, place, is_primer)
+
+        # The end of a bar, one event.
+        end = scores[:, self.eos_token_id]  # (B,)
+        openings = scores[:, self.openings]  # (B, O + R)
+        new_bar = openings.masked_fill(~opens, -torch.inf).logsumexp(-1)  # (B,)
+        bar_ends = torch.logaddexp(end, new_bar)
+        gain = torch.where(place.may_end, 0.0, bar_ends - new_bar)[:, None]
+        allowed = scores.masked_fill(~stays, -torch.inf)
+        allowed[:, self.openings] = torch.where(opens & ~place.must_end[:, None], openings + gain, -torch.inf)
+        allowed[:, self.eos_token_id] = torch.where(
+            place.must_end, bar_ends, torch.where(place.may_end, end, -torch.inf)
+        )
+        if len(self.repeats):
+            token = input_ids.gather(1, place.source.long()[:, None])  # (B, 1)
+            copied = torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+            allowed = torch.where((place.left > 0)[:, None], copied, allowed)
+        return self._keep_bars(allowed, scores, bar_ends, place) if self.has_template else allowed
+
+    def _find_place(self, state: torch.Tensor) -> Place:
+        """Say of states `(B, S)` what has to come next, given what was asked for."""
         phase, begun, count, onset, end, signature, steps, _, source, left = state[:, : len(StateColumn)].unbind(-1)
-        free = end.clamp_min(0)
         melody = self._melody_of_rows(len(state))
         bars = self.bars[melody]
         steps = torch.where(signature > 0, steps, self.bar_steps[melody])
-        signature = torch.where(signature > 0, signature, self.signature[melody])
         last = self.kept_length.shape[1] - 1
         here, following = (begun - 1).clamp(0, last).long(), begun.clamp_max(last).long()
         kept_length = self.kept_length[melody, here] * (begun > 0)
-        is_forced = (count < kept_length) & (begun <= bars)  # within a kept bar
-        is_complete = (count >= kept_length) & (kept_length > 0)  # after its last token
-        must_open = is_complete | (begun == 0) | ((source > 0) & (left == 0))  # or end
+        is_complete = (count >= kept_length) & (kept_length > 0)  # after the last token of a kept bar
+        must_open = is_complete | (begun == 0) | ((source > 0) & (left == 0))
         phase = torch.where(must_open, RESTING, phase)
         is_resting = phase == RESTING
         must_end = is_resting & (begun >= bars)
         may_end = must_end
         if self.model_ends:
-            may_end = must_end | (is_resting & (begun > 0) & (free <= steps))
+            may_end = must_end | (is_resting & (begun > 0) & (end.clamp_min(0) <= steps))
+        return Place(
+            melody,
+            phase,
+            begun,
+            count,
+            onset,
+            end,
+            torch.where(signature > 0, signature, self.signature[melody]),
+            steps,
+            source,
+            left,
+            here,
+            following,
+            bars_left=self.next_kept[melody, following] - begun + 1,
+            is_forced=(count < kept_length) & (begun <= bars),
+            must_open=must_open,
+            is_resting=is_resting,
+            must_end=must_end,
+            may_end=may_end,
+        )
 
+    def _compare(self, state: torch.Tensor, place: Place, is_primer: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Say which tokens may go on with the bar `(B, V)`, and which may open the next, `(B, O + R)`."""
+        free, steps = place.end.clamp_min(0), place.steps
         latest = opens_by = None
         if self.max_rest is not None:
             room_to_rest = (self.max_rest * steps).int()
-            latest, opens_by = end + room_to_rest, end + room_to_rest - steps
+            latest, opens_by = place.end + room_to_rest, place.end + room_to_rest - steps
             # Bars that were there may have rested too long already; the next one begins with a note then.
-            opens_by = torch.where(must_open | is_primer, opens_by.clamp_min(0), opens_by)
+            opens_by = torch.where(place.must_open | is_primer, opens_by.clamp_min(0), opens_by)
             latest = latest.clamp_min(0)
-        bars_left = self.next_kept[melody, following] - begun + 1
-        is_open = (phase == AFTER_POSITION) | (phase == AFTER_PITCH)
+        is_open = (place.phase == AFTER_POSITION) | (place.phase == AFTER_PITCH)
         inner, opening = (
-            (needs if len(needs) == 1 else needs[melody], *others) for needs, *others in (self.inner, self.opening)
+            (needs if len(needs) == 1 else needs[place.melody], *others)
+            for needs, *others in (self.inner, self.opening)
         )
         stays = fits(
             inner,
-            phase=phase.masked_fill(must_open, UNCHANGED - 1),  # of no token
-            earliest=torch.where(is_open, onset, free),
-            longest=torch.where(is_open, (bars_left * steps - onset).clamp_min(1), 0),
+            phase=place.phase.masked_fill(place.must_open, UNCHANGED - 1),  # of no token
+            earliest=torch.where(is_open, place.onset, free),
+            longest=torch.where(is_open, (place.bars_left * steps - place.onset).clamp_min(1), 0),
             steps=steps,
-            bars_left=bars_left,
-            signature=signature,
-            room=torch.maximum(MAX_TOKENS_PER_BAR - 1 - count, self.to_rest[phase.long()] - 1),
+            bars_left=place.bars_left,
+            signature=place.signature,
+            room=torch.maximum(MAX_TOKENS_PER_BAR - 1 - place.count, self.to_rest[place.phase.long()] - 1),
             latest=latest,
-        )  # (B, V)
+        )
         opens = fits(
             opening,
-            phase=phase,
+            phase=place.phase,
             earliest=(free - steps).clamp_min(0),
             longest=torch.zeros_like(steps),
             steps=steps,
-            bars_left=bars_left - 1,
-            signature=signature,
+            bars_left=place.bars_left - 1,
+            signature=place.signature,
             room=torch.full_like(steps, MAX_TOKENS_PER_BAR - 1),
             latest=opens_by,
-        )  # (B, O)
-
-        # The end of a bar, one event.
-        end = scores[:, self.eos_token_id]  # (B,)
+        )
         if len(self.repeats):
-            bars_after = self.next_kept[melody, following] - begun - 1
-            can_repeat = self._can_repeat(state, bars_after, opens_by) & (is_resting & ~must_end)[:, None]
-            opens = torch.cat([opens, can_repeat], dim=-1)
-        openings = scores[:, self.openings]  # (B, O + R)
-        new_bar = openings.masked_fill(~opens, -torch.inf).logsumexp(-1)  # (B,)
-        bar_ends = torch.logaddexp(end, new_bar)
-        gain = torch.where(may_end, 0.0, bar_ends - new_bar)[:, None]
-        allowed = scores.masked_fill(~stays, -torch.inf)
-        allowed[:, self.openings] = torch.where(opens & ~must_end[:, None], openings + gain, -torch.inf)
-        allowed[:, self.eos_token_id] = torch.where(must_end, bar_ends, torch.where(may_end, end, -torch.inf))
-        if len(self.repeats):
-            token = input_ids.gather(1, source.long()[:, None])  # (B, 1)
-            copied = torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
-            allowed = torch.where((left > 0)[:, None], copied, allowed)
-        if not self.has_template:
-            return allowed
+            can_repeat = self._can_repeat(state, place.bars_left - 2, opens_by)
+            opens = torch.cat([opens, can_repeat & (place.is_resting & ~place.must_end)[:, None]], dim=-1)
+        return stays, opens
 
-        # The template's bars: their tokens, and their first one where a free bar ends.
-        next_is_kept = (self.kept_length[melody, following] > 0) & is_resting & ~must_end
-        place = torch.where(is_forced, self.kept_start[melody, here] + count, self.kept_start[melody, following])
-        token = self.template[melody, place.clamp_max(self.template.shape[1] - 1).long()][:, None]  # (B, 1)
-        forced = torch.where(is_forced, scores.gather(1, token).squeeze(1), bar_ends)
-        kept = allowed.masked_fill(is_forced[:, None], -torch.inf)
+    def _keep_bars(
+        self, allowed: torch.Tensor, scores: torch.Tensor, bar_ends: torch.Tensor, place: Place
+    ) -> torch.Tensor:
+        """Put in the template's bars: their tokens, and their first one where a free bar ends."""
+        next_is_kept = (self.kept_length[place.melody, place.following] > 0) & place.is_resting & ~place.must_end
+        within = self.kept_start[place.melody, place.here] + place.count
+        source = torch.where(place.is_forced, within, self.kept_start[place.melody, place.following])
+        token = self.template[place.melody, source.clamp_max(self.template.shape[1] - 1).long()][:, None]  # (B, 1)
+        forced = torch.where(place.is_forced, scores.gather(1, token).squeeze(1), bar_ends)
+        kept = allowed.masked_fill(place.is_forced[:, None], -torch.inf)
         kept[:, self.openings] = -torch.inf
         kept.scatter_(1, token, forced.nan_to_num(neginf=0.0)[:, None])
-        return torch.where((is_forced | next_is_kept)[:, None], kept, allowed)
+        return torch.where((place.is_forced | next_is_kept)[:, None], kept, allowed)
 
 
 class BarCountLogitsProcessor(LogitsProcessor):
