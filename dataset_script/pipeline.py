@@ -27,8 +27,9 @@ from datatrove.executor.ray import RayPipelineExecutor
 from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 
+from command import run_command
 from dataset_script import build, configs, parquet_files
-from dataset_script.chunks import Limits, harvest, line_files, process_all, read_arrow, write_arrow
+from dataset_script.chunks import Limits, harvest, line_files, load_kernels, process_all, read_arrow, write_arrow
 from dataset_script.genres import metadata_from
 from dataset_script.midi_sources import InputError, MidiSource, is_midi_name, open_sources
 
@@ -83,6 +84,7 @@ class ExtractMelodies(PipelineStep):
         """Do the share of task `rank` of `world_size`."""
         folder = Path(self.work) / f"{rank:06d}"
         folder.mkdir(parents=True, exist_ok=True)
+        load_kernels(self.steps_per_beat)  # else a file's seconds go into that, and it is left out on a busy machine
         for files in process_all(share_of(self.given, rank, world_size), self.steps_per_beat, 1, self.limits, folder):
             self.stat_update("files", value=files)
 
@@ -226,12 +228,11 @@ def stages(
 
 
 def executors(options: argparse.Namespace, metadata: Mapping[str, Mapping[str, str]]) -> list[PipelineExecutor]:
-    """Make an executor for each stage, each depending on the one before."""
+    """Make an executor for each stage; Slurm's depend on the one before, the others are run in turn."""
     logs = Path(options.output).parent / f".{Path(options.output).name}.logs"
     made: list[Any] = []
     for name, step, tasks in stages(options, metadata):
         common: dict[str, Any] = {"pipeline": [step], "tasks": tasks, "logging_dir": str(logs / name)}
-        common["depends"] = made[-1] if made else None
         workers = min(tasks, options.workers)
         if options.executor == "local":
             made.append(LocalPipelineExecutor(**common, workers=workers))
@@ -241,6 +242,7 @@ def executors(options: argparse.Namespace, metadata: Mapping[str, Mapping[str, s
             made.append(
                 SlurmPipelineExecutor(
                     **common,
+                    depends=made[-1] if made else None,
                     workers=workers,
                     partition=options.slurm_partition,
                     time=options.slurm_time,
@@ -276,41 +278,56 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, or 2 after one line about bad input."""
-    options = parse_arguments(arguments)
+def run_stages(options: argparse.Namespace) -> None:
+    """Run all stages, or submit them, and show the funnel.
+
+    Raises:
+        InputError: for bad input, for an output that cannot be written, and where tasks failed.
+    """
     output: Path = options.output
-    try:
-        if (output / "build.json").exists():
-            raise InputError(f"{output} is built already; give --output a new folder")
-        next(share_of(options.input, 0, options.tasks), None)  # a wrong input is told before any task starts
-        metadata = metadata_from(options)
-        plan = {
-            "input": options.input,
-            "tasks": options.tasks,
-            "steps_per_beat": options.steps_per_beat,
-            "program": build.program_fingerprint(),
-        }
-        begun = output.parent / f".{output.name}.plan.json"
-        if begun.exists() and json.loads(begun.read_text(encoding="utf-8")) != plan:
-            raise InputError(
-                f"{output} was begun with other options or another version of the program; give --output a new folder, "
-                f"or remove .{output.name}.* and begin again"
-            )
+    begun = output.parent / f".{output.name}.plan.json"
+    if (output / "build.json").exists() and not begun.exists():
+        raise InputError(f"{output} is built already; give --output a new folder")
+    next(share_of(options.input, 0, options.tasks), None)  # a wrong input is refused before any task starts
+    metadata = metadata_from(options)
+    plan = {
+        "input": options.input,
+        "tasks": options.tasks,
+        "steps_per_beat": options.steps_per_beat,
+        "program": build.program_fingerprint(),
+    }
+    if begun.exists() and json.loads(begun.read_text(encoding="utf-8")) != plan:
+        raise InputError(
+            f"{output} was begun with other options or another version of the program; give --output a new folder, "
+            f"or remove .{output.name}.* and begin again"
+        )
+    with build.faults_of(output):
         output.parent.mkdir(parents=True, exist_ok=True)
-        begun.write_text(json.dumps(plan), encoding="utf-8")
-        executors(options, metadata)[-1].run()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if options.executor == "slurm":
-        print(f"submitted; {output} is finished when {output / 'build.json'} is there")
-        return 0
+        partial = begun.with_suffix(".unfinished")
+        partial.write_text(json.dumps(plan), encoding="utf-8")
+        partial.replace(begun)
+        made = executors(options, metadata)
+        if options.executor == "slurm":
+            made[-1].run()  # submits those that it depends on too
+            print(f"submitted; {output} is finished when {output / 'build.json'} is there")
+            return
+        for executor in made:
+            executor.run()
+            if failed := executor.get_incomplete_ranks(skip_completed=True):  # Ray only warns of them
+                raise InputError(
+                    f"{len(failed)} of {executor.world_size} tasks failed, {executor.logging_dir.path}/logs says why; "
+                    "the same command goes on with what is done"
+                )
     for suffix in ("work", "logs"):
         shutil.rmtree(output.parent / f".{output.name}.{suffix}", ignore_errors=True)
     begun.unlink()
     print(build.funnel(json.loads((output / "build.json").read_text(encoding="utf-8"))))
-    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code: 0, or 2 after one line about bad input."""
+    options = parse_arguments(arguments)
+    return run_command(run_stages, options, stopped="stopped; the same command goes on from here")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import tarfile
 import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 
 import numpy as np
 import psutil
@@ -817,17 +818,22 @@ def test_a_member_of_a_gigabyte_and_a_bomb_cost_only_themselves(tmp_path):
     assert row["reason"] == TOO_LARGE
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS], ids=["a full disk", "a read-only one"])
+def assert_a_fault_of_the_output(output, capsys, words):
+    """The one line, the remedy, and what is done are there, the data set is not."""
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"error: {output} cannot be written ({words}")
+    assert error.endswith("make room there, or give another --output: the same command goes on with what is done")
+    assert not output.exists()
+
+
 @pytest.mark.parametrize("written", ["work", "dataset"])
-def test_a_fault_of_the_output_is_one_line_and_keeps_what_is_done(
-    built, tmp_path, monkeypatch, capsys, number, written
-):
+def test_a_read_only_output_is_one_line_and_keeps_what_is_done(built, tmp_path, monkeypatch, capsys, written):
     arguments = ["--input", str(built / "midi"), "--output", str(tmp_path / "out")]
     arguments += ["--metadata", str(built / "metadata.csv")]
     monkeypatch.setattr("dataset_script.chunks.CHUNK_FILES", 7)
 
     def refuse(*_, **__):
-        raise OSError(number, os.strerror(number))
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     def some_then_refuse(*arguments):
         for count, files in enumerate(process_all(*arguments)):
@@ -842,15 +848,60 @@ def test_a_fault_of_the_output_is_one_line_and_keeps_what_is_done(
     with monkeypatch.context() as patch:
         patch.setattr(place, replacement)
         assert main(arguments) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ")
-    assert f"out cannot be written ({os.strerror(number)}); make room there" in error
-    assert not (tmp_path / "out").exists()
-    done = len(list(tmp_path.rglob("*.files.arrow")))
-    assert done >= 2
+    assert_a_fault_of_the_output(tmp_path / "out", capsys, os.strerror(errno.EROFS))
+    assert len(list(tmp_path.rglob("*.files.arrow"))) >= 2
     assert main(arguments) == 0
     assert data_files(tmp_path / "out") == data_files(built / "out")
     assert json.loads((tmp_path / "out" / "build.json").read_text(encoding="utf-8"))["is_resumed"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on a file's size")
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "build.process_all",
+        "parquet_files.write_splits",
+        "configs.write_files",
+        "configs.write_configs",
+        "build.write_report",
+        "card.write_card",
+    ],
+)
+def test_a_disk_that_fills_at_a_stage_is_one_line_and_keeps_what_is_done(built, tmp_path, monkeypatch, capsys, stage):
+    """A limit on files is reached by what the stage writes; grouping, between the first two, writes nothing."""
+    import resource
+
+    arguments = ["--input", str(built / "midi"), "--output", str(tmp_path / "out")]
+    arguments += ["--metadata", str(built / "metadata.csv")]
+    module, name = stage.split(".")
+    work = getattr(import_module(f"dataset_script.{module}"), name)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def without_room(*arguments, **options):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+        try:
+            done = work(*arguments, **options)
+            return iter(list(done)) if stage == "build.process_all" else done
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"dataset_script.{stage}", without_room)
+        assert main(arguments) == 2
+    assert_a_fault_of_the_output(tmp_path / "out", capsys, "")
+    done = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.files.arrow")}
+    assert bool(done) == (stage != "build.process_all")
+    kept = []
+
+    def see(*arguments):
+        kept.extend(path for path, time in done.items() if path.stat().st_mtime_ns == time)
+        yield from process_all(*arguments)
+
+    monkeypatch.setattr("dataset_script.build.process_all", see)
+    assert main(arguments) == 0
+    assert len(kept) == len(done)
+    assert data_files(tmp_path / "out") == data_files(built / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_output_is_never_overwritten_unasked(built, tmp_path, capsys):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dataset_script import build, pipeline
+from dataset_script.chunks import Limits
 from tests.builders.midi_files import all_lines, corpus, write_archive, write_folder
 
 pytestmark = pytest.mark.usefixtures("without_histograms")
@@ -85,6 +86,59 @@ def test_an_interrupted_run_does_only_what_is_missing(source, expected, tmp_path
     finished = run(source, tmp_path / "out", *options)
     assert finished.returncode == 0, finished.stderr
     assert_same(tmp_path / "out", expected)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on a file's size")
+@pytest.mark.parametrize(
+    "step", [pipeline.ExtractMelodies, pipeline.GroupFiles, pipeline.WriteSplits, pipeline.WriteReport]
+)
+def test_a_disk_that_fills_in_a_step_is_one_line_and_keeps_what_is_done(
+    source, expected, tmp_path, monkeypatch, capsys, step
+):
+    """A limit on files is reached by what the step writes."""
+    import resource
+
+    options = ["--input", str(source), "--output", str(tmp_path / "out"), "--tasks", "2", "--workers", "1"]
+    before, work = resource.getrlimit(resource.RLIMIT_FSIZE), step.run
+
+    def without_room(*arguments, **named):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+        try:
+            work(*arguments, **named)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "run", without_room)
+        assert pipeline.main(options) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"error: {tmp_path / 'out'} cannot be written (")
+    assert error.endswith("the same command goes on with what is done")
+    done = len(list(tmp_path.rglob("*.files.arrow")))
+    assert done == (0 if step is pipeline.ExtractMelodies else 2)
+    with monkeypatch.context() as patch:
+        if done:
+            patch.setattr("dataset_script.pipeline.process_all", None)
+        assert pipeline.main(options) == 0
+    assert_same(tmp_path / "out", expected)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_tasks_that_fail_without_an_error_are_named(source, tmp_path, monkeypatch, capsys):
+    """Ray's executor only warns."""
+    monkeypatch.setattr("datatrove.executor.local.LocalPipelineExecutor.run", lambda self: None)
+    assert pipeline.main(["--input", str(source), "--output", str(tmp_path / "out"), "--tasks", "3"]) == 2
+    assert "3 of 3 tasks failed" in capsys.readouterr().err
+
+
+def test_kernels_are_compiled_before_a_file_has_its_seconds(source, tmp_path, monkeypatch):
+    calls = []
+    for name, given_back in (("load_kernels", None), ("process_all", [])):
+        monkeypatch.setattr(
+            f"dataset_script.pipeline.{name}", lambda *_, name=name, back=given_back: calls.append(name) or back
+        )
+    pipeline.ExtractMelodies(str(source), str(tmp_path), 4, Limits()).run()
+    assert calls == ["load_kernels", "process_all"]
 
 
 @pytest.mark.slow
