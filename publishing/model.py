@@ -169,7 +169,7 @@ def stage(
     samples = folder / "samples"
     if not samples.is_dir():  # a release brings its own
         samples = keep(staging / "samples", key, lambda part: write_samples(folder, name, part))
-    program = [Path(onnx_export.__file__), onnx_export.RUNTIME, Path(__file__)]
+    program = [Path(onnx_export.__file__), *sorted(onnx_export.RUNTIME.glob("*.py")), Path(__file__)]
     try:
         versions = [version(package) for package in ("torch", "transformers", *onnx_export.NEEDED)]
     except ImportError as error:

@@ -32,7 +32,7 @@ ROOMS = [
     ("metrics/**/*.py", ["evaluation"], []),
     ("documents/*.py", ["evaluation"], []),
     ("export_onnx.py", ["onnx"], ["rendering", "data"]),
-    ("publishing/onnx/onnx_*.py", ["onnx"], []),
+    ("publishing/onnx/onnx_*/*.py", ["onnx"], []),
     ("publish.py", ["data"], ["rendering", "onnx"]),
     ("publishing/*.py", ["data"], ["rendering", "onnx", "training", "tracking", "lora"]),
     ("space/*.py", ["space"], []),

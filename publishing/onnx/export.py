@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-import sys
 import warnings
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -14,14 +13,24 @@ import numpy as np
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from transformers.cache_utils import DynamicCache
 
 from command import UserError, first_line
 from generation.loading import check_model, load_model
+from modeling.prior_melody_vae import ConditionEmbedding
+from modeling.relative_attention import RelativeAttention, rotate
 
-RUNTIME = Path(__file__).with_name("onnx_melody_vae.py")
+RUNTIME = Path(__file__).with_name("onnx_melody_vae")
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 20
+NUM_COMPARED = 4  # melodies
+CONFIG_FIELDS = (
+    *("vocab_size", "bar_token_ids", "repeat_token_ids", "repeat_lags", "pad_token_id", "bos_token_id", "eos_token_id"),
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_prior_layers", "latent_size", "max_bars"),
+    *("max_relative_distance", "musical_time", "musical_pitch", "previous_token", "conditions", "attributes"),
+    *("decoder_conditions", "section_returns", "noise_probability", "sampling_noise", "variation_levels"),
+    "sampling_top_p",
+)
+"""What the runtime needs of [`MelodyVAEConfig`]."""
 BATCH, LENGTH, PAST = 3, 5, 7  # of the example that the graphs are traced with; each of them stays free
 
 
@@ -30,8 +39,8 @@ class Graph(NamedTuple):
 
     Args:
         module: What to trace.
-        inputs: Of each input by its name an example, and the names of its free axes by their index; lists are for all
-            layers.
+        inputs: Of each input by its name an example, and the names of its free axes by their index; a list has one for
+            each layer, a dict several by name.
         outputs: Names of the outputs.
     """
 
@@ -64,8 +73,12 @@ class EncoderGraph(nn.Module):
         return posterior.latent_mean, posterior.latent_log_variance
 
 
-class DecoderGraph(nn.Module):
-    """The melody decoder, its cache being plain tensors."""
+class DecoderStepGraph(nn.Module):
+    """One step of the melody decoder, as [`StepDecoder`] computes it, with a cache that the caller holds.
+
+    Heads come first in the cache, `(H, B, S, D)`, so that rows of E are multiplied with all melodies at once. The keys
+    of the step itself are put out instead of joined to it: joining would copy the whole cache for each token.
+    """
 
     def __init__(self, model: Any):
         super().__init__()
@@ -74,30 +87,81 @@ class DecoderGraph(nn.Module):
     def forward(
         self,
         input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
+        musical_position: torch.Tensor,
+        distance: torch.Tensor,
+        mask: torch.Tensor,
         keys: list[torch.Tensor],
         values: list[torch.Tensor],
-        musical_position: torch.Tensor,
         pitch: torch.Tensor | None = None,
         previous_ids: torch.Tensor | None = None,
-        bar_conditions: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Predict the tokens after `input_ids` `(B, T)`; keys and values of P tokens before are `(B, H, P, D)`."""
-        cache = DynamicCache(list(zip(keys, values, strict=True)))
-        place = torch.arange(attention_mask.shape[1])
-        is_seen = (place <= place[keys[0].shape[2] :, None]) & attention_mask[:, None, None].bool()  # (B, 1, T, P + T)
-        output = self.model(
-            input_ids,
-            torch.where(is_seen, 0.0, torch.finfo(torch.float32).min),
-            musical_position=musical_position,
-            pitch=pitch,
-            previous_ids=previous_ids,
-            bar_conditions=bar_conditions,
-            cache=cache,
-            use_cache=True,
+        condition: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predict the tokens after one more token `(B,)`.
+
+        Args:
+            input_ids: `(B,)`.
+            musical_position: `(B,)`, in bars.
+            distance: `(S,)` row of E for each place in the cache.
+            mask: `(B, S)`, added to the logits of attention: 0, or the lowest number where nothing is cached.
+            keys: Of each layer, `(H, B, S, D)`.
+            values: Likewise.
+            pitch: `(B,)`, in semitones.
+            previous_ids: `(B,)`.
+            condition: `(B, K, C)`, the row of `bar_conditions` for the token's bar.
+
+        Returns:
+            Logits `(B, V)`, and keys and values of the step, those of a layer after each other, `(2 K, H, B, D)`.
+        """
+        model, presents = self.model, []
+        pitch = None if pitch is None else pitch[:, None]
+        previous_ids = None if previous_ids is None else previous_ids[:, None]
+        hidden_states, rotation = model._embed(
+            input_ids[:, None], None, musical_position[:, None], pitch, previous_ids, None
         )
-        cached: list[Any] = [each for layer in cache.layers for each in (layer.keys, layer.values)]
-        return output.logits, cached
+        hidden_states = hidden_states[:, 0]  # (B, C)
+        rotation = None if rotation is None else rotation[:, :, 0, 0]  # (2, B, P)
+        for index, layer in enumerate(model.layers):
+            if condition is not None:
+                hidden_states = hidden_states + condition[:, index]
+            states = layer.attention_norm(hidden_states)
+            attended, present = self._attend(
+                layer.attention, states, rotation, keys[index], values[index], distance, mask
+            )
+            presents += present
+            hidden_states = hidden_states + attended
+            hidden_states = hidden_states + layer.feed_forward(hidden_states)
+        return model.lm_head(model.norm(hidden_states)), torch.stack(presents)
+
+    @staticmethod
+    def _attend(
+        attention: RelativeAttention,
+        states: torch.Tensor,
+        rotation: torch.Tensor | None,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        distance: torch.Tensor,
+        mask: torch.Tensor,
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Attend from one token `(B, C)` to those cached and to itself; returns `(B, C)`, and its key and value."""
+        heads = attention.num_heads
+        states = attention.qkv_proj(states).unflatten(-1, (3 * heads, attention.head_dim)).transpose(0, 1)
+        query_key, value = states.split([2 * heads, heads])  # (2 H, B, D), (H, B, D)
+        if rotation is not None:
+            query_key = rotate(query_key, rotation)
+        query, key = query_key.split(heads)
+        query = query * attention.scaling
+        by_distance = query @ attention.distance_embedding.transpose(1, 2)  # (H, B, M)
+        cached = (query[:, :, None] @ keys.transpose(2, 3))[:, :, 0] + by_distance[:, :, distance] + mask  # (H, B, S)
+        own = (query * key).sum(-1, keepdim=True) + by_distance[:, :, -1:]  # (H, B, 1)
+        weights = torch.cat([cached, own], dim=-1).softmax(-1)
+        attended = (weights[:, :, None, :-1] @ values)[:, :, 0] + weights[:, :, -1:] * value  # (H, B, D)
+        return attention.o_proj(attended.transpose(0, 1).flatten(1)), [key, value]
+
+
+def label_inputs(embedding: ConditionEmbedding) -> tuple[dict[str, torch.Tensor], dict[str, dict[int, str]]]:
+    """Give examples of labels, as an embedding takes them, and their free axes."""
+    labels = embedding.open_labels(BATCH)
+    return labels, {name: {0: "batch"} for name in labels}
 
 
 def make_graphs(model: Any) -> dict[str, Graph]:
@@ -109,30 +173,46 @@ def make_graphs(model: Any) -> dict[str, Graph]:
         return torch.randn(shape, generator=generator)
 
     ids = torch.randint(config.vocab_size, (BATCH, LENGTH), generator=generator)
-    cached = (BATCH, config.num_attention_heads, PAST, config.hidden_size // config.num_attention_heads)
-    layers = range(config.num_hidden_layers)
-    free, free_cache = {0: "batch", 1: "length"}, [{0: "batch", 2: "past_length"} for _ in layers]
+    cached = (config.num_attention_heads, BATCH, PAST, config.hidden_size // config.num_attention_heads)
+    layers, batch = range(config.num_hidden_layers), {0: "batch"}
+    free, free_cache = {0: "batch", 1: "length"}, [{1: "batch", 2: "capacity"} for _ in layers]
+    inputs: dict[str, tuple[Any, Any]] = {  # in the order of the module's arguments
+        "input_ids": (ids[:, 0], batch),
+        "musical_position": (torch.zeros(BATCH), batch),
+        "distance": (torch.arange(PAST), {0: "capacity"}),
+        "mask": (torch.zeros(BATCH, PAST), {0: "batch", 1: "capacity"}),
+        **{name: ([example(*cached) for _ in layers], free_cache) for name in ("keys", "values")},
+    }
+    if config.musical_pitch:
+        inputs["pitch"] = (torch.zeros(BATCH), batch)
+    if config.previous_token:
+        inputs["previous_ids"] = (ids[:, 1], batch)
+    if config.latent_size:
+        inputs["condition"] = (example(BATCH, config.num_hidden_layers, config.hidden_size), batch)
+    graphs = {"decoder": Graph(DecoderStepGraph(model), inputs, ["logits", "present"])}
+    if not config.latent_size:
+        return graphs
     places: dict[str, tuple[Any, Any]] = {"musical_position": (torch.zeros(ids.shape), free)}
     if config.musical_pitch:
         places["pitch"] = (torch.zeros(ids.shape), free)
-    inputs = {  # in the order of the module's arguments
-        "input_ids": (ids, free),
-        "attention_mask": (torch.ones(BATCH, PAST + LENGTH, dtype=torch.long), {0: "batch", 1: "total_length"}),
-        **{name: ([example(*cached) for _ in layers], free_cache) for name in ("keys", "values")},
-        **places,
-    }
-    if config.previous_token:
-        inputs["previous_ids"] = (ids.clone(), free)
-    if config.latent_size:
-        conditions = example(BATCH, config.max_bars + 1, config.num_hidden_layers, config.hidden_size)
-        inputs["bar_conditions"] = (conditions, {0: "batch"})
-    outputs = ["logits", *(f"present.{index}.{kind}" for index in layers for kind in ("key", "value"))]
-    graphs = {"decoder": Graph(DecoderGraph(model), inputs, outputs)}
-    if config.latent_size:
-        inputs = {"input_ids": (ids, free), "attention_mask": (torch.ones_like(ids), free), **places}
-        graphs["encoder"] = Graph(EncoderGraph(model), inputs, ["latent_mean", "latent_log_variance"])
-        inputs = {"latent": (example(BATCH, config.latent_size), {0: "batch"})}
-        graphs["bar_conditioner"] = Graph(model.bar_conditioner, inputs, ["bar_conditions"])
+    inputs = {"input_ids": (ids, free), "attention_mask": (torch.ones_like(ids), free), **places}
+    graphs["encoder"] = Graph(EncoderGraph(model), inputs, ["latent_mean", "latent_log_variance"])
+    inputs = {"latent": (example(BATCH, config.latent_size), batch)}
+    if config.noise_probability:
+        inputs["noise_level"] = (torch.full((BATCH, config.max_bars), 0.5), batch)
+    if config.decoder_conditions:
+        inputs["labels"] = label_inputs(model.bar_conditioner.condition_embedding)
+    graphs["bar_conditioner"] = Graph(model.bar_conditioner, inputs, ["bar_conditions"])
+    if config.num_prior_layers:
+        shares = (BATCH, config.max_bars, config.latent_size // config.max_bars)
+        inputs = {
+            "noisy": (example(*shares), batch),
+            "timestep": (torch.full((BATCH,), 0.5), batch),
+            "known": (example(*shares), batch),
+            "is_known": (torch.zeros(BATCH, config.max_bars, dtype=torch.bool), batch),
+            "labels": label_inputs(model.prior),
+        }
+        graphs["prior"] = Graph(model.prior, inputs, ["velocity"])
     return graphs
 
 
@@ -154,8 +234,8 @@ def write_graph(graph: Graph, path: Path) -> None:
     """Trace a module and write it as ONNX, weights included."""
     names: list[str] = []
     for name, value in graph.examples.items():
-        if isinstance(value, list):
-            names += [f"past_key_values.{index}.{name.removesuffix('s')}" for index in range(len(value))]
+        if isinstance(value, list | dict):
+            names += [f"{name}.{part}" for part in (range(len(value)) if isinstance(value, list) else value)]
         else:
             names.append(name)
     with quiet_exporter():
@@ -174,50 +254,54 @@ def write_graph(graph: Graph, path: Path) -> None:
 
 
 def export(model: Any, folder: Path) -> None:
-    """Write the graphs of a model, their configuration and what runs them.
+    """Write the graphs of a model, its configuration and tables, and what runs them.
 
     Args:
         model: A `MelodyVAEModel`; its attention is set to `eager`, whose operations ONNX has.
         folder: Where to; made if it is not there.
+
+    Raises:
+        ValueError: If the model does not know its tokens' grammar.
     """
     model.float().eval().set_attn_implementation("eager")
-    config = model.config
-    for name, graph in tqdm(make_graphs(model).items(), desc="Exporting", unit="graph"):
-        write_graph(graph, folder / f"{name}.onnx")
-    names = ("latent_size", "max_bars", "vocab_size", "num_attention_heads")
-    names += ("musical_time", "musical_pitch", "previous_token")
-    names += ("bar_token_ids", "pad_token_id", "bos_token_id", "eos_token_id")
-    constants = sys.modules[type(model).__module__]
-    about = {name: getattr(config, name) for name in names} | {
-        "head_size": config.hidden_size // config.num_attention_heads,
-        "max_length": model.generation_config.max_length,
-        "max_tokens_per_bar": constants.MAX_TOKENS_PER_BAR,
-    }
-    if config.musical_time or config.musical_pitch:
-        for column in ("LAST_ONSET", "BAR_STEPS", "LOWEST_PITCH", "HIGHEST_PITCH"):
-            about[column.lower()] = model.token_grammar[:, constants.TokenColumn[column]].tolist()
+    config, tables = model.config, {"token_grammar": model._grammar().numpy()}
+    about = {name: getattr(config, name) for name in CONFIG_FIELDS} | {"max_length": model.generation_config.max_length}
     (folder / "onnx_config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    shutil.copy(RUNTIME, folder)
+    if config.num_prior_layers:
+        for name in ("mean", "scale", "attribute_mean", "attribute_scale"):
+            tables[name] = getattr(model.prior, name).numpy()
+    np.savez_compressed(folder / "onnx_tables.npz", **tables)
+    # What runs the encoder leaves the tokens of repeated bars out itself.
+    config.repeat_token_ids, repeat_token_ids = [], config.repeat_token_ids
+    try:
+        for name, graph in tqdm(make_graphs(model).items(), desc="Exporting", unit="graph"):
+            write_graph(graph, folder / f"{name}.onnx")
+    finally:
+        config.repeat_token_ids = repeat_token_ids
+    (folder / RUNTIME.name).mkdir(exist_ok=True)
+    for file in RUNTIME.glob("*.py"):
+        shutil.copyfile(file, folder / RUNTIME.name / file.name)
 
 
 def compare(model: Any, folder: Path) -> int:
-    """Let torch and onnxruntime write one melody greedily; returns its number of tokens.
-
-    The model's grammar is switched off: `onnx_melody_vae.py` keeps to the number of bars and to nothing else.
+    """Let torch and onnxruntime write the same melodies greedily; returns their number of tokens.
 
     Raises:
         UserError: If the two differ.
     """
     from publishing.onnx.onnx_melody_vae import OnnxMelodyVAE
 
-    size, bars = model.config.latent_size, model.config.max_bars
-    latent = torch.randn(1, size, generator=torch.Generator().manual_seed(0)) if size else None
-    model.config.grammar_columns = 0
-    expected = model.generate(latent=latent, bars=bars, do_sample=False)
-    ids = OnnxMelodyVAE(folder).generate(None if latent is None else latent.numpy(), bars=bars)
+    size, runtime = model.config.latent_size, OnnxMelodyVAE(folder)
+    generator = torch.Generator().manual_seed(0)
+    latent = torch.randn(NUM_COMPARED, size, generator=generator) if size else None
+    if latent is None:
+        expected = model.generate(bars=model.config.max_bars, do_sample=False)
+        ids = runtime.generate(bars=model.config.max_bars)
+    else:
+        expected, ids = model.decode(latent), runtime.decode(latent.numpy())
     if not np.array_equal(ids, expected):
         raise UserError(f"{folder}: onnxruntime writes another melody than torch; do not use these files")
-    return ids.shape[1]
+    return int((ids != model.config.pad_token_id).sum())
 
 
 def export_and_compare(name: str, folder: Path) -> None:
@@ -240,6 +324,9 @@ def export_and_compare(name: str, folder: Path) -> None:
         raise UserError(
             f"{folder}: not a folder, nor can one be made ({first_line(error)}); choose another --output"
         ) from error
-    export(model, folder)
+    try:
+        export(model, folder)
+    except ValueError as error:
+        raise UserError(f"{name}: {first_line(error)}") from error
     count = compare(model, folder)
     print(f"Exported to {folder}; torch and onnxruntime wrote the same {count} tokens")

@@ -15,22 +15,40 @@ import export_onnx
 from command import UserError
 from generation.loading import load_model
 from modeling import MelodyProcessor, MelodyVAEModel
+from modeling.melody_line_melody_vae import ATTRIBUTES, KEY_NAMES, key_of
 from modeling.processing_melody_vae import line_to_words
 from publishing.onnx import export as onnx_export
 from publishing.onnx.onnx_melody_vae import OnnxMelodyVAE
-from tests.builders.models import learn, make_model
+from tests.builders.models import learn, make_bare_model, make_model
 
 Z, N = 14, 7
 PITCHES = [60, 62, 64, 65, 67, 69, 71, 72]
+RICH = {
+    "hidden_size": 32,
+    "musical_time": True,
+    "musical_pitch": True,
+    "previous_token": True,
+    "noise_probability": 0.5,
+    "sampling_noise": 0.8,
+    "num_prior_layers": 1,
+    "conditions": {"key": list(KEY_NAMES), "time_signature": ["4/4", "3/4"]},
+    "attributes": list(ATTRIBUTES)[:3],
+    "decoder_conditions": ["key", "attributes"],
+    "section_returns": [0.3, 0.2],
+}
+"""All that a model may have beside the plain one's."""
 
 
 def make_line(seed: int, bars: int) -> dict:
+    """Make a line of which some bars are others over again."""
     generator = random.Random(seed)
-    starts = sorted(generator.sample(range(16 * bars), 5 * bars))
+    kinds = [sorted(generator.sample(range(16), 5)) for _ in range(3)]
+    notes = [[(start, generator.choice(PITCHES)) for start in kind] for kind in kinds]
+    placed = [(16 * bar + start, pitch) for bar in range(bars) for start, pitch in generator.choice(notes)]
     return {
-        "pitch": [generator.choice(PITCHES) for _ in starts],
-        "start": starts,
-        "duration": [1] * len(starts),
+        "pitch": [pitch for _, pitch in placed],
+        "start": [start for start, _ in placed],
+        "duration": [1] * len(placed),
         "time_signature": "4/4",
         "steps_per_beat": 4,
         "bars": bars,
@@ -40,27 +58,53 @@ def make_line(seed: int, bars: int) -> dict:
 LINES = [make_line(seed, bars) for seed, bars in enumerate([3, 1, 7, 2, 5])]
 
 
-def save_model(folder: Path, learnt: bool = True, **overrides) -> Path:
+def save_model(folder: Path, learnt: bool = True, repeats: tuple[int, ...] = (), **overrides) -> Path:
     """Save a tiny model with its processor."""
     processor = MelodyProcessor.train([line_to_words(line) for line in LINES], vocab_size=331, max_bars=N)
+    processor.add_repeats(repeats)
     sizes = {"hidden_size": 26, "intermediate_size": 53, "num_encoder_layers": 2, "num_hidden_layers": 3}
     fields = {**sizes, "latent_size": Z, "free_bits": 1e3, "initializer_range": 0.1, **overrides}
-    model = make_model(processor, **fields)
-    if model.config.musical_time:
-        model.set_grammar(processor.grammar_table())
+    lags = {"repeat_lags": list(processor.repeats), "repeat_token_ids": list(processor.repeats.values())}
+    model = make_model(processor, **fields, **lags)
+    model.set_grammar(processor.grammar_table())
     if learnt:
         learn(model, processor(lines=LINES, return_tensors="pt"), steps=100, learning_rate=5e-3)
+    if model.config.num_prior_layers:
+        with torch.no_grad():  # a prior and conditions that make a difference
+            for module in (model.prior.direction_proj, model.bar_conditioner.condition_embedding.attribute_proj):
+                module.weight.normal_(0, 0.3)
+            model.bar_conditioner.condition_embedding.condition_embeddings["key"].weight[:-1].normal_(0, 0.3)
+            model.prior.scale.fill_(0.7)
+            model.prior.attribute_scale.fill_(3.0)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory) -> tuple[Path, MelodyVAEModel, MelodyProcessor]:
-    folder = save_model(tmp_path_factory.mktemp("onnx") / "model")
+Exported = tuple[OnnxMelodyVAE, MelodyVAEModel, MelodyProcessor]
+
+
+def export_model(folder: Path, **overrides) -> Exported:
+    """Save and export a tiny model."""
+    save_model(folder, **overrides)
     assert export_onnx.main(["--model", str(folder), "--output", str(folder / "onnx")]) == 0
     processor, model = load_model(str(folder))
-    return folder / "onnx", model.eval(), processor
+    return OnnxMelodyVAE(folder / "onnx", threads=1), model.eval(), processor
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Exported:
+    return export_model(tmp_path_factory.mktemp("onnx") / "plain")
+
+
+@pytest.fixture(scope="module")
+def rich(tmp_path_factory) -> Exported:
+    return export_model(tmp_path_factory.mktemp("onnx") / "rich", repeats=(1, 2, 3), **RICH)
+
+
+@pytest.fixture(params=["plain", "rich"])
+def exported(request) -> Exported:
+    return request.getfixturevalue(request.param)
 
 
 def make_latent(batch: int, seed: int = 1) -> torch.Tensor:
@@ -69,92 +113,273 @@ def make_latent(batch: int, seed: int = 1) -> torch.Tensor:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("bars", [None, 1, 5, "each"])
-@pytest.mark.parametrize("max_length", [2, 17, 67])
+@pytest.mark.parametrize("bars", [None, 1, 5, [7, 1, 3]])
+@pytest.mark.parametrize("max_length", [2, 17, None])
 def test_greedy_tokens_equal_torchs(exported, batch, bars, max_length):
-    folder, model, _ = exported
-    counts = [7, 1, 3][:batch] if bars == "each" else bars
-    bars = torch.tensor(counts) if bars == "each" else bars
-    for seed in (2, 3, 5):
+    runtime, model, _ = exported
+    bars = bars[:batch] if isinstance(bars, list) else bars
+    limit = {} if max_length is None else {"max_length": max_length}
+    for seed in (2, 3, 5, 7):
         latent = make_latent(batch, seed)
-        expected = model.decode(latent, bars=bars, max_length=max_length)
-        ids = OnnxMelodyVAE(folder).generate(latent.numpy(), bars=counts, max_length=max_length)
-        assert ids.tolist() == expected.tolist()
+        expected = model.decode(latent, bars=bars, **limit)
+        assert runtime.decode(latent.numpy(), bars=bars, **limit).tolist() == expected.tolist()
 
 
 @pytest.mark.slow
-def test_different_latents_write_different_melodies(exported):
-    rows = OnnxMelodyVAE(exported[0]).generate(make_latent(5).numpy(), max_length=31).tolist()
-    assert len({tuple(row) for row in rows}) == 5
-    assert len({token for row in rows for token in row}) > 20
+def test_different_melodies_are_reconstructed_as_by_torch(exported):
+    runtime, model, processor = exported
+    batch = processor(lines=LINES, return_tensors="pt")
+    rows = runtime.reconstruct(batch["input_ids"].numpy()).tolist()
+    assert rows == model.reconstruct(**batch).tolist()
+    assert len({tuple(row) for row in rows}) == len(LINES)
+    assert len({token for row in rows for token in row}) > 10
 
 
 @pytest.mark.slow
-def test_a_melody_goes_on_to_its_end_as_torchs_does(exported):
-    folder, model, _ = exported
-    latent = make_latent(3, seed=7)
-    expected = model.decode(latent, bars=torch.tensor([1, 2, 3]))
-    ids = OnnxMelodyVAE(folder).generate(latent.numpy(), bars=np.array([1, 2, 3]))
-    assert ids.tolist() == expected.tolist()
-    assert (ids == model.config.eos_token_id).sum(-1).tolist() == [1, 1, 1]
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scale": "D dorian", "lowest_pitch": [None, 55, 60], "highest_pitch": 79},
+        {"time_signature": ["3/4", None, "6/8"], "bars": [2, 3, 7], "max_rest": 0.5},
+    ],
+)
+def test_constraints_hold_as_in_torch(exported, options):
+    runtime, model, _ = exported
+    for seed in (11, 13):
+        latent = make_latent(3, seed)
+        expected = model.decode(latent, **options)
+        assert runtime.decode(latent.numpy(), **options).tolist() == expected.tolist()
 
 
 @pytest.mark.slow
-def test_padded_beginnings_are_continued_as_by_torch(exported):
-    folder, model, processor = exported
-    batch = processor(lines=LINES[:3], bars=3, primer=True, return_tensors="pt")
-    assert (batch["attention_mask"] == 0).any()
+def test_bars_are_repeated_as_by_torch(rich):
+    runtime, model, processor = rich
+    batch = processor(lines=LINES, return_tensors="pt")
+    assert model._is_repeat(batch["input_ids"]).any()
+    found = runtime.reconstruct(batch["input_ids"].numpy())
+    expected = model.reconstruct(**batch)
+    assert model._is_repeat(expected).any()
+    assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.slow
+def test_noise_and_conditions_reach_the_decoder_as_in_torch(rich):
+    runtime, model, _ = rich
+    latent, bars = make_latent(5), N
+    conditions = {"key": ["D minor", None, "C major", "A# major", "F minor"], "note_density": [1.0, None, -1.0, 2.0, 0]}
+    found = {}
+    for name, options in {
+        "plain": {},
+        "noisy": {"noise_level": 0.7},
+        "asked": {"noise_level": 0.7, "conditions": conditions},
+    }.items():
+        found[name] = runtime.decode(latent.numpy(), bars=bars, **options).tolist()
+        assert found[name] == model.decode(latent, bars=bars, **options).tolist()
+    assert found["plain"] != found["noisy"] != found["asked"]
+
+
+@pytest.mark.slow
+def test_beginnings_are_continued_and_templates_filled_as_by_torch(exported):
+    runtime, model, processor = exported
     latent = make_latent(3, seed=11)
-    expected = model.decode(latent, **batch, bars=6, max_length=97)
-    ids = OnnxMelodyVAE(folder).generate(
-        latent.numpy(), batch["input_ids"].numpy(), batch["attention_mask"].numpy(), bars=6, max_length=97
-    )
-    assert ids.tolist() == expected.tolist()
+    batch = processor(lines=[LINES[0], LINES[2], LINES[4]], bars=3, primer=True, return_tensors="pt")
+    batch = {name: torch.nn.functional.pad(values, (2, 0)) for name, values in batch.items()}
+    expected = model.decode(latent, **batch, bars=6)
+    found = runtime.decode(latent.numpy(), input_ids=batch["input_ids"].numpy(), bars=6)
+    assert found.tolist() == expected.tolist()
+    ids = processor(lines=[LINES[0], LINES[2], LINES[4]], return_tensors="pt")["input_ids"]
+    regenerate = torch.zeros(3, N, dtype=torch.bool)
+    regenerate[:, [0, 2]] = True
+    expected = model.generate(latent=latent, template=ids, regenerate=regenerate, do_sample=False)
+    found = runtime.generate(latent.numpy(), template=ids.numpy(), regenerate=[0, 2])
+    assert found.tolist() == expected.tolist()
 
 
 @pytest.mark.slow
 def test_encoder_equals_torchs(exported):
-    folder, model, processor = exported
-    runtime = OnnxMelodyVAE(folder)
+    runtime, model, processor = exported
     for lines in (LINES[:1], LINES):
         batch = processor(lines=lines, return_tensors="pt")
+        ids = batch["input_ids"].numpy()
+        assert np.array_equal(runtime.musical_position(ids), model.musical_position(batch["input_ids"]))
         with torch.no_grad():
             posterior = model.encode(**batch)
-        mean, log_variance = runtime.encode(batch["input_ids"].numpy(), batch["attention_mask"].numpy())
+        mean, log_variance = runtime.encode(ids)
         np.testing.assert_allclose(mean, posterior.latent_mean, atol=1e-4)
         np.testing.assert_allclose(log_variance, posterior.latent_log_variance, atol=1e-4)
-    ids = processor(lines=LINES[:1], return_tensors="np")["input_ids"]
-    np.testing.assert_array_equal(runtime.encode(ids)[0], runtime.encode(ids, np.ones_like(ids))[0])
+
+
+@pytest.mark.slow
+def test_lines_are_read_and_written_as_by_the_processor(exported):
+    runtime, _, processor = exported
+    ids = processor(lines=LINES, return_tensors="np")["input_ids"]
+    written = runtime.write_lines(LINES)
+    assert written.tolist() == ids[:, : written.shape[1]].tolist()
+    assert (ids[:, written.shape[1] :] == 0).all()
+    assert runtime.read_lines(written) == LINES
+
+
+def counts_differ(one: np.ndarray, other: np.ndarray) -> float:
+    """Compare how often tokens occur at each place of two samples `(n, T)`.
+
+    Returns:
+        How far chi-square is from its mean if both are of one distribution, in standard deviations.
+    """
+    width = min(one.shape[1], other.shape[1])
+    statistic, freedom = 0.0, 0
+    for place in range(1, width):
+        counts = np.array([np.bincount(each[:, place], minlength=400) for each in (one, other)])
+        counts = counts[:, counts.sum(0) >= 10]
+        statistic += ((counts[0] - counts[1]) ** 2 / counts.sum(0)).sum()
+        freedom += max(counts.shape[1] - 1, 0)
+    assert freedom > 20
+    return (statistic - freedom) / (2 * freedom) ** 0.5
+
+
+@pytest.mark.slow
+def test_tokens_are_drawn_from_torchs_distribution(exported):
+    runtime, model, _ = exported
+    latent, options = make_latent(1).expand(1500, -1), {"bars": 2, "temperature": 1.5, "top_p": 0.9, "max_length": 12}
+    expected = model.decode(latent, seed=0, do_sample=True, top_k=0, **options).numpy()
+    assert abs(counts_differ(expected, runtime.decode(latent.numpy(), seed=0, **options))) < 5
+    for other in ({"temperature": 1.0}, {"top_p": 1.0}, {"bars": 3}):
+        assert counts_differ(expected, runtime.decode(latent.numpy(), seed=0, **{**options, **other})) > 10
+
+
+@pytest.mark.slow
+def test_latents_are_drawn_from_torchs_prior(rich):
+    runtime, model, _ = rich
+    n, conditions = 2000, {"key": "D minor", "pitch_range": 2.0}
+    found = {}
+    for guidance in (1.0, 2.0):
+        options = {"noise_level": 0.2, "bars": 5, "guidance": guidance}
+        expected = model.sample_latent(n, seed=0, conditions=conditions, **options).numpy()
+        sources = [np.random.default_rng(number) for number in range(n)]
+        found[guidance] = runtime.sample_latent(sources, conditions=runtime.check_conditions(conditions, n), **options)
+        error = expected.std(0) * (2 / n) ** 0.5
+        assert (np.abs(found[guidance].mean(0) - expected.mean(0)) < 5 * error).all()
+        np.testing.assert_allclose(np.cov(found[guidance].T), np.cov(expected.T), atol=0.2 * expected.var())
+    assert np.abs(found[1.0].mean(0) - found[2.0].mean(0)).max() > 10 * error.max()
+
+
+@pytest.mark.slow
+def test_the_prior_denoises_as_in_torch(rich):
+    runtime, model, _ = rich
+    latent, noise = make_latent(5), make_latent(5, seed=2)
+    is_known = torch.arange(N).expand(5, -1) < torch.tensor([[0], [2], [7], [1], [3]])
+    expected = model._complete(latent, is_known, model.prior.open_labels(5), 0.3, 0.9, noise=noise)
+    labels = runtime._labels({}, 5)
+    found = runtime.complete(latent.numpy(), is_known.numpy(), labels, (), 0.3, 0.9, noise=noise.numpy())
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_samples_are_melodies_and_do_not_depend_on_their_number(exported):
+    runtime, _, processor = exported
+    ids = runtime.sample(5, seed=3, bars=[1, 2, 3, 4, 5])
+    assert ids.tolist() == runtime.sample(5, seed=3, bars=[1, 2, 3, 4, 5]).tolist()
+    assert ids.tolist() != runtime.sample(5, seed=4, bars=[1, 2, 3, 4, 5]).tolist()
+    assert (
+        runtime.sample(2, seed=3, bars=[1, 2]).tolist()
+        == runtime._pad([[token for token in row if token] for row in ids[:2].tolist()]).tolist()
+    )
+    assert [line["bars"] for line in runtime.read_lines(ids)] == [1, 2, 3, 4, 5]
+    assert runtime.read_lines(ids) == processor.to_lines(ids)
+    long = runtime.sample(3, seed=0, bars=2 * N + 1, time_signature="3/4")
+    for line in runtime.read_lines(long):
+        assert (line["bars"], line["time_signature"]) == (2 * N + 1, "3/4")
+    assert runtime.sample(0).shape == (0, 0)
+
+
+@pytest.mark.slow
+def test_samples_are_in_the_key_asked_for(rich):
+    runtime, _, _ = rich
+    keys = ["D minor", None, "F# major", "Bb major"]
+    lines = runtime.read_lines(runtime.sample(4, seed=0, conditions={"key": keys, "note_density": 1.0}, attempts=40))
+    assert [key_of(line) for line, key in zip(lines, keys, strict=True) if key] == ["D minor", "F# major", "A# major"]
+    with pytest.raises(ValueError, match="unknown condition 'mood'; this model has key, time_signature, note_density"):
+        runtime.sample(1, conditions={"mood": "sad"})
+
+
+@pytest.mark.slow
+def test_bars_are_filled_and_melodies_continued(exported):
+    runtime, _, _ = exported
+    ids = runtime.write_lines([LINES[2], LINES[4]])
+    filled = runtime.infill(ids, bars=[1, 3], seed=0)
+    for before, after in zip(runtime._split_bars(ids), runtime._split_bars(filled), strict=True):
+        assert [bar for place, bar in enumerate(after) if place not in (1, 3)] == [
+            bar for place, bar in enumerate(before) if place not in (1, 3)
+        ]
+        assert before != after
+    with pytest.raises(ValueError, match="bar 5 cannot be filled: bars count from 0 to 4 here"):
+        runtime.infill(ids, bars=[5])
+    begun = runtime.write_lines([LINES[0], LINES[1], LINES[3]])
+    continued = runtime.continue_melody(begun, bars=[6, 5, 7], seed=0)
+    for before, after, bars in zip(runtime._split_bars(begun), runtime._split_bars(continued), [6, 5, 7], strict=True):
+        assert (after[: len(before)], len(after)) == (before, bars)
+    with pytest.raises(ValueError, match="3 bars cannot be continued to bars=3"):
+        runtime.continue_melody(begun[:1], bars=3)
+
+
+@pytest.mark.slow
+def test_paths_and_variations_begin_at_the_melody(exported):
+    runtime, model, _ = exported
+    latent = make_latent(2, seed=5)
+    expected = model.interpolate(latent[0], latent[1], steps=5, bars=4)
+    assert runtime.interpolate(latent[0].numpy(), latent[1].numpy(), steps=5, bars=4).tolist() == expected.tolist()
+    own = runtime.decode(latent[:1].numpy(), bars=N)
+    assert runtime.vary(latent[0].numpy(), n=2, similarity=1.0, bars=N).tolist() == own.repeat(2, axis=0).tolist()
+
+    def notes_of(line: dict) -> set[tuple[int, int]]:
+        return set(zip(line["start"], line["pitch"], strict=True))
+
+    notes = notes_of(runtime.read_lines(own)[0])
+
+    def share_kept(similarity: float) -> float:
+        lines = runtime.read_lines(runtime.vary(latent[0].numpy(), n=9, similarity=similarity, seed=0, bars=N))
+        return sum(len(notes & notes_of(line)) / len(notes) for line in lines) / 9
+
+    assert share_kept(0.9) > share_kept(0.0)
 
 
 @pytest.mark.slow
 def test_the_runtime_refuses_what_torch_refuses(exported):
-    runtime = OnnxMelodyVAE(exported[0])
-    bar = runtime.config["bar_token_ids"][0]
-    with pytest.raises(ValueError, match=f"{N + 1} bars does not fit a latent of {N}"):
+    runtime, _, _ = exported
+    bar, latent = runtime.config["bar_token_ids"][0], make_latent(1).numpy()
+    with pytest.raises(ValueError, match=f"{N + 1} bars does not fit a latent of max_bars={N}"):
         runtime.encode(np.full((1, N + 1), bar))
     with pytest.raises(ValueError, match=f"latent_size={Z}, and no latent"):
         runtime.generate()
+    with pytest.raises(ValueError, match=f"bars={N + 1}: a latent holds at most max_bars={N}"):
+        runtime.decode(latent, bars=N + 1)
+    with pytest.raises(ValueError, match="no pitch"):
+        runtime.decode(latent, lowest_pitch=61, highest_pitch=61, scale="C major")
+    with pytest.raises(ValueError, match=r"time signature 8/8 is not in the vocabulary: .*4/4"):
+        runtime.decode(latent, time_signature="8/8")
+    with pytest.raises(ValueError, match="2 values of bars for 1 melodies"):
+        runtime.decode(latent, bars=[1, 2])
 
 
 ALONE = """
 import sys
-sys.modules["torch"] = sys.modules["transformers"] = None
+for name in ("torch", "transformers", "miditok"):
+    sys.modules[name] = None
 import numpy as np
 from onnx_melody_vae import OnnxMelodyVAE
 model = OnnxMelodyVAE(".", threads=1)
-print(model.generate(np.array([eval(sys.argv[1])]), bars=2).tolist())
+model.sample(2, seed=0)
+print(model.decode(np.array([eval(sys.argv[1])], np.float32), bars=2).tolist())
 """
 
 
 @pytest.mark.slow
-def test_the_folder_runs_without_torch_and_without_the_repository(exported):
-    folder, model, _ = exported
+def test_the_folder_runs_without_torch_and_without_the_repository(rich):
+    runtime, model, _ = rich
     latent = make_latent(1, seed=13)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     result = subprocess.run(
         [sys.executable, "-c", ALONE, str(latent[0].tolist())],
-        cwd=folder,
+        cwd=runtime.folder,
         env=environment,
         capture_output=True,
         encoding="utf-8",
@@ -165,42 +390,12 @@ def test_the_folder_runs_without_torch_and_without_the_repository(exported):
 
 
 @pytest.mark.slow
-def test_musical_time_and_previous_tokens_are_read_as_by_torch(tmp_path, capsys):
-    """From left-padded beginnings too, and by the encoder."""
-    folder = save_model(tmp_path / "model", musical_time=True, musical_pitch=True, previous_token=True, hidden_size=32)
-    assert export_onnx.main(["--model", str(folder), "--output", str(folder / "onnx")]) == 0
-    processor, model = load_model(str(folder))
-    runtime = OnnxMelodyVAE(folder / "onnx")
-    batch = processor(lines=LINES, return_tensors="pt")
-    assert np.array_equal(
-        runtime.musical_position(batch["input_ids"].numpy()), model.musical_position(batch["input_ids"])
-    )
-    assert np.array_equal(runtime.musical_pitch(batch["input_ids"].numpy()), model.musical_pitch(batch["input_ids"]))
-    assert (model.musical_position(batch["input_ids"]) % 1).unique().numel() > 4
-    mean, _ = runtime.encode(batch["input_ids"].numpy(), batch["attention_mask"].numpy())
-    assert np.allclose(mean, model.encode(**batch).latent_mean.detach(), atol=1e-4)
-    model.config.grammar_columns = 0
-    primer = batch["input_ids"][:, :6]
-    padded = torch.nn.functional.pad(primer, (2, 0), value=model.config.pad_token_id)
-    mask = (padded != model.config.pad_token_id).long()
-    latent = make_latent(len(primer))
-    expected = model.generate(padded, attention_mask=mask, latent=latent, bars=N, do_sample=False)
-    found = runtime.generate(latent.numpy(), padded.numpy(), mask.numpy(), bars=N)
-    assert found.tolist() == expected.tolist()
-    alone = model.generate(primer[:1], latent=latent[:1], bars=N, do_sample=False)[0]
-    assert expected[0, 2:][: len(alone)].tolist() == alone.tolist()
-
-
-@pytest.mark.slow
 def test_a_music_transformer_has_a_decoder_only(tmp_path, capsys):
-    folder = save_model(tmp_path / "model", latent_size=0, num_hidden_layers=2)
-    assert export_onnx.main(["--model", str(folder), "--output", str(folder / "onnx")]) == 0
-    names = {file.name for file in (folder / "onnx").iterdir()}
-    assert names == {"decoder.onnx", "onnx_config.json", "onnx_melody_vae.py"}
-    _, model = load_model(str(folder))
-    primer = torch.tensor([[1, model.config.bar_token_ids[0], 19], [1, model.config.bar_token_ids[1], 23]])
+    runtime, model, _ = export_model(tmp_path / "model", latent_size=0, num_hidden_layers=2)
+    names = {file.name for file in runtime.folder.iterdir()}
+    assert names == {"decoder.onnx", "onnx_config.json", "onnx_tables.npz", "onnx_melody_vae"}
+    primer = torch.tensor([[1, model.config.bar_token_ids[0]], [1, model.config.bar_token_ids[1]]])
     expected = model.generate(primer, attention_mask=torch.ones_like(primer), bars=3, do_sample=False)
-    runtime = OnnxMelodyVAE(folder / "onnx")
     assert runtime.generate(input_ids=primer.numpy(), bars=3).tolist() == expected.tolist()
     with pytest.raises(ValueError, match="latent_size=0"):
         runtime.encode(primer.numpy())
@@ -208,26 +403,24 @@ def test_a_music_transformer_has_a_decoder_only(tmp_path, capsys):
         runtime.generate(np.zeros((1, Z)))
 
 
-@pytest.mark.slow
-def test_a_model_with_a_grammar_is_compared_without(exported):
-    folder, _, _ = exported
-    processor, model = load_model(str(folder.parent))
-    model.set_grammar(processor.grammar_table())
-    assert onnx_export.compare(model, folder) > N
-
-
 def test_a_difference_from_torch_ends_with_a_warning(tmp_path, monkeypatch):
     _, model = load_model(str(save_model(tmp_path / "model", learnt=False)))
     monkeypatch.setattr(OnnxMelodyVAE, "__init__", lambda self, folder: None)
-    monkeypatch.setattr(OnnxMelodyVAE, "generate", lambda self, latent, bars: np.array([[1, 2]]))
+    monkeypatch.setattr(OnnxMelodyVAE, "decode", lambda self, latent: np.array([[1, 2]]))
     with pytest.raises(UserError, match="another melody than torch"):
         onnx_export.compare(model, tmp_path)
 
 
 def test_a_folder_without_graphs_is_refused(tmp_path):
-    (tmp_path / "onnx_config.json").write_text('{"latent_size": 0}', encoding="utf-8")
-    with pytest.raises(FileNotFoundError, match=r"decoder\.onnx is missing; write it with export_onnx\.py"):
+    with pytest.raises(FileNotFoundError, match=r"onnx_config\.json is missing; write it with export_onnx\.py"):
         OnnxMelodyVAE(tmp_path)
+
+
+def test_a_model_without_a_grammar_is_refused(tmp_path, capsys, monkeypatch):
+    folder = save_model(tmp_path / "model", learnt=False)
+    monkeypatch.setattr(onnx_export, "load_model", lambda name: (None, make_bare_model()))
+    assert export_onnx.main(["--model", str(folder), "--output", str(tmp_path / "onnx")]) == 2
+    assert "set_grammar" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("case", ["no model", "empty folder", "output is a file", "onnx is not installed"])

@@ -1,0 +1,219 @@
+"""The melody decoder, one token after another, and the choice of each.
+
+Dimension key: A melodies still being written, T tokens, S places in the cache, K decoder layers, H heads, D head size,
+N bars, C hidden size, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .grammar import GrammarState, TokenTable
+from .token_grammar_melody_vae import NO_ONSET, TokenColumn
+
+CACHE_BLOCK = 32  # tokens by which the cache grows
+LIKELY_TOKENS = 64  # that top-p looks at before it sorts the whole vocabulary
+LOWEST = np.finfo(np.float32).min
+
+
+def log_sum_exp(values: np.ndarray) -> np.ndarray:
+    """Compute log(sum(exp(values))) over the last axis; -inf where all are."""
+    highest = values.max(-1, keepdims=True)
+    highest = np.where(np.isfinite(highest), highest, 0)
+    with np.errstate(divide="ignore"):
+        return np.log(np.exp(values - highest).sum(-1)) + highest[..., 0]
+
+
+def choose(weights: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Find where the running sum of weights `(A, V)` exceeds a share `(A,)`, from 0 to just under 1, of the whole."""
+    sums = weights.cumsum(-1, dtype=np.float64)
+    return (sums <= share[:, None] * sums[:, -1:]).sum(-1)
+
+
+def keep_most_likely(scores: np.ndarray, top_p: float) -> np.ndarray:
+    """Rule out all but the most probable tokens of `(A, V)` that together have `top_p`."""
+    total, likely = log_sum_exp(scores)[:, None], min(LIKELY_TOKENS, scores.shape[-1])
+    while True:
+        highest = -np.sort(-np.partition(scores, -likely, axis=-1)[:, -likely:])  # (A, L), descending
+        before = (np.exp(highest - total).cumsum(-1) < top_p).sum(-1, keepdims=True)  # the one that reaches top_p
+        if before.max() < likely or likely == scores.shape[-1]:
+            break
+        likely = scores.shape[-1]
+    least = np.take_along_axis(highest, np.minimum(before, likely - 1), axis=-1)
+    return np.where(scores < least, -np.inf, scores)
+
+
+class StepDecoder:
+    """Logits of melodies, one token after another; what is carried on lies here.
+
+    Args:
+        session: Of `decoder.onnx`.
+        config: Of the model.
+        table: Of the vocabulary.
+        count: Melodies.
+        bar_conditions: `(A, N + 1, K, C)`; none for a model without a latent.
+    """
+
+    def __init__(
+        self, session: Any, config: dict[str, Any], table: TokenTable, count: int, bar_conditions: np.ndarray | None
+    ):
+        self.session, self.config, self.table, self.bar_conditions = session, config, table, bar_conditions
+        heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
+        self.names = {each.name for each in session.get_inputs()}  # an input that is never read is left out
+        # Keys and values of each layer after each other.
+        self.cache = np.zeros((2 * layers, heads, count, 0, config["hidden_size"] // heads), np.float32)
+        self.mask = np.zeros((count, 0), np.float32)
+        self.length = 0
+        self.before: np.ndarray | None = None  # (A,) the token before
+        self.bars = np.full(count, -1)
+        self.reached = np.full(count, -NO_ONSET)  # the latest onset, and bars before it
+        self.steps, self.pitch = np.zeros(count, np.int64), np.zeros(count, np.float32)
+
+    def __call__(self, token: np.ndarray, is_padding: np.ndarray | None = None) -> np.ndarray:
+        """Compute the logits `(A, V)` after one more token `(A,)`; padding is never attended to."""
+        if self.length == self.cache.shape[3]:
+            self._grow()
+        config, now = self.config, self.length
+        farthest = config["max_relative_distance"]
+        distance = np.clip(np.arange(self.mask.shape[1]) - now + farthest, 0, farthest)
+        feeds = {"input_ids": token, "distance": distance, "mask": self.mask, **self._advance(token)}
+        before = token if self.before is None else self.before
+        feeds["previous_ids"] = np.where(before == config["pad_token_id"], token, before)
+        if self.bar_conditions is not None:
+            feeds["condition"] = self.bar_conditions[
+                np.arange(len(token)), np.clip(self.bars + 1, 0, config["max_bars"])
+            ]
+        for index in range(config["num_hidden_layers"]):
+            feeds[f"keys.{index}"], feeds[f"values.{index}"] = self.cache[2 * index], self.cache[2 * index + 1]
+        feeds = {name: value for name, value in feeds.items() if name in self.names}
+        logits, present = self.session.run(None, feeds)
+        self.cache[:, :, :, now] = present
+        self.mask[:, now] = 0 if is_padding is None else np.where(is_padding, LOWEST, 0)
+        self.length, self.before = now + 1, token
+        return logits
+
+    def keep(self, rows: np.ndarray) -> None:
+        """Go on with some melodies only."""
+        self.cache = np.take(self.cache, rows, axis=2)
+        self.mask, self.before = self.mask[rows], None if self.before is None else self.before[rows]
+        self.bars, self.reached, self.steps, self.pitch = (
+            part[rows] for part in (self.bars, self.reached, self.steps, self.pitch)
+        )
+        if self.bar_conditions is not None:
+            self.bar_conditions = self.bar_conditions[rows]
+
+    def _grow(self) -> None:
+        """Copy the cache into a larger one; its new places are ruled out until they are written."""
+        layers, heads, count, capacity, size = self.cache.shape
+        cache = np.zeros((layers, heads, count, capacity + CACHE_BLOCK, size), np.float32)
+        cache[:, :, :, :capacity] = self.cache
+        self.cache = cache
+        self.mask = np.concatenate([self.mask, np.full((count, CACHE_BLOCK), LOWEST, np.float32)], axis=1)
+
+    def _advance(self, token: np.ndarray) -> dict[str, np.ndarray]:
+        """Carry on to one more token `(A,)`; returns its musical position and pitch, `(A,)`."""
+        row = self.table.table[token].T  # (columns, A)
+        self.bars = self.bars + row[TokenColumn.OPENS_BAR]
+        position = self.bars.astype(np.float32)
+        if self.config["musical_time"]:
+            self.steps = np.where(row[TokenColumn.BAR_STEPS] > 0, row[TokenColumn.BAR_STEPS], self.steps)
+            self.reached = np.maximum(self.reached, self.bars * NO_ONSET + row[TokenColumn.LAST_ONSET] + 1)
+            onset = np.maximum(self.reached % NO_ONSET - 1, 0).astype(np.float32)
+            position += np.minimum(onset / np.maximum(self.steps, 1).astype(np.float32), np.float32(0.999))
+        highest = row[TokenColumn.HIGHEST_PITCH]
+        middle = ((row[TokenColumn.LOWEST_PITCH] + highest) / 2).astype(np.float32)
+        self.pitch = np.where(highest > 0, middle, self.pitch)
+        return {"musical_position": position, "pitch": self.pitch}
+
+
+def allowed_scores(logits: np.ndarray, states: Sequence[GrammarState], is_primer: bool) -> np.ndarray:
+    """Rule out what is no melody, -inf in `(A, V)`, and give the end of a bar what belongs to it.
+
+    That a bar ends is one event, followed by a new bar or by the end of the melody; where only one of them is allowed
+    the event's probability goes to it.
+    """
+    offers, table = [state.offer(is_primer) for state in states], states[0].table
+    scores = np.where(np.stack([offer.allowed for offer in offers]), logits, np.float32(-np.inf))
+    scores[:, table.eos_token_id] = -np.inf
+    rows = np.array([row for row, offer in enumerate(offers) if offer.bar_may_end], dtype=np.int64)
+    if len(rows):
+        resting = [offers[row] for row in rows]
+        must_end, may_end = np.array([(offer.must_end, offer.may_end) for offer in resting]).T
+        end, openings = logits[rows, table.eos_token_id], scores[rows[:, None], table.bar_ends]  # (R,), (R, O)
+        new_bar = log_sum_exp(openings)
+        bar_ends = np.logaddexp(end, new_bar)
+        gain = np.where(may_end | np.isinf(new_bar), 0, bar_ends - np.where(np.isinf(new_bar), 0, new_bar))
+        has_to_close = must_end | [offer.next_kept is not None for offer in resting]
+        scores[rows[:, None], table.bar_ends] = np.where(has_to_close[:, None], -np.inf, openings + gain[:, None])
+        scores[rows, table.eos_token_id] = np.where(must_end, bar_ends, np.where(may_end, end, -np.inf))
+        for row, offer, score in zip(rows, resting, bar_ends, strict=True):
+            if offer.next_kept is not None:
+                scores[row, offer.next_kept] = score if np.isfinite(score) else 0
+    for row, offer in enumerate(offers):
+        if offer.only is not None:
+            scores[row] = -np.inf
+            scores[row, offer.only] = 0
+    return scores
+
+
+def write_melodies(
+    decoder: StepDecoder,
+    states: list[GrammarState],
+    primer: np.ndarray,
+    max_length: int,
+    generator: Sequence[np.random.Generator] | None = None,
+    temperature: np.ndarray | None = None,
+    top_p: float = 1.0,
+    is_first: np.ndarray | None = None,
+) -> list[list[int]]:
+    """Write melodies to their ends, greedily or with a source of random numbers for each.
+
+    Args:
+        decoder: Of these melodies.
+        states: At their beginning, one for each.
+        primer: `(A, T)` the beginnings, padded on the left.
+        max_length: Tokens to stop at, the beginning's included.
+        generator: One for each melody; without, the most likely token is taken.
+        temperature: `(A,)`, of the softmax over tokens.
+        top_p: Share of the probability that tokens are drawn from.
+        is_first: `(V,)` whether a token may be the first new one; any by default.
+
+    Returns:
+        The ids of each melody, padding included.
+    """
+    pad, eos = decoder.config["pad_token_id"], decoder.config["eos_token_id"]
+    rows, logits = np.arange(len(states)), np.empty(0)
+    is_padding = np.logical_and.accumulate(primer == pad, axis=1)
+    for place, token in enumerate(primer.T):
+        logits = decoder(np.ascontiguousarray(token), is_padding[:, place])
+        for state, each in zip(states, token.tolist(), strict=True):
+            state.advance(each)
+    is_done, length, is_primer = np.zeros(len(rows), dtype=bool), primer.shape[1], True
+    while length < max_length:
+        if is_primer and is_first is not None:
+            logits = np.where(is_first, logits, np.float32(-np.inf))
+        active = np.flatnonzero(~is_done)
+        scores = allowed_scores(logits[active], [states[rows[at]] for at in active], is_primer)
+        if generator is None:
+            token = scores.argmax(-1)
+        else:
+            scores = scores if temperature is None else scores / temperature[rows[active], None]
+            scores = scores if top_p >= 1 else keep_most_likely(scores, top_p)
+            share = np.array([generator[rows[at]].random(dtype=np.float32) for at in active])
+            token = choose(np.exp(scores - scores.max(-1, keepdims=True)), share)
+        for at, each in zip(active, token.tolist(), strict=True):
+            states[rows[at]].advance(each)
+        following = np.full(len(rows), pad)
+        following[active] = token
+        is_done[active] = token == eos
+        length, is_primer = length + 1, False
+        left = len(rows) - int(is_done.sum())
+        if not left or length == max_length:
+            break
+        if left <= 8 / 9 * len(rows):
+            kept = np.flatnonzero(~is_done)
+            decoder.keep(kept)
+            rows, following, is_done = rows[kept], following[kept], is_done[kept]
+        logits = decoder(following)
+    return [state.tokens for state in states]

@@ -1,0 +1,1 @@
+../../../modeling/melody_line_melody_vae.py

@@ -1,0 +1,571 @@
+"""What one does with melodies, as `MelodyVAEModel` has it: sample, vary, infill, continue, interpolate, reconstruct.
+
+Dimension key: B batch, T tokens, N bars, Z latent size, S points of a path, V vocabulary.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .decoding import StepDecoder, choose, write_melodies
+from .grammar import GrammarState, Wanted
+from .latents import Generators, LatentModel, draw_normal, make_generators
+from .melody_line_melody_vae import key_of, major_tonic, transpose_line
+from .token_grammar_melody_vae import TokenColumn, scale_mask
+
+PER_MELODY = ("generator", "bars", "temperature", "scale", "time_signature", "lowest_pitch", "highest_pitch")
+"""Options of `sample` that may be lists with one for each melody."""
+
+# As in the model's own operations.
+LONGEST_REST = 1.0
+FREE_DRAWS = 4
+SECTION_NOISE_FACTOR = 0.75
+PATH_SPREAD, PATH_NOISE = 7.0, 0.5
+
+
+def is_list(value: Any) -> bool:
+    """Whether an option has a value for each melody."""
+    return isinstance(value, list | tuple | np.ndarray)
+
+
+def for_each(name: str, value: Any, n: int) -> list:
+    """Return an option as a list with one for each of `n` melodies.
+
+    Raises:
+        ValueError: If there are not `n`.
+    """
+    values = list(value) if is_list(value) else [value] * n
+    if len(values) != n:
+        raise ValueError(f"{len(values)} values of {name} for {n} melodies")
+    return values
+
+
+def take_rows(options: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    """Keep of the options, and of the conditions among them, those of some melodies; what is for all stays."""
+    taken = {}
+    for name, value in options.items():
+        if name == "conditions":
+            value = {condition: [values[row] for row in rows] for condition, values in value.items()}
+        elif name in PER_MELODY and is_list(value):
+            value = [value[row] for row in rows]
+        taken[name] = value
+    return taken
+
+
+def slerp(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Interpolate on the great circle from `a` to `b`, both `(Z,)`, at positions `(S,)`; lengths change linearly."""
+    weight = weight[:, None]
+    length_a, length_b = (max(float(np.linalg.norm(each)), 1e-12) for each in (a, b))
+    angle = math.acos(min(max(float(a @ b) / (length_a * length_b), -1), 1))
+    if abs(math.sin(angle)) < 1e-4:
+        return (1 - weight) * a + weight * b
+    arc = (np.sin((1 - weight) * angle) * a / length_a + np.sin(weight * angle) * b / length_b) / math.sin(angle)
+    return (arc * ((1 - weight) * length_a + weight * length_b)).astype(np.float32)
+
+
+class OnnxMelodyVAE(LatentModel):
+    """A melody VAE of ONNX graphs, with the operations of `MelodyVAEModel`; ids and latents are arrays.
+
+    Args:
+        folder: What `export_onnx.py` wrote.
+        threads: Of onnxruntime; 0 leaves it the choice.
+
+    Raises:
+        FileNotFoundError: If the folder lacks a file.
+    """
+
+    def decode(self, latent: np.ndarray, seed: int | None = None, **options) -> np.ndarray:
+        """Decode latents `(B, Z)` into ids `(B, T)`; greedily, unless there is a seed or a generator for each.
+
+        Args:
+            latent: `(B, Z)`.
+            seed: Makes sampling repeatable.
+            options: As in [`generate`].
+        """
+        if seed is not None:
+            options["generator"] = make_generators(len(latent), seed)
+        return self.generate(latent, **options)
+
+    def reconstruct(self, input_ids: np.ndarray, **options) -> np.ndarray:
+        """Decode melodies from their posterior's mean, as many bars as they have, `(B, T)` ids."""
+        return self.decode(self.encode(input_ids)[0], bars=self.num_bars(input_ids), **options)
+
+    def generate(
+        self,
+        latent: np.ndarray | None = None,
+        input_ids: np.ndarray | None = None,
+        bars: int | Sequence[int] | np.ndarray | None = None,
+        noise_level: float | np.ndarray | None = None,
+        conditions: Mapping[str, Any] | None = None,
+        scale: str | Sequence[str | None] | None = None,
+        time_signature: str | Sequence[str | None] | None = None,
+        lowest_pitch: int | Sequence[int | None] | None = None,
+        highest_pitch: int | Sequence[int | None] | None = None,
+        template: np.ndarray | None = None,
+        regenerate: Sequence[int] = (),
+        max_rest: float | None = None,
+        generator: Generators | None = None,
+        temperature: float | Sequence[float] = 1.0,
+        top_p: float = 1.0,
+        max_length: int | None = None,
+        opens_bar: bool = False,
+    ) -> np.ndarray:
+        """Write melodies.
+
+        Args:
+            latent: `(B, Z)`; needed unless the model has none.
+            input_ids: `(B, T)` beginnings of the melodies, padded on the left; the start token by default.
+            bars: Bars that each melody shall have, a number or `(B,)`; the model decides by default.
+            noise_level: How much of the latent is noise, from 0 to 1; a number, or `(B, N)` for each bar.
+            conditions: What the melody decoder is told, as in [`sample`].
+            scale: Such as `D dorian`: the only pitches. One for all, or one for each, as the three that follow.
+            time_signature: Such as `6/8`; the model's choice by default.
+            lowest_pitch: MIDI pitch.
+            highest_pitch: MIDI pitch.
+            template: `(B, T)` ids of melodies to keep bars of.
+            regenerate: Which of their bars to write anew, from 0.
+            max_rest: Bars that a rest between notes may last; any by default.
+            generator: Source of random numbers for each melody; by default the most likely token is taken.
+            temperature: Of the softmax over tokens, one for all or one for each.
+            top_p: Share of the probability that tokens are drawn from.
+            max_length: Tokens to stop at, the beginning's included.
+            opens_bar: Whether the first new token has to open a bar.
+
+        Returns:
+            `(B, T)` ids, padded at the end.
+
+        Raises:
+            ValueError: If no melody can be like this, or there is a latent too much or none.
+        """
+        config = self.config
+        if (latent is None) == bool(config["latent_size"]):
+            given = "no" if latent is None else "a"
+            raise ValueError(f"latent_size={config['latent_size']}, and {given} latent given")
+        n = next((len(part) for part in (latent, input_ids, template) if part is not None), 1)
+        if not n:
+            return np.empty((0, 0), dtype=np.int64)
+        asked = {"scale": scale, "time_signature": time_signature}
+        asked |= {"lowest_pitch": lowest_pitch, "highest_pitch": highest_pitch}
+        wanted = self._wanted(n, bars, max_rest, **asked)
+        length = config["max_length"] if max_length is None else max_length
+        if template is not None:
+            length += template.shape[1] if max_length is None else 0
+            self._keep_template(wanted, template, regenerate, bars is None)
+        if latent is None:
+            bar_conditions = None
+        else:
+            bar_conditions = self.bar_conditions(latent, noise_level, self.check_conditions(conditions, n))
+        primer = np.full((n, 1), config["bos_token_id"]) if input_ids is None else input_ids
+        is_first = None
+        if opens_bar:  # a token that opens none could put more notes into the last bar that is there
+            is_first = self.table.opens_bar.copy()
+            is_first[[*self.repeats.values()]] = True
+        rows = write_melodies(
+            StepDecoder(self._session("decoder"), config, self.table, n, bar_conditions),
+            [GrammarState(self.table, each) for each in wanted],
+            primer.astype(np.int64),
+            length,
+            generator,
+            np.array(for_each("temperature", temperature, n), dtype=np.float32),
+            top_p,
+            is_first,
+        )
+        return self._pad(rows)
+
+    def _wanted(self, n: int, bars: Any, max_rest: float | None, **asked: Any) -> list[Wanted]:
+        """Write options of [`generate`] as what each melody is to be."""
+        most = self.config["max_bars"]
+        if bars is not None and np.max(bars) > most and self.config["latent_size"]:
+            raise ValueError(
+                f"bars={np.max(bars)}: a latent holds at most max_bars={most}; sample(bars=...) writes longer ones"
+            )
+        lists = {name: for_each(name, value, n) for name, value in {"bars": bars, **asked}.items()}
+        wanted = []
+        for count, scale, signature, low, high in zip(*lists.values(), strict=True):
+            if count is not None and count < 1:
+                raise ValueError(f"bars={count}: a melody has at least one bar")
+            pitches = (
+                0xFFF if scale is None else scale_mask(scale),
+                0 if low is None else int(low),
+                127 if high is None else int(high),
+            )
+            self.table.usable_phases(pitches)
+            number = (0, 0) if signature is None else self.table.time_signature(signature)
+            wanted.append(Wanted(most if count is None else int(count), count is None, number, pitches, max_rest))
+        return wanted
+
+    def _keep_template(self, wanted: list[Wanted], template: np.ndarray, regenerate: Sequence[int], own: bool) -> None:
+        """Let melodies keep the bars of a template `(B, T)` but for some; `own` bars are those that it has."""
+        for each, melody in zip(wanted, self._split_bars(template), strict=True):
+            each.kept = {index: bar for index, bar in enumerate(melody) if index not in regenerate}
+            each.bars, each.model_ends = len(melody) if own and melody else each.bars, False
+            signed = (self.table.rows[token] for bar in melody for token in bar)
+            columns = TokenColumn.TIME_SIGNATURE, TokenColumn.BAR_STEPS
+            each.signature = next(
+                ((row[columns[0]], row[columns[1]]) for row in signed if row[columns[0]]), each.signature
+            )
+
+    def sample(
+        self,
+        n: int,
+        seed: int | None = None,
+        temperature: float | Sequence[float] = 1.0,
+        bars: int | Sequence[int] | None = None,
+        conditions: Mapping[str, Any] | None = None,
+        guidance: float = 1.0,
+        attempts: int = 12,
+        generator: Generators | None = None,
+        noise_level: float | None = None,
+        **options,
+    ) -> np.ndarray:
+        """Sample `n` melodies from the prior, as `MelodyVAEModel.sample` does.
+
+        Args:
+            n: Number of melodies.
+            seed: Makes the result repeatable: melody i of a seed is the same for every `n`, but for a rare token on
+                which rounding decides.
+            temperature: Of the softmax over tokens; one for all, or one for each.
+            bars: Bars per melody; `max_bars` by default; more are written section by section. One number for all, or
+                one for each, none of them more than `max_bars`.
+            conditions: Such as `{"key": "D minor", "note_density": 1.0}`; for all, or a list with one for each, in
+                which None leaves it open.
+            guidance: Scale of classifier-free guidance; 1 is none.
+            attempts: How often a melody in another key than asked for is sampled at most.
+            generator: Instead of a seed, one for each melody.
+            noise_level: How much of its latent a melody leaves to the melody decoder, from 0 to 1;
+                `config.sampling_noise` by default.
+            options: As in [`generate`]: `scale`, `time_signature`, `top_p`, ...
+
+        Returns:
+            `(n, T)` ids, padded at the end.
+
+        Raises:
+            ValueError: If there are not `n` of what is given for each melody, or as in [`generate`].
+        """
+        checked = self.check_conditions(conditions, n)
+        asked = self._sampling_options() | {
+            "temperature": temperature,
+            "bars": self.config["max_bars"] if bars is None else bars,
+            "conditions": checked,
+            "guidance": guidance,
+            "noise_level": noise_level,
+            "generator": make_generators(n, seed, generator),
+            **options,
+        }
+        for name in PER_MELODY:
+            for_each(name, asked.get(name), n)
+        asked["time_signature"] = self._one_time_signature(asked.get("time_signature"), checked, n)
+        if not n:
+            return np.empty((0, 0), dtype=np.int64)
+        ids = self._transpose_to_keys(self._sample_batch(n, asked), asked)
+        for attempt in range(1, attempts):
+            wrong = self._rows_in_another_key(ids, checked)
+            if not wrong:
+                break
+            again = take_rows(asked, wrong)
+            if attempt >= FREE_DRAWS and again.get("scale") is None:
+                again["scale"] = again["conditions"]["key"]
+            ids = self._replace_rows(ids, wrong, self._transpose_to_keys(self._sample_batch(len(wrong), again), again))
+        return ids
+
+    def vary(
+        self,
+        latent: np.ndarray,
+        n: int = 4,
+        similarity: float = 0.8,
+        seed: int | None = None,
+        generator: Generators | None = None,
+        **options,
+    ) -> np.ndarray:
+        """Decode `n` variations `(n, T)` of the melody of a latent `(Z,)`, as `MelodyVAEModel.vary` does.
+
+        Args:
+            latent: `(Z,)` or `(1, Z)`.
+            n: Number of variations.
+            similarity: Share of the notes that a variation has in common with the melody, from 0 to 1.
+            seed: Makes the result repeatable.
+            generator: Instead of a seed, one for each variation.
+            options: As in [`generate`].
+
+        Raises:
+            ValueError: If `similarity` is not from 0 to 1, or there are not `n` generators.
+        """
+        if not 0 <= similarity <= 1:
+            raise ValueError(f"similarity={similarity} is not a finite number from 0 to 1")
+        latents, config = np.repeat(np.reshape(latent, (1, -1)).astype(np.float32), n, axis=0), self.config
+        sources, own = make_generators(n, seed, generator), {}
+        if n and similarity < 1:
+            noise = draw_normal(latents.shape[1:], sources)
+            if config["noise_probability"]:
+                own = self._sampling_options() | {"conditions": self._conditions_like(latents[:1], options)}
+                own["generator"] = sources
+                own["noise_level"] = np.full((n, config["max_bars"]), self._variation_level(similarity), np.float32)
+                latents = self.add_noise(latents, own["noise_level"], noise)
+            elif config["num_prior_layers"]:
+                is_known = np.zeros((n, config["max_bars"]), dtype=bool)
+                latents = self.complete(latents, is_known, self._labels({}, n), sources, begin=similarity, noise=noise)
+            else:
+                weight = np.array([1 - similarity], np.float32)
+                latents = np.concatenate([slerp(*pair, weight) for pair in zip(latents, noise, strict=True)])
+        return self.generate(latents, **{**own, **options})
+
+    def _variation_level(self, similarity: float) -> float:
+        """Look up the noise level at which variations have this similarity."""
+        levels = self.config["variation_levels"] or [1.0, 0.0]
+        return float(np.interp(similarity, np.linspace(0, 1, len(levels)), levels))
+
+    def _conditions_like(self, latent: np.ndarray, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Read key and attributes of the melody of a latent `(1, Z)`, as far as the melody decoder is told of them."""
+        told = self.config["decoder_conditions"]
+        if not told:
+            return {}
+        bars = options.get("bars")
+        line = self.read_lines(self.decode(latent, bars=bars if isinstance(bars, int) else None))[0]
+        conditions: dict[str, Any] = {"key": key_of(line)} if "key" in told and line["pitch"] else {}
+        if "attributes" in told and line["pitch"]:
+            values = self.attributes_of([line])[0].tolist()
+            conditions |= dict(zip(self.config["attributes"], values, strict=True))
+        return conditions
+
+    def infill(
+        self,
+        input_ids: np.ndarray,
+        bars: Sequence[int] = (),
+        seed: int | None = None,
+        conditions: Mapping[str, Any] | None = None,
+        guidance: float = 1.0,
+        generator: Generators | None = None,
+        noise_level: float | None = None,
+        **options,
+    ) -> np.ndarray:
+        """Write some bars of melodies `(B, T)` anew, `bars` from 0; the others come back as they are.
+
+        Other arguments are those of [`sample`].
+
+        Raises:
+            ValueError: If a melody has no such bar.
+        """
+        n, num_bars, config = len(input_ids), self.num_bars(input_ids), self.config
+        shortest = int(num_bars.min()) if n else config["max_bars"]
+        if wrong := [bar for bar in bars if not 0 <= bar < shortest]:
+            raise ValueError(f"bar {wrong[0]} cannot be filled: bars count from 0 to {shortest - 1} here")
+        asked = self._sampling_options() | {"generator": make_generators(n, seed, generator), **options}
+        checked = self.check_conditions(conditions, n)
+        if config["latent_size"]:
+            is_known = np.ones((n, config["max_bars"]), dtype=bool)
+            is_known[:, list(bars)] = False
+            asked |= {"conditions": checked, "guidance": guidance, "noise_level": noise_level}
+            asked = self._with_latent(asked, self.encode(input_ids)[0], is_known, num_bars)
+        return self.generate(template=input_ids, regenerate=bars, **asked)
+
+    def continue_melody(
+        self,
+        input_ids: np.ndarray,
+        bars: int | Sequence[int] | None = None,
+        seed: int | None = None,
+        conditions: Mapping[str, Any] | None = None,
+        guidance: float = 1.0,
+        generator: Generators | None = None,
+        noise_level: float | None = None,
+        **options,
+    ) -> np.ndarray:
+        """Keep the bars of melodies `(B, T)` and write on, up to `bars` bars, `max_bars` by default and at most.
+
+        Other arguments are those of [`sample`].
+
+        Returns:
+            `(B, T)` ids, padded at both ends.
+
+        Raises:
+            ValueError: If a melody has no bar to begin with, or nothing is left to write.
+        """
+        n = len(input_ids)
+        bars = self.config["max_bars"] if bars is None else bars
+        for has, wanted in zip(self.num_bars(input_ids).tolist(), for_each("bars", bars, n), strict=True):
+            if not 1 <= has < wanted:
+                raise ValueError(f"{has} bars cannot be continued to bars={wanted}: give at least 1, and fewer")
+        if options.get("time_signature") is not None:
+            raise ValueError(f"time_signature={options['time_signature']!r}: the melody has its own")
+        primer = self._join_bars(self._split_bars(input_ids), is_open=True)
+        asked = self._sampling_options() | {"generator": make_generators(n, seed, generator), **options}
+        asked |= {"conditions": self.check_conditions(conditions, n), "guidance": guidance, "noise_level": noise_level}
+        return self._generate_after(primer, bars, bars, {**asked, "opens_bar": True})
+
+    def interpolate(self, a: np.ndarray, b: np.ndarray, steps: int = 7, **options) -> np.ndarray:
+        """Decode a path between two latents `(Z,)`, ends included, `(steps, T)` ids, as `MelodyVAEModel` does."""
+        corners = np.stack([np.reshape(end, -1) for end in (a, b)]).astype(np.float32)
+        weight = np.linspace(0, 1, steps, dtype=np.float32)
+        if not steps:
+            return np.empty((0, 0), dtype=np.int64)
+        if not self.config["noise_probability"]:
+            latents = slerp(*corners, weight)
+        else:
+            (first, second), num_bars = self._in_one_key(corners, options)
+            latents = self._blend(first, second, weight, num_bars)
+            level = PATH_NOISE * np.sin(np.float32(math.pi) * weight)[:, None]
+            options = {"noise_level": level.repeat(self.config["max_bars"], axis=1), **options}
+        latents[weight == 0], latents[weight == 1] = corners
+        return self.decode(latents, **options)
+
+    def _in_one_key(self, latents: np.ndarray, options: Mapping[str, Any]) -> tuple[np.ndarray, int]:
+        """Transpose melodies to the first one's key, by six semitones at most; returns latents and the most bars."""
+        bars = options.get("bars")
+        lines = self.read_lines(self.decode(latents, bars=bars if isinstance(bars, int) else None))
+        moved, tonics, pitches = latents.copy(), [major_tonic(key_of(line)) for line in lines], self._pitches
+        for row, (line, tonic) in enumerate(zip(lines, tonics, strict=True)):
+            if tonic != tonics[0] and (transposed := transpose_line(line, tonic, tonics[0], pitches)):
+                moved[row] = self.encode(self.write_lines([transposed]))[0][0]
+        return moved, max(1, *(line["bars"] for line in lines))
+
+    def _blend(self, a: np.ndarray, b: np.ndarray, weight: np.ndarray, num_bars: int) -> np.ndarray:
+        """Turn latent `a` into `b`, both `(Z,)`, bar after bar; `(S, Z)` at weights `(S,)`."""
+        bars = self.config["max_bars"]
+        place = np.minimum(np.arange(bars), num_bars - 1) / max(1, num_bars - 1)
+        weights = np.clip(weight[:, None] * (1 + PATH_SPREAD) - PATH_SPREAD * place, 0, 1).astype(np.float32)  # (S, N)
+        pairs = zip(a.reshape(bars, -1), b.reshape(bars, -1), weights.T, strict=True)
+        return np.concatenate([slerp(*pair) for pair in pairs], axis=-1)
+
+    # Batches and sections of sampled melodies.
+
+    def _sample_batch(self, n: int, options: Mapping[str, Any]) -> np.ndarray:
+        """Write `n` melodies once, by the options of [`sample`]."""
+        options = dict(options)
+        bars = options.pop("bars")
+        if not is_list(bars) and bars > self.config["max_bars"]:
+            return self._sample_sections(n, bars, options)
+        known, signature = self.config["conditions"].get("time_signature", ()), options.get("time_signature")
+        if known and signature and "time_signature" not in options["conditions"] and self.config["latent_size"]:
+            asked = [name if name in known else None for name in for_each("time_signature", signature, n)]
+            options["conditions"] = {**options["conditions"], "time_signature": asked}
+        return self._generate_after(np.full((n, 1), self.config["bos_token_id"]), bars, bars, options)
+
+    def _generate_after(
+        self, primer: np.ndarray, bars: Any, bars_of_latent: Any, options: Mapping[str, Any]
+    ) -> np.ndarray:
+        """Sample latents that fit a primer `(B, T)`, and write what follows it, up to so many bars."""
+        options, num_bars = dict(options), self.num_bars(primer)
+        if self.config["latent_size"]:
+            is_known = np.arange(self.config["max_bars"]) < num_bars[:, None]
+            known = self.encode(primer)[0] if num_bars.any() else None
+            options = self._with_latent(options, known, is_known, bars_of_latent)
+        else:
+            for name in ("conditions", "guidance", "noise_level"):  # it has no prior that could read them
+                options.pop(name, None)
+        return self.generate(input_ids=primer, bars=bars, **options)
+
+    def _with_latent(
+        self, options: Mapping[str, Any], known: np.ndarray | None, is_known: np.ndarray, bars: Any
+    ) -> dict[str, Any]:
+        """Put latents, and the noise level of each bar, in place of the options that say how to sample them."""
+        options = dict(options)
+        conditions, level = options["conditions"], options.pop("noise_level", None)
+        if level is None:
+            level = self._default_noise_level(conditions)
+        elif level and not self.config["noise_probability"]:
+            raise ValueError(f"noise_level={level:g} and a model trained without (noise_probability=0)")
+        guidance = options.pop("guidance", 1.0)
+        latent = self.sample_latent(options["generator"], known, is_known, conditions, guidance, level, bars)
+        levels = {"noise_level": np.where(is_known, 0.0, level).astype(np.float32)} if level else {}
+        return {**options, "latent": latent, **levels}
+
+    def _sample_sections(self, n: int, bars: int, options: Mapping[str, Any]) -> np.ndarray:
+        """Write melodies longer than a latent, section by section of half a latent, as `MelodyVAEModel` does."""
+        size = max(1, self.config["max_bars"] // 2)
+        melodies: list[list[list[list[int]]]] = [[] for _ in range(n)]  # of each its sections, their bars' tokens
+        while size * len(melodies[0]) < bars:
+            count = min(size, bars - size * len(melodies[0]))
+            # Half a section could end within a note, so the last one repeats none unless it is whole.
+            lags = self._draw_lags(n, len(melodies[0]), options["generator"]) if count == size else [-1] * n
+            sections = [list(melody[-1 - lag]) if lag >= 0 else [] for melody, lag in zip(melodies, lags, strict=True)]
+            new = [row for row, lag in enumerate(lags) if lag < 0]
+            if new:
+                before = [melodies[row][-1] if melodies[row] else [] for row in new]
+                ids = self._sample_next_section(before, count, take_rows(options, new))
+                for row, section, known in zip(new, self._split_bars(ids), before, strict=True):
+                    sections[row] = section[len(known) :]
+            for melody, section in zip(melodies, sections, strict=True):
+                melody.append(section)
+        return self._join_bars([[bar for section in melody for bar in section] for melody in melodies])
+
+    def _draw_lags(self, n: int, num_sections: int, generator: Generators) -> list[int]:
+        """Draw for each melody how many sections back the one is that it repeats now, from 0; -1 for none."""
+        returns = self.config["section_returns"][:num_sections]
+        if not returns:
+            return [-1] * n
+        chance = np.array([*returns, max(1 - sum(returns), 0)])
+        drawn = choose(np.tile(chance, (n, 1)), np.array([source.random(dtype=np.float32) for source in generator]))
+        return [lag if lag < len(returns) else -1 for lag in drawn.tolist()]
+
+    def _sample_next_section(self, before: list[list[list[int]]], count: int, options: dict[str, Any]) -> np.ndarray:
+        """Write `count` bars after the section before; returns ids with both."""
+        known = len(before[0])
+        if known:
+            options["time_signature"] = None  # the primer has its own
+            if options.get("noise_level") is None:
+                options["noise_level"] = SECTION_NOISE_FACTOR * self._default_noise_level(options["conditions"])
+        primer = self._join_bars(before, is_open=True)
+        return self._generate_after(primer, known + count, self.config["max_bars"], options)  # the melody goes on
+
+    def _rows_in_another_key(self, ids: np.ndarray, conditions: Mapping[str, list]) -> list[int]:
+        """List the melodies of `ids` `(B, T)` whose key is not the condition's."""
+        if "key" not in conditions:
+            return []
+        pairs = enumerate(zip(self.read_lines(ids), conditions["key"], strict=True))
+        return [row for row, (line, key) in pairs if key is not None and key_of(line) != key]
+
+    def _transpose_to_keys(self, ids: np.ndarray, options: Mapping[str, Any]) -> np.ndarray:
+        """Transpose melodies `(B, T)` to the keys asked for where their mode is the same.
+
+        Those stay as they are whose scale or range was asked for, or that would leave the vocabulary.
+        """
+        wrong = self._rows_in_another_key(ids, options["conditions"])
+        if not wrong or any(options.get(name) is not None for name in ("scale", "lowest_pitch", "highest_pitch")):
+            return ids
+        moved = {}
+        for row, line in zip(wrong, self.read_lines(ids[wrong]), strict=True):
+            has, wanted = key_of(line), options["conditions"]["key"][row]
+            if has.split()[1] == wanted.split()[1]:
+                transposed = transpose_line(line, major_tonic(has), major_tonic(wanted), self._pitches)
+                moved |= {row: transposed} if transposed else {}
+        return self._replace_rows(ids, list(moved), self.write_lines(moved.values())) if moved else ids
+
+    @property
+    def _pitches(self) -> list[int]:
+        return self.writer.values("Pitch")
+
+    def _replace_rows(self, ids: np.ndarray, rows: Sequence[int], new: np.ndarray) -> np.ndarray:
+        """Put melodies `new` `(R, U)` in place of some rows of `ids` `(B, T)`; padded at the end."""
+        pad = self.config["pad_token_id"]
+        melodies = [[token for token in row if token != pad] for row in ids.tolist()]
+        for row, melody in zip(rows, new.tolist(), strict=True):
+            melodies[row] = [token for token in melody if token != pad]
+        return self._pad(melodies)
+
+    # Options and conditions.
+
+    def _sampling_options(self) -> dict[str, Any]:
+        """Return the options of [`generate`] with which this model samples tokens."""
+        return {"top_p": self.config["sampling_top_p"], "max_rest": LONGEST_REST}
+
+    def _default_noise_level(self, conditions: Mapping[str, list]) -> float:
+        """How noisy the latents of melodies under these conditions are by default."""
+        # What the melody decoder is not told reaches it through the latent alone; the time signature is in the tokens.
+        told = {"time_signature", *self.config["decoder_conditions"]}
+        told |= set(self.config["attributes"]) if "attributes" in told else set()
+        return self.config["sampling_noise"] / (2 if conditions.keys() - told else 1)
+
+    def _one_time_signature(self, signature: Any, conditions: Mapping[str, list], n: int) -> Any:
+        """Return the time signature that an option and a condition ask for together.
+
+        Raises:
+            ValueError: If they ask for different ones.
+        """
+        if (asked := conditions.get("time_signature")) is None:
+            return signature
+        signatures = for_each("time_signature", signature, n)
+        for one, other in zip(signatures, asked, strict=True):
+            if None not in (one, other) and one != other:
+                raise ValueError(f"time_signature={one!r} and the condition time_signature={other!r} differ")
+        return [other if one is None else one for one, other in zip(signatures, asked, strict=True)]

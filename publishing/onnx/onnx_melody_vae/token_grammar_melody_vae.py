@@ -1,0 +1,1 @@
+../../../modeling/token_grammar_melody_vae.py
