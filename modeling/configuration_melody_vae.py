@@ -29,8 +29,8 @@ class MelodyVAEConfig(PreTrainedConfig):
         max_bars: Bars that one latent holds.
         grammar_columns: Width of the table that says what each token stands for, see
             [`MelodyVAEModel.set_grammar`]; 0 while the model has none.
-        fingerprint: Hashes of the tokens, the grammar and the conditions that the weights are of; None in earlier
-            models. To change conditions or attributes, set it to None.
+        fingerprint: Hashes of the tokens, their merges, the grammar and the conditions that the weights are of; None in
+            earlier models. To change conditions or attributes, set it to None.
         num_prior_layers: Layers of the learned prior over latents; 0 leaves N(0, I).
         conditions: What the learned prior can be asked for: the values of each condition, by its name.
         attributes: What [`MelodyVAEModel.shift`] can change and samples can be asked for.
@@ -153,8 +153,8 @@ class MelodyVAEConfig(PreTrainedConfig):
         self.conditions = self.conditions or {}
         self.attributes = self.attributes or []
         self.section_returns = self.section_returns or []
-        own = hash_conditions(self.conditions, self.attributes)
-        check(self.fingerprint, "conditions", own, "other conditions or attributes, or in another order")
+        own = {"conditions": hash_conditions(self.conditions, self.attributes)}
+        check(self.fingerprint, own, "other conditions or attributes, or in another order")
         self.decoder_conditions = self.decoder_conditions or []
         if self.key_shares and len(self.key_shares) != len(self.conditions.get("key", ())):
             raise ValueError(f"key_shares: {len(self.key_shares)} shares of {len(self.conditions.get('key', ()))} keys")

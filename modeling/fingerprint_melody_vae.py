@@ -1,9 +1,9 @@
 """Files that belong together: what a model's configuration says of its tokens, its grammar and its conditions.
 
-`config.fingerprint` holds up to three hashes: `tokens` (the vocabulary in the order of its ids, the grid and the bars
-of a window, as the processor has them), `grammar` (the table in the weights) and `conditions` (the values of
-conditions, and the attributes, in their order, which rows of the weights follow). Each is compared where it is there;
-earlier models have none and load as they did.
+`config.fingerprint` holds up to four hashes: `tokens` (the vocabulary in the order of its ids, the grid and the bars of
+a window, as the processor has them), `merges` (those of the BPE, in their order), `grammar` (the table in the weights)
+and `conditions` (the values of conditions, and the attributes, in their order, which rows of the weights follow). Each
+is compared where it is there; earlier models have fewer or none and load as they did.
 """
 
 import hashlib
@@ -21,9 +21,12 @@ def hash_of(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()[:32]
 
 
-def hash_tokens(vocabulary: Mapping[str, int], steps_per_beat: int, max_bars: int) -> str:
-    """Hash what a processor makes of ids."""
-    return hash_of([sorted(vocabulary, key=vocabulary.__getitem__), steps_per_beat, max_bars])
+def fingerprint_of_tokens(tokenizer: Any, steps_per_beat: int, max_bars: int) -> Fingerprint:
+    """Hash what a processor makes of ids, and by which merges it comes to them: others of them give other ids."""
+    vocabulary = tokenizer.get_vocab()
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    ordered = sorted(vocabulary, key=vocabulary.__getitem__)
+    return {"tokens": hash_of([ordered, steps_per_beat, max_bars]), "merges": hash_of(merges)}
 
 
 def hash_grammar(table: torch.Tensor) -> str:
@@ -36,20 +39,18 @@ def hash_conditions(conditions: Mapping[str, list[str]] | None, attributes: list
     return hash_of([sorted((conditions or {}).items()), attributes or []]) if conditions or attributes else ""
 
 
-def check(fingerprint: Fingerprint | None, name: str, found: str, what: str) -> None:
-    """Compare one of the hashes, where both are there.
+def check(fingerprint: Fingerprint | None, found: Fingerprint, what: str) -> None:
+    """Compare hashes, where both are there.
 
     Args:
         fingerprint: Of the configuration.
-        name: Of the hash.
-        found: What it is of the other file.
-        what: What is said to differ, with the remedy.
+        found: Those of the other file.
+        what: What is said to differ.
 
     Raises:
-        ValueError: If they differ.
+        ValueError: If one differs.
     """
-    expected = (fingerprint or {}).get(name, "")
-    if expected and found and expected != found:
+    if any(value and (fingerprint or {}).get(name, value) != value for name, value in found.items()):
         raise ValueError(f"{what}: its files are of different models; take the whole folder as it was saved")
 
 
@@ -72,7 +73,8 @@ class FingerprintedModel:
         model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         table = model._buffers.get("token_grammar")
         if table is not None:
-            check(model.config.fingerprint, "grammar", hash_grammar(table), f"{source}: weights with another grammar")
+            found = {"grammar": hash_grammar(table)}
+            check(model.config.fingerprint, found, f"{source}: weights with another grammar")
         if output_loading_info:
             return model, info
         for kind, reason in (

@@ -25,7 +25,7 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .cache_melody_vae import CACHE_NAME, given_cache
 from .configuration_melody_vae import MelodyVAEConfig
-from .fingerprint_melody_vae import FingerprintedModel, check, hash_grammar
+from .fingerprint_melody_vae import Fingerprint, FingerprintedModel, check, hash_grammar
 from .generation_melody_vae import MelodyVAEGenerationMixin
 from .logits_process_melody_vae import MAX_TOKENS_PER_BAR
 from .pipeline_melody_vae import custom_pipelines
@@ -355,7 +355,7 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         mask[self.config.bar_token_ids] = True
         return mask
 
-    def set_grammar(self, table: torch.Tensor, tokens: str = "") -> None:
+    def set_grammar(self, table: torch.Tensor, fingerprint: Fingerprint | None = None) -> None:
         """Set what each token stands for, `MelodyProcessor.grammar_table()` and `.fingerprint()`.
 
         From then on it generates valid melodies only, `generate` takes a scale, a range, a time signature and bars to
@@ -366,9 +366,9 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         """
         if table.dim() != 2 or table.shape[0] != self.config.vocab_size or table.shape[1] < len(SPECIAL_ROW):
             raise ValueError(f"a table of {tuple(table.shape)} is no grammar of {self.config.vocab_size} tokens")
-        if tokens:
-            check(self.config.fingerprint, "tokens", tokens, "a grammar of another tokenizer or grid")
-            self.config.fingerprint = (self.config.fingerprint or {}) | {"tokens": tokens}
+        if fingerprint:
+            check(self.config.fingerprint, fingerprint, "a grammar of another tokenizer or grid")
+            self.config.fingerprint = (self.config.fingerprint or {}) | fingerprint
         if grammar := hash_grammar(table):  # now: weights that are sharded cannot be read when they are saved
             self.config.fingerprint = (self.config.fingerprint or {}) | {"grammar": grammar}
         self.config.grammar_columns = table.shape[1]

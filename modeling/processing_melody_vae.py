@@ -27,7 +27,7 @@ from transformers.utils import CONFIG_NAME, logging
 from transformers.utils.hub import cached_file
 
 from .arguments_melody_vae import check_count, check_number
-from .fingerprint_melody_vae import check, hash_tokens
+from .fingerprint_melody_vae import Fingerprint, check, fingerprint_of_tokens
 from .melody_line_melody_vae import (
     MAX_NOTE_BEATS,
     MAX_PITCH,
@@ -350,11 +350,11 @@ class MelodyProcessor(ProcessorMixin):
         """Ids of the tokens that open a bar, for [`MelodyVAEConfig`]."""
         return bar_tokens(self.tokenizer)
 
-    def fingerprint(self) -> str:
-        """Hash the vocabulary, the grid and the length of windows, for [`MelodyVAEModel.set_grammar`]."""
-        return hash_tokens(self.tokenizer.get_vocab(), self.steps_per_beat, self.max_bars)
+    def fingerprint(self) -> Fingerprint:
+        """Hash vocabulary, merges, grid and length of windows, for [`MelodyVAEModel.set_grammar`]."""
+        return fingerprint_of_tokens(self.tokenizer, self.steps_per_beat, self.max_bars)
 
-    def check_fingerprint(self, fingerprint: dict[str, str] | None, name: str = "the model") -> None:
+    def check_fingerprint(self, fingerprint: Fingerprint | None, name: str = "the model") -> None:
         """Make sure that this is the processor of a model.
 
         Args:
@@ -364,7 +364,7 @@ class MelodyProcessor(ProcessorMixin):
         Raises:
             ValueError: If the model was trained with other tokens, another grid or other windows.
         """
-        check(fingerprint, "tokens", self.fingerprint(), f"{name}: a model of another tokenizer or grid")
+        check(fingerprint, self.fingerprint(), f"{name}: a model of another tokenizer or grid")
 
     @property
     def repeats(self) -> dict[int, int]:

@@ -49,6 +49,12 @@ def exchanged_ids(folder: Path) -> None:
     (folder / TOKENIZER).write_text(json.dumps(content), encoding="utf-8")
 
 
+def other_merges(folder: Path) -> None:
+    content = json.loads((folder / TOKENIZER).read_text(encoding="utf-8"))
+    content["model"]["merges"].reverse()
+    (folder / TOKENIZER).write_text(json.dumps(content), encoding="utf-8")
+
+
 def another_grid(folder: Path) -> None:
     change(folder / "processor_config.json", steps_per_beat=12)
 
@@ -57,7 +63,7 @@ def other_windows(folder: Path) -> None:
     change(folder / "processor_config.json", max_bars=8)
 
 
-@pytest.mark.parametrize("exchange", [another_tokenizer, exchanged_ids, another_grid, other_windows])
+@pytest.mark.parametrize("exchange", [another_tokenizer, exchanged_ids, other_merges, another_grid, other_windows])
 def test_a_processor_of_another_model_is_refused(saved, folder, exchange):
     for loader in (MelodyProcessor, AutoProcessor):
         loader.from_pretrained(folder, trust_remote_code=True)
@@ -72,6 +78,19 @@ def test_a_processor_of_another_model_is_refused(saved, folder, exchange):
     new = MelodyVAEModel(MelodyVAEConfig.from_pretrained(saved))
     with pytest.raises(ValueError, match="a grammar of another tokenizer or grid"):
         new.set_grammar(new.token_grammar, processor.fingerprint())
+
+
+def test_other_merges_of_the_same_vocabulary_give_other_ids(saved, folder):
+    """Models whose fingerprint holds no merges yet load with any."""
+    other_merges(folder)
+    fingerprint = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["fingerprint"]
+    change(folder / CONFIG, fingerprint={name: of for name, of in fingerprint.items() if name != "merges"})
+    one, other = (MelodyProcessor.from_pretrained(path) for path in (saved, folder))
+    assert one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+    assert one.fingerprint()["tokens"] == other.fingerprint()["tokens"]
+    line = {"pitch": [60, 62, 64, 65] * 8, "start": list(range(0, 128, 4)), "duration": [4] * 32, "bars": 8}
+    line |= {"time_signature": "4/4", "steps_per_beat": 4}
+    assert one(lines=line)["input_ids"] != other(lines=line)["input_ids"]
 
 
 @pytest.mark.parametrize("field", ["attributes", "conditions"])
@@ -142,7 +161,7 @@ def test_who_asks_what_was_loaded_judges_it(folder):
 def test_the_fingerprint_follows_what_is_changed_and_saved(saved, tmp_path):
     model = MelodyVAEModel.from_pretrained(saved)
     first = dict(model.config.fingerprint)
-    assert set(first) == {"tokens", "grammar", "conditions"}
+    assert set(first) == {"tokens", "merges", "grammar", "conditions"}
     model.save_pretrained(tmp_path / "again")
     assert MelodyVAEModel.from_pretrained(tmp_path / "again").config.fingerprint == first
     model.resize_token_embeddings(model.config.vocab_size + 3)
