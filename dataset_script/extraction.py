@@ -20,6 +20,7 @@ from dataset_script.lead_score import (
     track_features,
     utilities,
 )
+from dataset_script.melody_rules import MAX_BARS, MAX_DISCARDED, MAX_PITCH, MIN_BARS, MIN_PITCH, MIN_PITCHES
 from dataset_script.midi_notes import (
     BAR_STEPS,
     DENOMINATOR,
@@ -40,17 +41,11 @@ from dataset_script.midi_notes import (
 )
 from dataset_script.near_duplicates import mix, outlines, side_by_side, signatures, stretches, verbatim_runs
 
-LOWEST_PITCH, HIGHEST_PITCH = 21, 108  # the piano's 88 keys, MusicVAE's range
-MIN_BARS = 4
-MAX_BARS = (1 << 16) - 1  # `bars` is a uint16
-MIN_PITCHES = 3
-MAX_DISCARDED = 0.5  # a track of which the skyline discards a larger share of the notes is chords
-
 KEPT, TOO_SHORT, TOO_LONG, OUTSIDE, MONOTONOUS = range(5)
 LINE_REASONS = {
     TOO_SHORT: f"shorter than {MIN_BARS} bars",
     TOO_LONG: f"longer than {MAX_BARS} bars",
-    OUTSIDE: f"pitch outside {LOWEST_PITCH}-{HIGHEST_PITCH}",
+    OUTSIDE: f"pitch outside {MIN_PITCH}-{MAX_PITCH}",
     MONOTONOUS: f"fewer than {MIN_PITCHES} pitches",
 }
 
@@ -255,7 +250,7 @@ def find_lines(
                 verdict[lines] = TOO_SHORT
             elif bars[lines] > MAX_BARS:
                 verdict[lines] = TOO_LONG
-            elif lowest < LOWEST_PITCH or highest > HIGHEST_PITCH:
+            elif lowest < MIN_PITCH or highest > MAX_PITCH:
                 verdict[lines] = OUTSIDE
             elif pitches < MIN_PITCHES:
                 verdict[lines] = MONOTONOUS

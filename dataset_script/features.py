@@ -5,12 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-PITCH_NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
-KEY_NAMES = tuple(f"{name} {mode}" for mode in ("major", "minor") for name in PITCH_NAMES)
+from dataset_script.melody_rules import KEY_NAMES as KEY_NAMES
+from dataset_script.melody_rules import MAJOR_PROFILE, MINOR_PROFILE
 
-# Krumhansl and Kessler's probe-tone ratings (Krumhansl, Cognitive Foundations of Musical Pitch, 1990, table 2.1).
-MAJOR_PROFILE = (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88)
-MINOR_PROFILE = (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17)
 KEY_PROFILES = np.array([np.roll(profile, tonic) for profile in (MAJOR_PROFILE, MINOR_PROFILE) for tonic in range(12)])
 
 CENTRED_PROFILES = KEY_PROFILES - KEY_PROFILES.mean(axis=1, keepdims=True)

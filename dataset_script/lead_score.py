@@ -12,6 +12,24 @@ from pathlib import Path
 import numpy as np
 from numba import njit
 
+from dataset_script.melody_rules import (
+    BAR_SLOTS,
+    DOUBLED,
+    HASH_FACTOR,
+    INTERVAL_QUARTERS,
+    LARGEST_DEVIATION,
+    LARGEST_LOG_ODDS,
+    LEAP,
+    LENGTH_FLOOR,
+    LONGEST_QUARTERS,
+    MIN_DOUBLED_NOTES,
+    OCTAVE,
+    PHRASE_REST_QUARTERS,
+    REST_QUARTERS,
+    UTILITY_DECIMALS,
+    VOCAL_HIGH,
+    VOCAL_LOW,
+)
 from dataset_script.midi_notes import MAX_STEPS
 from dataset_script.track_names import name_hint as name_hint
 
@@ -44,26 +62,14 @@ RELATIONS = ("coverage", "highest", "lowest", "shared_onsets")  # those that dep
     LOG_DURATION, RESTS, PHRASE_END, SAME_RHYTHM, NEW_BARS, COVERAGE, HIGHEST, LOWEST, SHARED_ONSETS,
 ) = range(len(TRACK_FEATURES))  # fmt: skip
 
-VOCAL_LOW, VOCAL_HIGH = 55, 79  # G3 to G5, where most tunes lie as they are written down for singers
-LEAP, OCTAVE = 8, 12
-LONGEST_QUARTERS = 8.0  # longer notes count as this long
-INTERVAL_QUARTERS = 4.0  # onsets further apart make no interval
-REST_QUARTERS, PHRASE_REST_QUARTERS = 0.5, 1.0  # silence that is a rest, and that ends a phrase
-LENGTH_FLOOR = 0.1  # quarter notes, added to both lengths that `phrase_end` compares
-BAR_SLOTS = 64  # onsets of a bar are bits of one word: longer bars have a coarser grid
 ENDLESS_STEPS = 1 << 40  # from a track's last note to none
 MAX_BARS = 1 << 16  # bars of longer files share their place with bars that many later
-HASH_FACTOR = 0x9E3779B97F4A7C15  # odd, bits well mixed: 2**64 over the golden ratio
 
 PROGRAM_FAMILIES = (
     "piano", "chromatic percussion", "organ", "guitar", "bass", "strings", "ensemble", "brass",
     "reed", "pipe", "synth lead", "synth pad", "synth effects", "ethnic", "percussive", "sound effects",
 )  # fmt: skip
 """General MIDI's families, of eight programs each."""
-UTILITY_DECIMALS = 6  # coarser than what the order of summation changes, so that every machine finds the same ties
-LARGEST_LOG_ODDS = 50.0  # utilities further from 0 count as that far among rivals
-DOUBLED, MIN_DOUBLED_NOTES = 0.9, 16  # a share of the notes that two tracks have in common, and the fewest to tell it
-LARGEST_DEVIATION = 4.0  # features further from their mean, in standard deviations, count as that far
 
 
 @njit(cache=True, inline="always")

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from numba import njit
 
+from dataset_script.melody_rules import HASH_FACTOR
 from dataset_script.midi_notes import PHASES
 
 WEIGHTS_PATH = Path(__file__).with_name("line_quality.json")
 
 SECTION_BARS = 16  # distinct bars are counted in sections of so many
 NARROWEST_SKIP, WIDEST_SKIP = 3, 9  # semitones from one note of an arpeggio to the next
-HASH_FACTOR = 0x9E3779B97F4A7C15  # odd, bits well mixed: 2**64 over the golden ratio
 GRID_FIT_FLOOR = 0.6  # lines below are left out of the config `leads`: their bars and rhythms mean little
 MAX_SILENCE = 0.5  # so are lines with more silence,
 MIN_NOTES_PER_BAR = 0.5  # fewer notes,

@@ -12,19 +12,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from .melody_rules_melody_vae import KEY_NAMES, MAJOR_PROFILE, MINOR_PROFILE, PITCH_NAMES
+from .melody_rules_melody_vae import MAX_PITCH as MAX_PITCH
+from .melody_rules_melody_vae import MIN_PITCH as MIN_PITCH
+
 # A REMI token as one integer: its kind times `BASE_TOKEN_VALUES`, and its value. 0 is none.
 BASE_TOKEN_KINDS = {"Bar": 1, "TimeSig": 2, "Position": 3, "Pitch": 4, "Duration": 5}
 BASE_TOKEN_VALUES = 1 << 12
 
-PITCH_NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 NATURALS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 ACCIDENTALS = {"": 0, "#": 1, "\u266f": 1, "b": -1, "\u266d": -1}
-KEY_NAMES = tuple(f"{name} {mode}" for mode in ("major", "minor") for name in PITCH_NAMES)
-# Krumhansl and Kessler's probe-tone ratings (Krumhansl, Cognitive Foundations of Musical Pitch, 1990, table 2.1).
-MAJOR_PROFILE = (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88)
-MINOR_PROFILE = (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17)
 
-MIN_PITCH, MAX_PITCH = 21, 108  # the piano's range, MusicVAE's too
 MAX_NOTE_BEATS = 16
 TIME_SIGNATURES = {4: [2, 3, 4, 5, 6, 7], 8: [3, 5, 6, 7, 9, 12]}  # denominator: numerators
 

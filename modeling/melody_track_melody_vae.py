@@ -11,24 +11,34 @@ from typing import NamedTuple
 
 import torch
 
+from .melody_rules_melody_vae import (
+    BAR_SLOTS,
+    DOUBLED,
+    HASH_FACTOR,
+    INTERVAL_QUARTERS,
+    LARGEST_DEVIATION,
+    LARGEST_LOG_ODDS,
+    LEAP,
+    LENGTH_FLOOR,
+    LONGEST_QUARTERS,
+    MAX_BARS,
+    MAX_DISCARDED,
+    MAX_PITCH,
+    MIN_BARS,
+    MIN_DOUBLED_NOTES,
+    MIN_PITCH,
+    MIN_PITCHES,
+    OCTAVE,
+    PHRASE_REST_QUARTERS,
+    REST_QUARTERS,
+    UTILITY_DECIMALS,
+    VOCAL_HIGH,
+    VOCAL_LOW,
+)
 from .track_names_melody_vae import name_hint
 
 MAX_STEPS, MAX_DURATION = 1 << 20, (1 << 16) - 1  # what the sort key of a note has room for
 ENDLESS_TICKS = 1 << 40
-LOWEST_PITCH, HIGHEST_PITCH, MIN_PITCHES, MIN_BARS, MAX_BARS = 21, 108, 3, 4, (1 << 16) - 1  # of the data set's lines
-MAX_DISCARDED = 0.5  # a track of which the skyline discards a larger share of the notes is chords, not a melody
-VOCAL_LOW, VOCAL_HIGH = 55, 79
-LEAP, OCTAVE = 8, 12
-LONGEST_QUARTERS = 8.0  # longer notes count as this long
-INTERVAL_QUARTERS = 4.0  # onsets further apart make no interval
-REST_QUARTERS, PHRASE_REST_QUARTERS = 0.5, 1.0  # silence that is a rest, and that ends a phrase
-LENGTH_FLOOR = 0.1  # quarter notes, added to both lengths that `phrase_end` compares
-BAR_SLOTS = 64  # onsets of a bar are bits of one integer: longer bars have a coarser grid
-HASH_FACTOR = 0x9E3779B97F4A7C15 - (1 << 64)  # odd, bits well mixed; products wrap
-LARGEST_DEVIATION = 4.0  # features further from their mean, in standard deviations, count as that far
-LARGEST_LOG_ODDS = 50.0  # utilities further from 0 count as that far among rivals
-DOUBLED, MIN_DOUBLED_NOTES = 0.9, 16  # a share of the notes that two tracks have in common, and the fewest to tell it
-UTILITY_DECIMALS = 6  # coarser than what the order of summation changes, so that every machine finds the same ties
 
 # The weights that dataset_script/lead_score.json has.
 FEATURES = {  # mean, standard deviation, weight, weight of half the square
@@ -273,8 +283,8 @@ def has_lines(sky: Skyline, tracks: int, grid: Sequence[Stretch], steps_per_beat
     bars = (-(-(sky.step + sky.duration) // size))[ends] - before
     pitches = ((line << 7 | sky.pitch).unique() >> 7).bincount()
     is_line = (bars >= MIN_BARS) & (bars <= MAX_BARS) & (pitches >= MIN_PITCHES)
-    is_line &= extreme(sky.pitch, line, lines, "amin") >= LOWEST_PITCH
-    is_line &= extreme(sky.pitch, line, lines, "amax") <= HIGHEST_PITCH
+    is_line &= extreme(sky.pitch, line, lines, "amin") >= MIN_PITCH
+    is_line &= extreme(sky.pitch, line, lines, "amax") <= MAX_PITCH
     return sky.track[ends][is_line].bincount(minlength=tracks) > 0
 
 
@@ -310,7 +320,7 @@ def describe_tracks(sky: Skyline, found: torch.Tensor, grid: Sequence[Stretch], 
     record, owner = is_bar_end.cumsum(0) - is_bar_end.long(), track[is_bar_end]
     bars = owner.bincount()
     to_bar_end = is_bar_end.nonzero().flatten()[record] - torch.arange(len(record))
-    powers = torch.full((int(to_bar_end.max()) + 1,), HASH_FACTOR).cumprod(0)
+    powers = torch.full((int(to_bar_end.max()) + 1,), HASH_FACTOR - (1 << 64)).cumprod(0)
     content = torch.zeros_like(owner).index_add(0, record, ((position << 7 | pitch) + 1) * powers[to_bar_end])
     contents, content = content.unique(return_inverse=True)
     new_bars = ((owner * len(contents) + content).unique() // len(contents)).bincount()
