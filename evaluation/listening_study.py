@@ -32,7 +32,7 @@ from evaluation.measurement import load
 from evaluation.reconstruction import fit_to_grid
 from modeling.processing_melody_vae import line_to_score
 from rendering.intervals import write_intervals
-from rendering.sound import synthesise, write_wav
+from rendering.sound import play, write_wav
 
 TEST_SET = "test set"
 TEMPO, PROGRAM = 110.0, 0  # of every melody, whatever its own was
@@ -133,7 +133,7 @@ def write_study(folder: Path, melodies: Mapping[str, Sequence[dict]], trials: Se
             names.setdefault((trial[side], index), f"{generator.getrandbits(64):016x}")
     for (system, index), name in tqdm(names.items(), desc="Recording", unit=" melodies"):
         score = line_to_score(melodies[system][index])
-        write_wav(page / f"{name}.wav", synthesise(score))
+        write_wav(page / f"{name}.wav", play(score))
         score.dump_midi(str(page / f"{name}.mid"))
     shown, key = [], []
     for number, trial in enumerate(trials):

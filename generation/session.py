@@ -189,8 +189,6 @@ class Session:
         pace = options.tempo if options.tempo is None or isinstance(options.tempo, str) else tempo_class(options.tempo)
         if pace in known.get("tempo", ()):  # for others the tempo is how fast it is played
             asked["tempo"] = pace
-        if options.time_signature in known.get("time_signature", ()):
-            asked["time_signature"] = options.time_signature
         constraints = {"scale": options.scale, "time_signature": options.time_signature}
         given = {name: value for name, value in constraints.items() if value is not None}
         return {**given, "conditions": {name: value for name, value in asked.items() if value is not None}}

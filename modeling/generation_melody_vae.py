@@ -463,15 +463,15 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, Interpolat
         """Generate `n` melodies once, by the options of [`sample`]: of `generate`, conditions and `PER_MELODY`."""
         options = dict(options)
         bars = options.pop("bars")
-        if not is_list(bars) and bars > self.config.max_bars:
-            return self._sample_sections(n, bars, options)
-        if self.config.latent_size:
+        if self.config.latent_size:  # the grammar enforces any time signature; the prior knows some
             known = (self.config.conditions or {}).get("time_signature", ())
             signature = options.get("time_signature")
             if known and signature and "time_signature" not in options["conditions"]:
                 signatures = signature if is_list(signature) else [signature] * n
                 asked = [name if name in known else None for name in signatures]
                 options["conditions"] = {**options["conditions"], "time_signature": asked}
+        if not is_list(bars) and bars > self.config.max_bars:
+            return self._sample_sections(n, bars, options)
         bos = torch.full((n, 1), self.config.bos_token_id, device=self.device)
         return self._generate_after(bos, bars, bars, options)
 

@@ -179,13 +179,9 @@ class MelodyGenerationPipeline(Pipeline):
     ) -> dict[str, Any]:
         """Write ids `(B * num, T)`, those of each melody in a row."""
         model, mode, num = self.model, model_inputs["mode"], model_inputs["num"]
+        # `tempo` is how fast it is played too, and a time signature what the grammar enforces.
         known = {*(model.config.conditions or {}), *(model.config.attributes or [])} - {"tempo", "time_signature"}
         named = {name: generate_kwargs.pop(name) for name in known & generate_kwargs.keys()}
-        # The grammar enforces any time signature; the prior knows some.
-        if (meter := generate_kwargs.get("time_signature")) in (model.config.conditions or {}).get(
-            "time_signature", ()
-        ):
-            named["time_signature"] = meter
         conditions = {**named, **(conditions or {})}
         pace = tempo if tempo is None or isinstance(tempo, str) else tempo_class(tempo)
         if mode not in NEEDS_LATENT and pace in (model.config.conditions or {}).get("tempo", ()):

@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from melody import FLAT_NAMES, SHARP_NAMES, Melody, pulse_of, steps_per_bar
+from melody import SHARP_NAMES, Melody, fifths_of, pitch_names, pulse_of, steps_per_bar
 
-FLAT_KEYS = {"F major", "A# major", "D# major", "G# major", "C# major"}
-FLAT_KEYS |= {"D minor", "G minor", "C minor", "F minor", "A# minor", "D# minor"}
 MODES = ("major", "minor")
 TRIADS = {"major": (0, 4, 7), "minor": (0, 3, 7)}
 CHORDS = 24  # major triads on the twelve degrees, then minor ones
@@ -86,8 +84,7 @@ def find_chords(melody: Melody) -> tuple[str, list[int]]:
 
 def chord_name(chord: int, key: str) -> str:
     """Name a chord as lead sheets do, with flats in keys that have them."""
-    names = FLAT_NAMES if key in FLAT_KEYS else SHARP_NAMES
-    return names[chord % 12] + ("m" if chord >= 12 else "")
+    return pitch_names(fifths_of(key))[chord % 12] + ("m" if chord >= 12 else "")
 
 
 def voicing(chord: int, before: list[int] | None) -> list[int]:

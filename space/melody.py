@@ -29,6 +29,18 @@ class RefusedError(Exception):
     """What a user asked for cannot be done; the message says what and why in one line."""
 
 
+def fifths_of(key: str) -> int:
+    """Count the sharps of a key such as `D minor`; flats are negative."""
+    tonic, mode = key.split()
+    fifths = 7 * (SHARP_NAMES.index(tonic) + 3 * (mode == "minor")) % 12
+    return fifths - 12 * (fifths > 6)
+
+
+def pitch_names(fifths: int) -> tuple[str, ...]:
+    """Return the names of the pitch classes in a key of so many sharps; flats are negative."""
+    return FLAT_NAMES if fifths < 0 else SHARP_NAMES
+
+
 def clean_text(text: Any, limit: int = MAX_TITLE) -> str:
     """Cut a text that a stranger wrote to one printable line."""
     printable = "".join(each if each.isprintable() else " " for each in str(text)[: 4 * limit])

@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 from xml.etree import ElementTree as ET
 
-from melody import FLAT_NAMES, SHARP_NAMES, Melody, pulse_of, steps_per_bar
+from melody import SHARP_NAMES, Melody, fifths_of, pitch_names, pulse_of, steps_per_bar
 
 # A whole note is 1; the second is the name in MusicXML, the third the dots.
 SIGNS = [(3 / 2, "whole", 1), (1.0, "whole", 0), (3 / 4, "half", 1), (1 / 2, "half", 0), (3 / 8, "quarter", 1)]
@@ -26,16 +26,9 @@ class Symbol(NamedTuple):
     is_tied: bool
 
 
-def fifths_of(key: str) -> int:
-    """Count the sharps of a key such as `D minor`; flats are negative."""
-    tonic, mode = key.split()
-    fifths = 7 * (SHARP_NAMES.index(tonic) + 3 * (mode == "minor")) % 12
-    return fifths - 12 * (fifths > 6)
-
-
 def spell(pitch: int, fifths: int) -> tuple[str, str, int]:
     """Spell a pitch in a key: letter, accidental and octave."""
-    name = (FLAT_NAMES if fifths < 0 else SHARP_NAMES)[pitch % 12]
+    name = pitch_names(fifths)[pitch % 12]
     letter, accidental = name[0], name[1:]
     # Keys with six sharps or five flats and more have an E sharp or a C flat.
     if fifths >= 6 and pitch % 12 == 5:
@@ -99,7 +92,7 @@ def to_abc(melody: Melody, key: str, chords: list[str] | None = None) -> str:
     whole, fifths = denominator * melody["steps_per_beat"], fifths_of(key)
     unit = max(whole // 16, 1)  # steps of the sixteenth, in which lengths are written
     tonic, mode = key.split()
-    names = FLAT_NAMES if fifths < 0 else SHARP_NAMES
+    names = pitch_names(fifths)
     lines = ["X:1", f"T:{melody['title']}", f"M:{numerator}/{denominator}", f"L:{Fraction(unit, whole)}"]
     lines += [f"Q:1/4={round(melody['tempo'])}"]
     lines += [f"K:{names[SHARP_NAMES.index(tonic)]}{'m' if mode == 'minor' else ''} clef={clef_of(melody)}"]

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from command import UserError
 from rendering.piano_roll import agreement, describe, write_piano_roll
-from rendering.sound import synthesise, write_wav
+from rendering.sound import play, write_wav
 
 T = TypeVar("T")
 
@@ -202,11 +202,11 @@ def record(folder: Path, name: str, scores: list) -> Take:
     """Write the last of one or two scores as MIDI and WAV, and a piano roll of it, or of both compared."""
     score = scores[-1]
     score.dump_midi(str(folder / f"{name}.mid"))
-    write_wav(folder / f"{name}.wav", synthesise(score))
+    write_wav(folder / f"{name}.wav", play(score))
     text = describe(score)
     if len(scores) == 2:
         scores[0].dump_midi(str(folder / f"{name}-original.mid"))
-        write_wav(folder / f"{name}-original.wav", synthesise(scores[0]))
+        write_wav(folder / f"{name}-original.wav", play(scores[0]))
         verdicts = agreement(*scores)
         text = f"{sum(verdicts[0])} of {len(verdicts[0])} notes came back with the same onset and pitch"
     write_piano_roll(folder / f"{name}.png", scores, compare=len(scores) == 2)

@@ -18,8 +18,8 @@ from tests.builders.space_server import ROOT
 sys.path.append(str(ROOT / "space"))
 
 from harmony import TRIADS, chord_name, find_chords, harmonize, viterbi
-from melody import check_melody, steps_per_bar, to_midi, transpose
-from notation import bars_of, fifths_of, to_abc, to_musicxml
+from melody import check_melody, fifths_of, steps_per_bar, to_midi, transpose
+from notation import bars_of, to_abc, to_musicxml
 
 TUNES = {tune["title"]: tune for tune in json.loads((ROOT / "space/tunes.json").read_text(encoding="utf-8"))}
 CHORDS = json.loads((ROOT / "space/chords.json").read_text(encoding="utf-8"))
@@ -161,6 +161,12 @@ def test_sheet_music_of_any_melody_is_whole(data):
 def test_keys_have_their_signatures():
     keys = {"C major": 0, "A minor": 0, "G major": 1, "D minor": -1, "A# major": -2, "F# minor": 3, "D# minor": 6}
     assert {key: fifths_of(key) for key in keys} == keys
+    # Chords are named with the signature's accidentals.
+    assert {key: chord_name(10, key) for key in ("F major", "B major", "D# minor")} == {
+        "F major": "Bb",
+        "B major": "A#",
+        "D# minor": "A#",
+    }
 
 
 def test_other_readers_find_the_same_notes(tmp_path):
