@@ -7,7 +7,6 @@ result of the function of that name in [`BLOCKS`]. No number in a document is ty
 import argparse
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,27 +25,21 @@ BLOCK = re.compile(r"(<!-- report:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 AR_VAE = {"rhythmic_complexity": 0.836, "pitch_range": 0.968}
 R_SQUARED = ["R² of measured against target", "of a linear probe of the latent", "of AR-VAE's dimension"]
 
-TOP_LEVEL = {  # what each top-level entry is for
+TOP_LEVEL = {  # what the top-level entries are for, a row of README's tree each
     "modeling": "the model as it ships to the Hub: configuration, relative attention, prior, processor",
     "dataset_script": "MIDI files to melody lines in Parquet; README.md is the data set's card",
     "command.py": "what commands share: one-line errors and exit codes, JSON files, the machine",
-    "train.py": "train a model: `accelerate launch train.py`",
-    "train_prior.py": "stage 2: fit a rectified-flow prior over latents",
-    "training": "what both use: data, batches, objective, schedules, checkpoints, monitoring",
+    "train.py, train_prior.py, training": "train a model, then its prior; data, objective, checkpoints, monitoring",
     "baselines": "MusicVAE, LSTM, RNN, absolute positions, trained by the same train.py",
     "configs": "release.yaml, the recipe of the release; accelerate's configurations: processes on a CPU, GPUs, FSDP2",
-    "generate.py": "sample, reconstruct, continue, interpolate, vary, fill in, shift",
-    "generation": "what generate.py does: a model is loaded, plays, leaves a page",
+    "generate.py, generation": "sample, reconstruct, continue, interpolate, vary, fill in, shift; leaves a page",
     "rendering": "a melody as sound, piano roll and page",
-    "evaluate_model.py": "measure a model, to JSON",
     "metrics": "the nine metrics, pure functions that `evaluate.load` reads as well",
-    "evaluation": "what measures a model with them: held-out melodies, samples, latent space",
+    "evaluate_model.py, evaluation": "measure a model with them: held-out melodies, samples, latent space",
     "documents": "write the numbers of results/ into pages, cards and figures",
     "benchmarks": "speed, ablations and baselines, measured side by side",
     "results": "all published numbers, and the log of experiments",
-    "publish.py": "publish model, data set and Space to the Hub",
-    "publishing": "the repositories' contents, the cards, the upload",
-    "export_onnx.py": "export a model to ONNX",
+    "publish.py, export_onnx.py, publishing": "publish model, data set and Space to the Hub; export to ONNX",
     "release": "the trained model, exactly the folder that goes to the Hub",
     "space": "the Gradio app: make, change, blend, continue, fill, listen",
     "docs": "pages for each task, a notebook, the API reference",
@@ -191,11 +184,9 @@ def draw_baselines() -> None:
 
 
 def tree() -> str:
-    """List the top level as git has it, each entry with its purpose."""
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout
-    present = {path.split("/")[0] for path in listed.splitlines()}
+    """List the top level, with what its entries are for."""
     width = max(map(len, TOP_LEVEL))
-    rows = [f"{name:{width}}  {purpose}" for name, purpose in TOP_LEVEL.items() if name in present]
+    rows = [f"{names:{width}}  {purpose}" for names, purpose in TOP_LEVEL.items()]
     return "```text\n" + "\n".join(rows) + "\n```\n"
 
 
