@@ -1,0 +1,1 @@
+../../../modeling/melody_rules_melody_vae.py
