@@ -150,6 +150,8 @@ ROWS = [
         floor=("free_running/note_bleu_floor", "another melody"),
     ),
     Row("exact reconstructions", "free_running/step_accuracy/exact"),
+    Row("note F1, refined latents", "refined/note_f1/f1", "refined/note_f1/interval", 3),
+    Row("exact reconstructions, refined latents", "refined/step_accuracy/exact"),
     Row(
         "interpolation: largest step's share",
         "interpolation/latent/largest_share",

@@ -112,6 +112,8 @@ def measure(options: Options) -> dict[str, Any]:
         results["likelihood_floors"] = floors.likelihood(evaluation)
     if "reconstruction" in parts:
         results["free_running"] = evaluation.free_running()
+        if hasattr(evaluation.model, "refine"):
+            results["refined"] = evaluation.refined()
     if "teacher_forced" in parts:
         results["teacher_forced_by_bar"] = evaluation.teacher_forced()
     if "rate_distortion" in parts:

@@ -221,6 +221,15 @@ class Evaluation:
             "step_accuracy_of_another_melody": others["step_accuracy"]["accuracy"],
         }
 
+    def refined(self) -> dict:
+        """Reconstruct from refined latents, see [`MelodyVAEModel.refine`], and compare."""
+        lines = []
+        for posterior, batch in zip(tqdm(self.posteriors, desc="Refining"), self.batches, strict=True):
+            latent = self.model.refine(posterior.latent_mean, batch["input_ids"])
+            lines += self.processor.to_lines(self.model.decode(latent, bars=BARS))
+        by_density = by_group(lines, self.melodies, density_groups(self.melodies), STEPS)
+        return {**compare(lines, self.melodies, STEPS, self.seed), "by_density": by_density}
+
     def reconstruct(self, lines: Sequence[dict], bars: int) -> list[dict]:
         """Decode other melodies of `bars` bars, or their first `bars`, from their posterior's mean."""
         decoded = []

@@ -30,6 +30,7 @@ from .logits_process_melody_vae import BarCountLogitsProcessor, MelodyLogitsProc
 from .melody_line_melody_vae import key_of, major_tonic, transpose_line
 from .note_editing_melody_vae import NoteEditingMixin
 from .prior_melody_vae import FEWEST_ROWS, LatentSamplingMixin
+from .reconstruction_melody_vae import ReconstructionMixin
 from .token_grammar_melody_vae import NO_ONSET, TokenColumn, TokenWriter, mark_repeats, scale_mask
 
 PER_MELODY = ("generator", "bars", "temperature", "scale", "time_signature", "lowest_pitch", "highest_pitch")
@@ -58,7 +59,7 @@ def take_rows(options: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]
     return taken
 
 
-class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, InterpolationMixin):
+class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, InterpolationMixin, ReconstructionMixin):
     """Operations of [`MelodyVAEModel`], in terms of its `encode` and `generate`."""
 
     def sample(
@@ -348,13 +349,6 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, Interpolat
         options["begin_suppress_tokens"] = is_suppressed.nonzero().flatten().tolist()
         options |= {"conditions": self._conditions(conditions, n), "guidance": guidance, "noise_level": noise_level}
         return self._generate_after(primer, bars, bars, options)
-
-    def reconstruct(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **generate_kwargs
-    ) -> torch.Tensor:
-        """Decode melodies from their posterior's mean, as many bars as they have, `(B, T)` ids."""
-        mean = self._latent_mean(input_ids, attention_mask)
-        return self.decode(mean, bars=self.is_bar_token[input_ids].sum(-1), **generate_kwargs)
 
     @torch.no_grad()
     def generate(

@@ -46,6 +46,43 @@ def test_a_sample_is_in_the_scale_range_and_time_signature_asked_for(model, proc
     assert [line["bars"] for line in lines] == [3] * 5
 
 
+def test_refined_latents_give_their_melodies_back_more_likely(processor, monkeypatch):
+    model = make_model(processor, max_bars=2, noise_probability=0.5)
+    model.set_grammar(processor.grammar_table())
+    lines = [{"pitch": [60, 64, 67], "start": [0, 4, 8], "duration": [4, 4, 8]}]
+    lines.append({"pitch": [62, 65], "start": [0, 8], "duration": [8, 8]})
+    lines = [{**line, "time_signature": "4/4", "steps_per_beat": 4, "bars": 1} for line in lines]
+    ids = processor(lines=lines, return_tensors="pt")["input_ids"]
+    latent = model.encode(ids).latent_mean.detach()
+
+    def nats(latent):
+        with torch.no_grad():
+            logits = model(ids, latent=latent, noise_level=torch.zeros(2, 2)).logits
+        lost = torch.nn.functional.cross_entropy(logits[:, :-1].mT, ids[:, 1:], ignore_index=0, reduction="none")
+        return lost.sum(-1)
+
+    assert torch.equal(model.refine(latent, ids, steps=0), latent)
+    few = model.refine(latent, ids, steps=5)
+    assert (nats(few) < nats(latent)).all()
+    torch.testing.assert_close(model.refine(latent[1:], ids[1:], steps=5), few[1:], rtol=1e-3, atol=1e-4)
+    forward = model.forward
+
+    def knows_the_first(input_ids, **inputs):
+        output, is_first = forward(input_ids, **inputs), (input_ids == ids[0]).all(-1)
+        following = torch.nn.functional.one_hot(input_ids.roll(-1, 1), output.logits.shape[-1])
+        output.logits = output.logits + 100 * following * is_first[:, None, None]
+        return output
+
+    monkeypatch.setattr(model, "forward", knows_the_first)
+    with torch.inference_mode():
+        both = model.refine(latent, ids, steps=5)
+    assert torch.equal(both[0], latent[0])  # it came back to begin with
+    assert not torch.equal(both[1], latent[1])
+    assert all(weight.grad is None for weight in model.parameters())
+    with pytest.raises(ValueError, match="latent"):
+        model.refine(latent[:1], ids)
+
+
 def test_infill_gives_the_other_bars_back_as_they_are(model, processor):
     ids = model.sample(4, seed=1, bars=6, time_signature="4/4")
     filled = model.infill(ids, ids.ne(0).long(), bars=[1, 4], seed=2)

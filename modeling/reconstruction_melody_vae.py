@@ -1,0 +1,81 @@
+"""Latents from which melodies come back, in terms of [`MelodyVAEModel`]'s `encode`, `decode` and `forward`.
+
+Dimension key: B melodies, T tokens, N bars, Z latent size, A melodies that do not come back yet.
+"""
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from .arguments_melody_vae import check_count, check_latent
+
+
+class ReconstructionMixin:
+    """Reconstruction of melodies, amortised or refined."""
+
+    def reconstruct(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        refinement_steps: int = 0,
+        **generate_kwargs,
+    ) -> torch.Tensor:
+        """Decode melodies from their posterior's mean, as many bars as they have, `(B, T)` ids.
+
+        Args:
+            input_ids: `(B, T)`.
+            attention_mask: `(B, T)`, 0 at padding.
+            refinement_steps: Of [`refine`] before, for melodies that do not come back whole.
+            generate_kwargs: As in [`generate`].
+        """
+        latent = self._latent_mean(input_ids, attention_mask)
+        if check_count("refinement_steps", refinement_steps):
+            latent = self.refine(latent, input_ids, refinement_steps)
+        return self.decode(latent, bars=self.is_bar_token[input_ids].sum(-1), **generate_kwargs)
+
+    def refine(
+        self, latent: torch.Tensor, input_ids: torch.Tensor, steps: int = 20, learning_rate: float = 0.1
+    ) -> torch.Tensor:
+        """Move latents to where the melody decoder gives their melodies back: semi-amortised inference.
+
+        As by Kim et al. (2018, arXiv:1802.02550), but of the latent alone: steps of Adam that lower the nats of the
+        melody's tokens, until each token is the most likely one after those before it. A melody of which that is so to
+        begin with keeps its latent. A step costs as much as one of training.
+
+        Args:
+            latent: `(B, Z)` of the melody encoder.
+            input_ids: `(B, T)` the melodies, padded at the end.
+            steps: At most.
+            learning_rate: Of Adam, in standard deviations of the latent.
+
+        Returns:
+            `(B, Z)`, of each melody the latent with the fewest nats.
+
+        Raises:
+            ValueError: If there is not one latent for each melody.
+        """
+        latent = check_latent(latent, self.config.latent_size, len(input_ids)).to(self.device, self.dtype)
+        with torch.inference_mode(False), torch.enable_grad():
+            best, ids = latent.detach().clone(), input_ids.to(self.device).clone()
+            moved = best.clone().float().requires_grad_()
+            optimizer = torch.optim.Adam([moved], lr=learning_rate)
+            padding = self.config.pad_token_id
+            labels = ids.masked_fill(self._copied_tokens(ids), padding)[:, 1:]
+            least = moved.new_full((len(ids),), torch.inf)
+            active = torch.arange(len(ids), device=self.device)  # (A,)
+            for step in range(check_count("steps", steps) + 1):
+                if not len(active):
+                    break
+                level = moved.new_zeros(len(active), self.config.max_bars) if self.config.noise_probability else None
+                inputs = {"latent": moved[active].to(self.dtype), "noise_level": level}
+                logits = self(ids[active], **inputs).logits[:, :-1]  # pyright: ignore[reportCallIssue] - of the model
+                wanted = labels[active]
+                nats = cross_entropy(logits.mT.float(), wanted, ignore_index=padding, reduction="none").sum(-1)  # (A,)
+                is_less = nats.detach() < least[active]
+                least[active[is_less]] = nats.detach()[is_less]
+                best[active[is_less]] = moved.detach()[active[is_less]].to(best.dtype)
+                is_wrong = ((logits.argmax(-1) != wanted) & (wanted != padding)).any(-1)
+                active = active[is_wrong]
+                if step < steps and len(active):
+                    (moved.grad,) = torch.autograd.grad(nats[is_wrong].sum(), moved)
+                    optimizer.step()
+        return best

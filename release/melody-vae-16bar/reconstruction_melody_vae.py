@@ -1,0 +1,1 @@
+../../modeling/reconstruction_melody_vae.py
