@@ -24,7 +24,7 @@ def hash_of(content: Any) -> str:
 def fingerprint_of_tokens(tokenizer: Any, steps_per_beat: int, max_bars: int) -> Fingerprint:
     """Hash what a processor makes of ids, and by which merges it comes to them: others of them give other ids."""
     vocabulary = tokenizer.get_vocab()
-    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"].get("merges", [])
     ordered = sorted(vocabulary, key=vocabulary.__getitem__)
     return {"tokens": hash_of([ordered, steps_per_beat, max_bars]), "merges": hash_of(merges)}
 
