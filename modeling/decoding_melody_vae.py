@@ -106,11 +106,12 @@ class StepDecoder(ForwardDecoder):
 
     @staticmethod
     def is_for(model, model_kwargs: dict[str, Any]) -> bool:
-        """Whether a model can be decoded so: one of plain layers, whole on one device, with an empty cache."""
+        """Whether a model can be decoded so: one of plain layers, whole on one device all the time, an empty cache."""
         mask, cache = model_kwargs.get("attention_mask"), model_kwargs.get(CACHE_NAME)
         return (
             model._has_plain_layers
             and len(set(getattr(model, "hf_device_map", {"": 0}).values())) == 1
+            and not any(parameter.is_meta for parameter in model.parameters())  # offloaded between layers
             and bool(model_kwargs.get("use_cache"))
             and not model.training
             and (mask is None or mask.dim() == 2)

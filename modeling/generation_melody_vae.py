@@ -202,10 +202,15 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, Interpolat
         if not told:
             return {}
         line = self.read_lines(self.decode(latent, bars=one_for_all(options.get("bars"))))[0]
-        conditions: dict[str, Any] = {"key": key_of(line)} if "key" in told and line["pitch"] else {}
+        conditions: dict[str, Any] = {"key": self._known_key(line)} if "key" in told else {}
         if "attributes" in told and line["pitch"]:
             conditions |= dict(zip(self.config.attributes or [], self.attributes_of([line])[0].tolist(), strict=True))
         return conditions
+
+    def _known_key(self, line: Mapping[str, Any]) -> str | None:
+        """Find the key of a melody; None where it has no notes, or the training data had none in it."""
+        key = key_of(line) if line["pitch"] else None
+        return key if key in (self.config.conditions or {})["key"] else None
 
     def decode(
         self, latent: torch.Tensor, seed: int | None = None, generator: Generators | None = None, **generate_kwargs
@@ -537,7 +542,7 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, Interpolat
         drawn = choose(torch.tensor(shares, device=self.device).expand(n, -1), share).tolist()
         keys = []
         for asked, line, index in zip(conditions.get("key", [None] * n), self.read_lines(ids), drawn, strict=True):
-            keys.append(asked or (key_of(line) if line["pitch"] else known[index]))
+            keys.append(asked or (self._known_key(line) if line["pitch"] else known[index]))
         return {**conditions, "key": keys}
 
     def _sample_sections(self, n: int, bars: int, options: Mapping[str, Any]) -> torch.Tensor:

@@ -274,6 +274,16 @@ class MelodyVAEPreTrainedModel(FingerprintedModel, PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes; between uses, offloaded weights lie on no device (`meta`)."""
+        device = super().device
+        if device.type == "meta":
+            hooks = (getattr(module, "_hf_hook", None) for module in self.modules())
+            used = {getattr(hook, "execution_device", None) for hook in hooks} - {None}
+            return torch.device(used.pop()) if len(used) == 1 else device
+        return device
+
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)

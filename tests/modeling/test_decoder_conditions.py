@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from modeling import MelodyVAEConfig, MelodyVAEModel
+from modeling.arguments_melody_vae import make_generators
 from modeling.melody_line_melody_vae import ATTRIBUTES, KEY_NAMES, key_of
 from tests.builders.lines import processor_for
 from tests.builders.models import make_model
@@ -123,3 +124,13 @@ def test_conditions_that_there_are_not_cannot_be_told():
         MelodyVAEConfig(decoder_conditions=["genre"], conditions=CONDITIONS)
     with pytest.raises(ValueError, match="key_shares: 2 shares of 24 keys"):
         MelodyVAEConfig(key_shares=[0.5, 0.5], conditions=CONDITIONS)
+
+
+def test_melodies_in_keys_that_the_training_data_had_not_are_of_no_known_key(told):
+    few = copy.deepcopy(told)
+    melodies = few.sample(4, seed=1, bars=4)
+    keys = [key_of(line) for line in few.read_lines(melodies)]
+    few.config.conditions = {**CONDITIONS, "key": [next(key for key in KEY_NAMES if key not in keys)]}
+    few.config.key_shares = [1.0]
+    assert few._with_keys({}, melodies, make_generators(4, 0)) == {"key": [None] * 4}
+    assert few._conditions_like(few.sample_latent(1, seed=2), {})["key"] is None
