@@ -40,11 +40,13 @@ RICH = {
 
 
 def make_line(seed: int, bars: int) -> dict:
-    """Make a line of which some bars are others over again."""
+    """Make a line of which some bars are earlier ones over again."""
     generator = random.Random(seed)
-    kinds = [sorted(generator.sample(range(16), 5)) for _ in range(3)]
-    notes = [[(start, generator.choice(PITCHES)) for start in kind] for kind in kinds]
-    placed = [(16 * bar + start, pitch) for bar in range(bars) for start, pitch in generator.choice(notes)]
+    notes: list[list[tuple[int, int]]] = []
+    for _ in range(bars):
+        new = [(start, generator.choice(PITCHES)) for start in sorted(generator.sample(range(16), 5))]
+        notes.append(generator.choice(notes) if notes and generator.random() < 0.4 else new)
+    placed = [(16 * bar + start, pitch) for bar, own in enumerate(notes) for start, pitch in own]
     return {
         "pitch": [pitch for _, pitch in placed],
         "start": [start for start, _ in placed],
@@ -62,7 +64,7 @@ def save_model(folder: Path, learnt: bool = True, repeats: tuple[int, ...] = (),
     """Save a tiny model with its processor."""
     processor = MelodyProcessor.train([line_to_words(line) for line in LINES], vocab_size=331, max_bars=N)
     processor.add_repeats(repeats)
-    sizes = {"hidden_size": 26, "intermediate_size": 53, "num_encoder_layers": 2, "num_hidden_layers": 3}
+    sizes = {"hidden_size": 26, "intermediate_size": 53, "num_hidden_layers": 2}
     fields = {**sizes, "latent_size": Z, "free_bits": 1e3, "initializer_range": 0.1, **overrides}
     lags = {"repeat_lags": list(processor.repeats), "repeat_token_ids": list(processor.repeats.values())}
     model = make_model(processor, **fields, **lags)
@@ -71,9 +73,10 @@ def save_model(folder: Path, learnt: bool = True, repeats: tuple[int, ...] = (),
         learn(model, processor(lines=LINES, return_tensors="pt"), steps=100, learning_rate=5e-3)
     if model.config.num_prior_layers:
         with torch.no_grad():  # a prior and conditions that make a difference
-            for module in (model.prior.direction_proj, model.bar_conditioner.condition_embedding.attribute_proj):
-                module.weight.normal_(0, 0.3)
-            model.bar_conditioner.condition_embedding.condition_embeddings["key"].weight[:-1].normal_(0, 0.3)
+            model.prior.direction_proj.weight.normal_(0, 0.3)
+            told = model.bar_conditioner.condition_embedding
+            for name in ("attribute_proj", "condition_embeddings.key"):
+                told.get_parameter(f"{name}.weight")[: told.condition_sizes["key"]].normal_(0, 0.3)
             model.prior.scale.fill_(0.7)
             model.prior.attribute_scale.fill_(3.0)
     model.save_pretrained(folder)
@@ -132,7 +135,7 @@ def test_different_melodies_are_reconstructed_as_by_torch(exported):
     rows = runtime.reconstruct(batch["input_ids"].numpy()).tolist()
     assert rows == model.reconstruct(**batch).tolist()
     assert len({tuple(row) for row in rows}) == len(LINES)
-    assert len({token for row in rows for token in row}) > 10
+    assert len({token for row in rows for token in row}) > 20
 
 
 @pytest.mark.slow
@@ -232,17 +235,17 @@ def counts_differ(one: np.ndarray, other: np.ndarray) -> float:
         counts = counts[:, counts.sum(0) >= 10]
         statistic += ((counts[0] - counts[1]) ** 2 / counts.sum(0)).sum()
         freedom += max(counts.shape[1] - 1, 0)
-    assert freedom > 20
+    assert freedom > 10
     return (statistic - freedom) / (2 * freedom) ** 0.5
 
 
 @pytest.mark.slow
 def test_tokens_are_drawn_from_torchs_distribution(exported):
     runtime, model, _ = exported
-    latent, options = make_latent(1).expand(1500, -1), {"bars": 2, "temperature": 1.5, "top_p": 0.9, "max_length": 12}
+    latent, options = make_latent(1).expand(1500, -1), {"bars": 2, "temperature": 3.0, "top_p": 0.7, "max_length": 12}
     expected = model.decode(latent, seed=0, do_sample=True, top_k=0, **options).numpy()
     assert abs(counts_differ(expected, runtime.decode(latent.numpy(), seed=0, **options))) < 5
-    for other in ({"temperature": 1.0}, {"top_p": 1.0}, {"bars": 3}):
+    for other in ({"temperature": 1.0}, {"top_p": 1.0}, {"scale": "C major pentatonic"}):
         assert counts_differ(expected, runtime.decode(latent.numpy(), seed=0, **{**options, **other})) > 10
 
 
@@ -294,9 +297,9 @@ def test_samples_are_melodies_and_do_not_depend_on_their_number(exported):
 @pytest.mark.slow
 def test_samples_are_in_the_key_asked_for(rich):
     runtime, _, _ = rich
-    keys = ["D minor", None, "F# major", "Bb major"]
-    lines = runtime.read_lines(runtime.sample(4, seed=0, conditions={"key": keys, "note_density": 1.0}, attempts=40))
-    assert [key_of(line) for line, key in zip(lines, keys, strict=True) if key] == ["D minor", "F# major", "A# major"]
+    keys = ["D major", None, "F# major", "Bb major"]
+    lines = runtime.read_lines(runtime.sample(4, seed=0, conditions={"key": keys, "note_density": 1.0}, attempts=20))
+    assert [key_of(line) for line, key in zip(lines, keys, strict=True) if key] == ["D major", "F# major", "A# major"]
     with pytest.raises(ValueError, match="unknown condition 'mood'; this model has key, time_signature, note_density"):
         runtime.sample(1, conditions={"mood": "sad"})
 
@@ -305,7 +308,7 @@ def test_samples_are_in_the_key_asked_for(rich):
 def test_bars_are_filled_and_melodies_continued(exported):
     runtime, _, _ = exported
     ids = runtime.write_lines([LINES[2], LINES[4]])
-    filled = runtime.infill(ids, bars=[1, 3], seed=0)
+    filled = runtime.infill(ids, bars=[1, 3], seed=0, temperature=5.0)
     for before, after in zip(runtime._split_bars(ids), runtime._split_bars(filled), strict=True):
         assert [bar for place, bar in enumerate(after) if place not in (1, 3)] == [
             bar for place, bar in enumerate(before) if place not in (1, 3)
@@ -330,16 +333,25 @@ def test_paths_and_variations_begin_at_the_melody(exported):
     own = runtime.decode(latent[:1].numpy(), bars=N)
     assert runtime.vary(latent[0].numpy(), n=2, similarity=1.0, bars=N).tolist() == own.repeat(2, axis=0).tolist()
 
-    def notes_of(line: dict) -> set[tuple[int, int]]:
-        return set(zip(line["start"], line["pitch"], strict=True))
 
-    notes = notes_of(runtime.read_lines(own)[0])
-
-    def share_kept(similarity: float) -> float:
-        lines = runtime.read_lines(runtime.vary(latent[0].numpy(), n=9, similarity=similarity, seed=0, bars=N))
-        return sum(len(notes & notes_of(line)) / len(notes) for line in lines) / 9
-
-    assert share_kept(0.9) > share_kept(0.0)
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", ["sample", "vary"])
+def test_whole_operations_have_torchs_distribution(exported, operation):
+    """Latents, noise and conditions included."""
+    runtime, model, _ = exported
+    given, options, other = (), {"n": 1000, "bars": 2, "max_length": 12, "seed": 0}, {"time_signature": "3/4"}
+    if operation == "vary":
+        given, other = (make_latent(1, seed=5),), {"similarity": 0.9}
+        options["similarity"] = 0.2
+    else:
+        options["temperature"] = 2.0
+    if model.config.num_prior_layers:
+        other = {"conditions": {"note_density": -3.0}}
+        options |= {"conditions": {"note_density": 2.0}} if operation == "sample" else {}
+    expected = getattr(model, operation)(*given, **options).numpy()
+    arrays = [part.numpy() for part in given]
+    assert abs(counts_differ(expected, getattr(runtime, operation)(*arrays, **options))) < 5
+    assert counts_differ(expected, getattr(runtime, operation)(*arrays, **{**options, **other})) > 10
 
 
 @pytest.mark.slow
@@ -391,10 +403,11 @@ def test_the_folder_runs_without_torch_and_without_the_repository(rich):
 
 @pytest.mark.slow
 def test_a_music_transformer_has_a_decoder_only(tmp_path, capsys):
-    runtime, model, _ = export_model(tmp_path / "model", latent_size=0, num_hidden_layers=2)
+    runtime, model, _ = export_model(tmp_path / "model", latent_size=0, num_hidden_layers=1)
     names = {file.name for file in runtime.folder.iterdir()}
     assert names == {"decoder.onnx", "onnx_config.json", "onnx_tables.npz", "onnx_melody_vae"}
-    primer = torch.tensor([[1, model.config.bar_token_ids[0]], [1, model.config.bar_token_ids[1]]])
+    opens_bar = runtime.config["bar_token_ids"]
+    primer = torch.tensor([[1, opens_bar[0]], [1, opens_bar[1]]])
     expected = model.generate(primer, attention_mask=torch.ones_like(primer), bars=3, do_sample=False)
     assert runtime.generate(input_ids=primer.numpy(), bars=3).tolist() == expected.tolist()
     with pytest.raises(ValueError, match="latent_size=0"):

@@ -13,7 +13,6 @@ from .grammar import GrammarState, TokenTable
 from .token_grammar_melody_vae import NO_ONSET, TokenColumn
 
 CACHE_BLOCK = 32  # tokens by which the cache grows
-LIKELY_TOKENS = 64  # that top-p looks at before it sorts the whole vocabulary
 LOWEST = np.finfo(np.float32).min
 
 
@@ -25,23 +24,29 @@ def log_sum_exp(values: np.ndarray) -> np.ndarray:
         return np.log(np.exp(values - highest).sum(-1)) + highest[..., 0]
 
 
-def choose(weights: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Find where the running sum of weights `(A, V)` exceeds a share `(A,)`, from 0 to just under 1, of the whole."""
-    sums = weights.cumsum(-1, dtype=np.float64)
-    return (sums <= share[:, None] * sums[:, -1:]).sum(-1)
+def draw_tokens(scores: np.ndarray, share: np.ndarray, top_p: float) -> np.ndarray:
+    """Draw from the most probable tokens that together have `top_p`.
 
+    Args:
+        scores: `(A, V)`, logits.
+        share: `(A,)`, from 0 to just under 1; uniform ones draw each token as often as its probability says.
+        top_p: From 0 to 1; 1 is all.
 
-def keep_most_likely(scores: np.ndarray, top_p: float) -> np.ndarray:
-    """Rule out all but the most probable tokens of `(A, V)` that together have `top_p`."""
-    total, likely = log_sum_exp(scores)[:, None], min(LIKELY_TOKENS, scores.shape[-1])
-    while True:
-        highest = -np.sort(-np.partition(scores, -likely, axis=-1)[:, -likely:])  # (A, L), descending
-        before = (np.exp(highest - total).cumsum(-1) < top_p).sum(-1, keepdims=True)  # the one that reaches top_p
-        if before.max() < likely or likely == scores.shape[-1]:
-            break
-        likely = scores.shape[-1]
-    least = np.take_along_axis(highest, np.minimum(before, likely - 1), axis=-1)
-    return np.where(scores < least, -np.inf, scores)
+    Returns:
+        `(A,)` tokens.
+    """
+    probabilities = np.exp(scores - scores.max(-1, keepdims=True))
+    probabilities /= probabilities.sum(-1, keepdims=True)
+    # What is less probable than this has no more than `1 - top_p` together, so top-p leaves it out: few are sorted.
+    rows, tokens = np.nonzero(probabilities > (1 - top_p) / scores.shape[-1])
+    chances = probabilities[rows, tokens].astype(np.float64)
+    order = np.lexsort((-chances, rows))
+    chances, first = chances[order], np.searchsorted(rows, np.arange(len(scores)))
+    running = chances.cumsum()
+    running -= (running - chances)[first][rows]
+    kept = np.where(running - chances < top_p, running, 0)
+    is_before = running <= (share * np.maximum.reduceat(kept, first))[rows]
+    return tokens[order][first + np.add.reduceat(is_before.astype(np.int64), first)]
 
 
 class StepDecoder:
@@ -199,9 +204,8 @@ def write_melodies(
             token = scores.argmax(-1)
         else:
             scores = scores if temperature is None else scores / temperature[rows[active], None]
-            scores = scores if top_p >= 1 else keep_most_likely(scores, top_p)
-            share = np.array([generator[rows[at]].random(dtype=np.float32) for at in active])
-            token = choose(np.exp(scores - scores.max(-1, keepdims=True)), share)
+            share = np.array([generator[rows[at]].random(dtype=np.float32) for at in active], dtype=np.float64)
+            token = draw_tokens(scores, share, top_p)
         for at, each in zip(active, token.tolist(), strict=True):
             states[rows[at]].advance(each)
         following = np.full(len(rows), pad)

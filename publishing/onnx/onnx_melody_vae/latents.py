@@ -188,7 +188,7 @@ class LatentModel:
         if not config["latent_size"]:
             raise ValueError("latent_size=0: this model is a plain Music Transformer and has no latent to encode into")
         if not len(input_ids):
-            return (np.zeros((0, config["latent_size"]), np.float32),) * 2
+            return np.zeros((0, config["latent_size"]), np.float32), np.zeros((0, config["latent_size"]), np.float32)
         if (longest := int(self.num_bars(input_ids).max())) > config["max_bars"]:
             raise ValueError(
                 f"a melody of {longest} bars does not fit a latent of max_bars={config['max_bars']}: cut it up"

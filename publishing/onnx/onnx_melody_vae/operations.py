@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .decoding import StepDecoder, choose, write_melodies
+from .decoding import StepDecoder, draw_tokens, write_melodies
 from .grammar import GrammarState, Wanted
 from .latents import Generators, LatentModel, draw_normal, make_generators
 from .melody_line_melody_vae import key_of, major_tonic, transpose_line
@@ -400,7 +400,7 @@ class OnnxMelodyVAE(LatentModel):
         if not steps:
             return np.empty((0, 0), dtype=np.int64)
         if not self.config["noise_probability"]:
-            latents = slerp(*corners, weight)
+            latents = slerp(corners[0], corners[1], weight)
         else:
             (first, second), num_bars = self._in_one_key(corners, options)
             latents = self._blend(first, second, weight, num_bars)
@@ -424,8 +424,8 @@ class OnnxMelodyVAE(LatentModel):
         bars = self.config["max_bars"]
         place = np.minimum(np.arange(bars), num_bars - 1) / max(1, num_bars - 1)
         weights = np.clip(weight[:, None] * (1 + PATH_SPREAD) - PATH_SPREAD * place, 0, 1).astype(np.float32)  # (S, N)
-        pairs = zip(a.reshape(bars, -1), b.reshape(bars, -1), weights.T, strict=True)
-        return np.concatenate([slerp(*pair) for pair in pairs], axis=-1)
+        triples = zip(a.reshape(bars, -1), b.reshape(bars, -1), weights.T, strict=True)
+        return np.concatenate([slerp(*triple) for triple in triples], axis=-1)
 
     # Batches and sections of sampled melodies.
 
@@ -494,8 +494,9 @@ class OnnxMelodyVAE(LatentModel):
         returns = self.config["section_returns"][:num_sections]
         if not returns:
             return [-1] * n
-        chance = np.array([*returns, max(1 - sum(returns), 0)])
-        drawn = choose(np.tile(chance, (n, 1)), np.array([source.random(dtype=np.float32) for source in generator]))
+        with np.errstate(divide="ignore"):
+            scores = np.log([[*returns, max(1 - sum(returns), 0)]]).repeat(n, axis=0)
+        drawn = draw_tokens(scores, np.array([source.random() for source in generator]), top_p=1.0)
         return [lag if lag < len(returns) else -1 for lag in drawn.tolist()]
 
     def _sample_next_section(self, before: list[list[list[int]]], count: int, options: dict[str, Any]) -> np.ndarray:
