@@ -153,7 +153,7 @@ def load_model(
         raise UserError(f"--decoder_conditions {sorted(unknown)[0]}: {source} knows {', '.join(known) or 'none'}")
     config.num_prior_layers, config.decoder_conditions = 0, told
     if not told:
-        config.conditions, config.attributes = {}, []
+        config.conditions, config.attributes, config.key_shares = {}, [], None
     tokens = len(processor.tokenizer)
     new_repeats = {lag: token for lag, token in processor.repeats.items() if lag not in (config.repeat_lags or [])}
     if config.vocab_size != tokens - len(new_repeats) or config.bar_token_ids != processor.bar_token_ids:
