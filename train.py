@@ -7,9 +7,11 @@ validation and checkpoints; monitoring and the report. This file says in which o
 import argparse
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
@@ -40,7 +42,6 @@ from training.checkpoints import (
 )
 from training.data import (
     COLUMNS,
-    Collator,
     MelodyWindows,
     check_grid,
     count_tokens,
@@ -56,7 +57,6 @@ from training.loaders import StreamLoader, WindowLoader
 from training.models import (
     build_model,
     collator_for,
-    load_pretrained,
     load_tokenizing_processor,
     save_processors,
 )
@@ -66,22 +66,9 @@ from training.optimizers import build_optimizer
 from training.options import MUSIC_VAE, parse_args
 from training.own_midi import build_own, is_midi
 from training.prior import check_refit, refit_prior
-from training.run_logger import LOG_NAME, RunLogger
+from training.run_logger import RunLogger
 from training.schedules import curriculum_pacing, kl_weight_at, learning_rate_schedule
-from training.validation import ACTIVE_UNIT_VARIANCE, is_time_to_stop
-
-__all__ = [  # what other commands take from here
-    "ACTIVE_UNIT_VARIANCE",
-    "LOG_NAME",
-    "Collator",
-    "MelodyWindows",
-    "UserError",
-    "WindowBatches",
-    "count_tokens",
-    "load_lines",
-    "load_pretrained",
-    "write_words",
-]
+from training.validation import is_time_to_stop
 
 DEFAULT_STEPS_PER_BEAT = 4
 SPLITS = ("train", "validation")
@@ -116,15 +103,33 @@ def start_accelerator(args: argparse.Namespace) -> Accelerator:
 def get_dataloaders(
     args: argparse.Namespace, accelerator: Accelerator, pretrained: str | None
 ) -> tuple[MelodyProcessor, WindowLoader | StreamLoader, DataLoader]:
-    """Load the data, load the tokenizer (from `pretrained`) or train it, and build what training and validation read.
+    """Load the data and the tokenizer, and build what training and validation read."""
+    time_signature = "4/4" if args.model_type == MUSIC_VAE else None  # its steps are sixteenths of that
+    is_trained_on = partial(is_wanted, which=args.lines, time_signature=time_signature)
+    processor, lines, unseen, stream = load_melodies(args, accelerator, pretrained, is_trained_on)
+    collator = collator_for(args.model_type, processor)
+    loader = build_loader(args, accelerator, processor, lines, stream, is_trained_on, collator)
+    texts = evaluation_windows(unseen, processor.max_bars, args.max_eval_samples, None if args.streaming else args.seed)
+    eval_loader = DataLoader(
+        texts,  # pyright: ignore[reportArgumentType] - a list is a data set
+        batch_size=args.per_device_eval_batch_size,
+        collate_fn=collator,
+        generator=torch.Generator(),  # else each pass draws from the global random state
+    )
+    return processor, loader, eval_loader
+
+
+def load_melodies(
+    args: argparse.Namespace, accelerator: Accelerator, pretrained: str | None, is_trained_on: partial[bool]
+) -> tuple[MelodyProcessor, datasets.Dataset, Any, datasets.IterableDataset | None]:
+    """Load the tokenizer from `pretrained` or train it, and write the data in its words.
 
     The main process goes first; the others find its caches filled, and its tokenizer in the output folder.
+
+    Returns:
+        The processor; the lines to train on (of a stream, its beginning); those to validate with; and the stream.
     """
-    time_signature = "4/4" if args.model_type == MUSIC_VAE else None  # its steps are sixteenths of that
-
-    def is_trained_on(line: dict) -> bool:
-        return is_wanted(line, args.lines, time_signature)
-
+    stream = None
     with accelerator.main_process_first():
         processor = load_tokenizing_processor(pretrained) if pretrained else None
         dataset = args.dataset
@@ -140,6 +145,7 @@ def get_dataloaders(
             held_out = load_split(dataset, "validation", args.lines, streaming=True)
             unseen = (words_of(line) for line in held_out if is_trained_on(line))
         else:
+            time_signature = is_trained_on.keywords["time_signature"]
             lines, unseen = (load_lines(dataset, split, args.lines, time_signature) for split in SPLITS)
             lines = write_words(lines, args.num_proc, args.max_duration)
             unseen = write_words(unseen, args.num_proc)
@@ -151,6 +157,19 @@ def get_dataloaders(
         if accelerator.is_main_process:
             save_processors(args.model_type, processor, args.output_dir)
         lines = count_tokens(lines, processor.tokenizer, args.num_proc)
+    return processor, lines, unseen, stream
+
+
+def build_loader(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    processor: MelodyProcessor,
+    lines: datasets.Dataset,
+    stream: datasets.IterableDataset | None,
+    is_trained_on: Callable[[dict], bool],
+    collator: Any,
+) -> WindowLoader | StreamLoader:
+    """Build what gives this process its batches of windows, from the lines or from the stream."""
     windows = {
         "bars": processor.max_bars,
         "max_tokens": args.max_tokens,
@@ -159,7 +178,6 @@ def get_dataloaders(
         "short_windows": args.short_windows,
         "seed": args.seed,
     }
-    collator = collator_for(args.model_type, processor)
     batches = WindowBatches(
         lines,
         num_batches_multiple=accelerator.num_processes,
@@ -172,30 +190,21 @@ def get_dataloaders(
         workers = 2 if accelerator.device.type != "cpu" else int(args.streaming)
     if workers:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are processes, and each has one core
-    if args.streaming:
-        loader = StreamLoader(
-            stream,
-            collator,
-            accelerator.process_index,
-            accelerator.num_processes,
-            workers,
-            tokens_per_window=batches.tokens_per_window,
-            tokenizer=processor.tokenizer,
-            is_wanted=is_trained_on,
-            buffer_lines=args.streaming_buffer,
-            max_duration=args.max_duration,
-            **windows,
-        )
-    else:
-        loader = WindowLoader(MelodyWindows(lines), batches, collator, accelerator.process_index, workers)
-    texts = evaluation_windows(unseen, processor.max_bars, args.max_eval_samples, None if args.streaming else args.seed)
-    eval_loader = DataLoader(
-        texts,  # pyright: ignore[reportArgumentType] - a list is a data set
-        batch_size=args.per_device_eval_batch_size,
-        collate_fn=collator,
-        generator=torch.Generator(),  # else each pass draws from the global random state
+    if stream is None:
+        return WindowLoader(MelodyWindows(lines), batches, collator, accelerator.process_index, workers)
+    return StreamLoader(
+        stream,
+        collator,
+        accelerator.process_index,
+        accelerator.num_processes,
+        workers,
+        tokens_per_window=batches.tokens_per_window,
+        tokenizer=processor.tokenizer,
+        is_wanted=is_trained_on,
+        buffer_lines=args.streaming_buffer,
+        max_duration=args.max_duration,
+        **windows,
     )
-    return processor, loader, eval_loader
 
 
 def read_ahead(rows: Iterable[dict], args: argparse.Namespace) -> datasets.Dataset:
@@ -261,20 +270,8 @@ def fit(args: argparse.Namespace, accelerator: Accelerator, checkpoint: Path | N
     is_refitted = check_refit(args, accelerator)
     pretrained = str(checkpoint.parent) if checkpoint else args.init_from
     processor, loader, eval_loader = get_dataloaders(args, accelerator, pretrained)
-    model = build_model(args, processor)
-    adapted = add_adapters(model, args.lora_rank) if args.lora_rank else None
-    if args.gradient_checkpointing:
-        model.activation_checkpointing_enable()
-    if accelerator.distributed_type == DistributedType.FSDP:  # which of its layers are sharded, the model says itself
-        present = {type(module).__name__ for module in model.modules()} & {*(model._no_split_modules or ())}
-        accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(present)
-    optimizer = build_optimizer(model, args.optimizer, args.learning_rate, args.weight_decay)
-    model, optimizer, eval_loader = accelerator.prepare(model, optimizer, eval_loader)
+    model, adapted, optimizer, eval_loader = prepare_model(args, accelerator, processor, eval_loader)
     whole = accelerator.unwrap_model(model)
-    if args.torch_compile:
-        whole.compile()
-    if accelerator.distributed_type == DistributedType.FSDP:
-        register_fsdp_forward_method(whole, "encode")
     scheduler = learning_rate_schedule(
         args.lr_scheduler_type, optimizer, args.num_warmup_steps, args.max_train_steps, args.min_lr_ratio
     )
@@ -320,6 +317,27 @@ def fit(args: argparse.Namespace, accelerator: Accelerator, checkpoint: Path | N
     if is_refitted:
         refit_prior(args, accelerator)
     accelerator.end_training()
+
+
+def prepare_model(
+    args: argparse.Namespace, accelerator: Accelerator, processor: MelodyProcessor, eval_loader: DataLoader
+) -> tuple[torch.nn.Module, torch.nn.Module | None, torch.optim.Optimizer, DataLoader]:
+    """Build the model, its adapters if there are any, and the optimizer, and prepare them for all processes."""
+    model = build_model(args, processor)
+    adapted = add_adapters(model, args.lora_rank) if args.lora_rank else None
+    if args.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    if accelerator.distributed_type == DistributedType.FSDP:  # which of its layers are sharded, the model says itself
+        present = {type(module).__name__ for module in model.modules()} & {*(model._no_split_modules or ())}
+        accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(present)
+    optimizer = build_optimizer(model, args.optimizer, args.learning_rate, args.weight_decay)
+    model, optimizer, eval_loader = accelerator.prepare(model, optimizer, eval_loader)
+    whole = accelerator.unwrap_model(model)
+    if args.torch_compile:
+        whole.compile()
+    if accelerator.distributed_type == DistributedType.FSDP:
+        register_fsdp_forward_method(whole, "encode")
+    return model, adapted, optimizer, eval_loader
 
 
 def train(

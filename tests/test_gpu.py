@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import train
 from generation.loading import load_model
 from tests.builders.training import TINY, arguments, run
+from training.run_logger import LOG_NAME
 
 pytestmark = [
     pytest.mark.gpu,
@@ -31,7 +31,7 @@ def test_twenty_steps_in_bf16_learn_compiled_and_not(dataset, tmp_path):
     for more in ([], ["--torch_compile"]):
         folder = tmp_path / str(len(more))
         run(arguments(dataset, folder, *options, *more))
-        log = json.loads((folder / train.LOG_NAME).read_text(encoding="utf-8"))
+        log = json.loads((folder / LOG_NAME).read_text(encoding="utf-8"))
         assert log["device"] == DEVICE
         first, *_, end = [entry["bits_per_note"] for entry in log["history"]]
         assert end < first

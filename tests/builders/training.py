@@ -13,6 +13,9 @@ from safetensors.torch import load_file
 import train
 import train_prior
 from training import prior, run_logger
+from training.batches import WindowBatches
+from training.data import load_lines, write_words
+from training.run_logger import LOG_NAME
 
 TINY = (
     "hidden_size=20,intermediate_size=24,num_attention_heads=2,num_encoder_layers=1,num_hidden_layers=1,"
@@ -69,8 +72,8 @@ def arguments(dataset: Path, output: Path, *more: str) -> list[str]:
     ]
 
 
-def make_batches(dataset: Path, **changes) -> train.WindowBatches:
-    lines = train.write_words(train.load_lines(str(dataset), "train", "lead"), 1)
+def make_batches(dataset: Path, **changes) -> WindowBatches:
+    lines = write_words(load_lines(str(dataset), "train", "lead"), 1)
     lines = lines.map(lambda line: {"num_tokens": [len(word) for word in line["words"]]})
     options = {
         "bars": 16,
@@ -80,14 +83,14 @@ def make_batches(dataset: Path, **changes) -> train.WindowBatches:
         "num_batches_multiple": 1,
         "seed": 0,
     }
-    return train.WindowBatches(lines, **{**options, **changes})
+    return WindowBatches(lines, **{**options, **changes})
 
 
 CLOCKS = {"melodies_per_second", "waiting_for_data"}  # of a log, what no two runs share
 
 
 def history(folder: Path) -> list[dict]:
-    log = json.loads((folder / train.LOG_NAME).read_text(encoding="utf-8"))
+    log = json.loads((folder / LOG_NAME).read_text(encoding="utf-8"))
     return [{name: value for name, value in entry.items() if name not in CLOCKS} for entry in log["history"]]
 
 

@@ -18,13 +18,15 @@ from evaluation.held_out import BARS, choose_windows
 from evaluation.model_evaluation import Evaluation
 from modeling.processing_melody_vae import MAX_PITCH, MIN_PITCH, line_to_words
 from tests.builders.training import TINY, arguments, make_batches, run
-from training.data import count_notes
+from training.batches import WindowBatches
+from training.data import MelodyWindows, count_notes, load_lines, write_words
+from training.run_logger import LOG_NAME
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def batches(dataset) -> train.WindowBatches:
+def batches(dataset) -> WindowBatches:
     return make_batches(dataset)
 
 
@@ -42,7 +44,7 @@ def test_batches_are_a_function_of_seed_and_epoch(batches):
 def test_windows_lie_in_their_lines_and_in_range(dataset):
     batches = make_batches(dataset, transpose=60)
     low, high = batches.lowest, batches.highest
-    lines = train.write_words(train.load_lines(str(dataset), "train", "lead"), 1)
+    lines = write_words(load_lines(str(dataset), "train", "lead"), 1)
     seen = set()
     for line, first_bar, end_bar, semitones in (key for batch in batches for key in batch):
         assert 0 <= first_bar < end_bar <= lines[line]["bars"]
@@ -84,15 +86,15 @@ def test_few_windows_are_repeated_to_fill_a_batch(dataset):
 
 
 def test_text_of_a_window_is_the_transposed_bars(dataset):
-    rows = train.load_lines(str(dataset), "train", "lead")
-    text = train.MelodyWindows(train.write_words(rows, 1))[2, 1, 4, -3]
+    rows = load_lines(str(dataset), "train", "lead")
+    text = MelodyWindows(write_words(rows, 1))[2, 1, 4, -3]
     row = rows[2]
     moved = {**row, "pitch": [pitch - 3 for pitch in row["pitch"]]}
     assert text.split(" ") == line_to_words(moved)[1:4]
 
 
 def test_notes_are_counted(dataset):
-    rows = train.load_lines(str(dataset), "train", "lead")
+    rows = load_lines(str(dataset), "train", "lead")
     for row in rows:
         assert count_notes(" ".join(line_to_words(row))) == len(row["pitch"])
 
@@ -102,13 +104,13 @@ def test_training_writes_a_model_that_loads(trained):
     processor = AutoProcessor.from_pretrained(trained, trust_remote_code=True)
     assert model.config.hidden_size == 20
     assert len(processor.to_lines(model.sample(2, seed=0, bars=3))) == 2
-    log = json.loads((trained / train.LOG_NAME).read_text(encoding="utf-8"))
+    log = json.loads((trained / LOG_NAME).read_text(encoding="utf-8"))
     assert [entry["step"] for entry in log["history"]] == [4, 8, 12]
     assert log["melodies_seen"] == 60
 
 
 def test_training_lowers_the_loss(trained):
-    history = json.loads((trained / train.LOG_NAME).read_text(encoding="utf-8"))["history"]
+    history = json.loads((trained / LOG_NAME).read_text(encoding="utf-8"))["history"]
     assert history[-1]["bits_per_note"] < history[0]["bits_per_note"]
 
 
@@ -117,7 +119,7 @@ def test_training_goes_on_from_a_model(dataset, trained, tmp_path):
     before, after = (load_file(folder / "model.safetensors") for folder in (trained, tmp_path))
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert (tmp_path / "tokenizer.json").read_bytes() == (trained / "tokenizer.json").read_bytes()
-    log, earlier = (json.loads((folder / train.LOG_NAME).read_text(encoding="utf-8")) for folder in (tmp_path, trained))
+    log, earlier = (json.loads((folder / LOG_NAME).read_text(encoding="utf-8")) for folder in (tmp_path, trained))
     earlier.pop("history")
     assert log["before"] == earlier
     assert "before" not in earlier
@@ -149,7 +151,7 @@ def test_evaluation_of_a_decoder_that_can_do_without_a_latent(dataset, trained, 
     bit = found["count"] / found["notes"]  # of a choice between two models, for each note of a melody
     assert found["mixture_bits_per_note"] <= min(alone, bound) + bit + 1e-6
     assert found["mixture_bits_per_note"] >= min(alone, bound) - 5 * bit
-    history = json.loads((tmp_path / "noisy" / train.LOG_NAME).read_text(encoding="utf-8"))["history"]
+    history = json.loads((tmp_path / "noisy" / LOG_NAME).read_text(encoding="utf-8"))["history"]
     assert history[-1]["bits_per_note_without_latent"] > 0
     sampling = [*argv, "--parts", "samples", "--samples", "4", "--melodies", "2", "--ngram_melodies", "20"]
     sampling += ["--sampling_noise", "1", "--temperature", "0.7"]

@@ -16,12 +16,13 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
-import train
 from command import UserError
 from modeling.processing_melody_vae import line_to_score
 from tests.builders.training import TINY, arguments, melody, run
 from training import average_models, models, own_midi, report, run_logger
+from training.data import load_lines
 from training.monitoring import Means, Rates, Stopwatch, trackers_of
+from training.run_logger import LOG_NAME
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("without_histograms")
@@ -67,9 +68,7 @@ def test_own_files_are_built_once_for_their_content(cache, tmp_path, monkeypatch
 @pytest.mark.parametrize(("count", "fewest"), [(2, 1), pytest.param(21, 5, marks=pytest.mark.slow)])
 def test_several_songs_are_held_out(cache, tmp_path, count, fewest):
     built = own_midi.build_own(str(write_songs(tmp_path / "songs", count)), 4, 1)
-    groups = {
-        split: set(train.load_lines(str(built.folder), split, "lead")["group"][:]) for split in ("train", "validation")
-    }
+    groups = {split: set(load_lines(str(built.folder), split, "lead")["group"][:]) for split in ("train", "validation")}
     assert groups["train"]
     assert len(groups["validation"]) >= fewest
     assert not groups["train"] & groups["validation"]
@@ -187,7 +186,7 @@ def test_a_mean_of_models(dataset, trained, tmp_path, capsys):
             torch.testing.assert_close(weight, ended[name] / 2)
     assert AutoModel.from_pretrained(tmp_path / "mean", trust_remote_code=True).config.num_hidden_layers == 2
     AutoProcessor.from_pretrained(tmp_path / "mean", trust_remote_code=True)
-    log = json.loads((tmp_path / "mean" / train.LOG_NAME).read_text(encoding="utf-8"))
+    log = json.loads((tmp_path / "mean" / LOG_NAME).read_text(encoding="utf-8"))
     assert log["arguments"]["max_train_steps"] == 2
     assert log["mean_of"] == [str(trained), str(tmp_path / "further")]
 
@@ -209,7 +208,7 @@ def test_baselines_take_the_same_way(dataset, tmp_path, model_type):
     model = AutoModel.from_pretrained(tmp_path, trust_remote_code=True)
     processor = AutoProcessor.from_pretrained(tmp_path, trust_remote_code=True)
     assert len(processor.to_scores(model.sample(2, seed=0, bars=3))) == 2
-    log = json.loads((tmp_path / train.LOG_NAME).read_text(encoding="utf-8"))
+    log = json.loads((tmp_path / LOG_NAME).read_text(encoding="utf-8"))
     assert log["history"][-1]["bits_per_note"] > 0
 
 
@@ -322,7 +321,7 @@ def test_documented_commands_start_as_many_processes(dataset, tmp_path, launch):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"{launch[-1]} process(es) on cpu" in done.stdout
-    history = json.loads((tmp_path / train.LOG_NAME).read_text(encoding="utf-8"))["history"]
+    history = json.loads((tmp_path / LOG_NAME).read_text(encoding="utf-8"))["history"]
     assert history[-1]["bits_per_note_without_latent"] > 0
 
 
@@ -333,7 +332,7 @@ def test_a_compiled_model_learns_the_same(dataset, tmp_path):
     for options in ([], ["--torch_compile"]):
         folder = tmp_path / str(len(options))
         run(arguments(dataset, folder, "--max_train_steps", "3", "--config_overrides", TINY + ",dropout=0.0", *options))
-        histories.append(json.loads((folder / train.LOG_NAME).read_text(encoding="utf-8"))["history"][-1])
+        histories.append(json.loads((folder / LOG_NAME).read_text(encoding="utf-8"))["history"][-1])
     assert histories[0]["bits_per_note"] == pytest.approx(histories[1]["bits_per_note"], rel=1e-3)
 
 

@@ -8,18 +8,18 @@ from pathlib import Path
 import datasets
 import pytest
 
-import train
 from command import UserError
 from modeling.processing_melody_vae import make_remi
 from modeling.relative_attention import RelativeAttention
 from tests.builders.training import TINY, arguments, melody, run
+from training.run_logger import LOG_NAME
 
 CLOCKS = {"melodies_per_second", "waiting_for_data"}
 
 
 def learned(folder: Path) -> list[dict]:
     """What a run's log says of each evaluation, without what depends on the clock or counts melodies."""
-    history = json.loads((folder / train.LOG_NAME).read_text(encoding="utf-8"))["history"]
+    history = json.loads((folder / LOG_NAME).read_text(encoding="utf-8"))["history"]
     return [{name: value for name, value in entry.items() if name not in CLOCKS | {"melodies"}} for entry in history]
 
 
@@ -41,7 +41,7 @@ def test_accumulated_gradients_are_means(one_melody, tmp_path):
         run(arguments(one_melody, tmp_path / str(count), *options))
     for one, three in zip(learned(tmp_path / "1"), learned(tmp_path / "3"), strict=True):
         assert three == pytest.approx(one, rel=1e-5)
-    log = json.loads((tmp_path / "3" / train.LOG_NAME).read_text(encoding="utf-8"))
+    log = json.loads((tmp_path / "3" / LOG_NAME).read_text(encoding="utf-8"))
     assert log["melodies_seen"] == 3 * 12 * 5
 
 
