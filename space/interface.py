@@ -155,7 +155,6 @@ class Interface:
 
     def _make_tab(self, demo: gr.Blocks) -> None:
         actions = self.actions
-        facts = actions.facts
         first = {
             "melodies": actions.opening(3),
             "note": f"To begin with: of the melodies of {OPENING_SEEDS} seeds, the three that measure most like the "
@@ -166,46 +165,9 @@ class Interface:
             with gr.Column(elem_classes="mv-actions"):
                 button = gr.Button("Make melodies", variant="primary", size="lg")
             with gr.Column(scale=1, min_width=260, elem_classes="mv-panel"):
-                with gr.Row():
-                    count = gr.Slider(1, MAX_COUNT, 3, step=1, label="How many")
-                    bars = gr.Slider(1, actions.most_bars, min(8, actions.most_bars), step=1, label="Bars")
-                with gr.Accordion("Ask for a key, a meter, a voice", open=True, elem_classes="mv-wishes"):
-                    with gr.Row():
-                        tonic = gr.Dropdown(TONIC_CHOICES, value=ANY, label="Key", min_width=90)
-                        mode = gr.Dropdown(list(MODES), value="major", label="Scale", min_width=110)
-                    with gr.Row():
-                        meters = [("Any meter", ANY), *((meter, meter) for meter in facts["meters"])]
-                        meter = gr.Dropdown(meters, value=ANY, label="Meter", min_width=90)
-                        tempos = [("Any tempo", ANY), *((tempo.capitalize(), tempo) for tempo in list(TEMPOS)[1:])]
-                        tempo = gr.Dropdown(tempos, value=ANY, label="Tempo", min_width=110)
-                    with gr.Row():
-                        genres = [("Any genre", ANY)]
-                        genres += [(genre.replace("|", " / ").replace("_", " & "), genre) for genre in actions.genres]
-                        genre = gr.Dropdown(genres, value=ANY, label="Genre", visible=len(genres) > 1, min_width=110)
-                        voices = [("Any range", ANY), *((voice.capitalize(), voice) for voice in list(VOICES)[1:])]
-                        voice = gr.Dropdown(voices, value=ANY, label="Singable by", min_width=110)
-                    temperature = gr.Slider(
-                        0.1, 2.0, 1.0, step=0.05, label="Temperature", info="Daring: 1 is as it learned"
-                    )
-                    with gr.Row():
-                        seed = gr.Number(
-                            first["melodies"][0]["origin"]["seed"],
-                            label="Seed",
-                            precision=0,
-                            minimum=0,
-                            maximum=MAX_SEED,
-                            min_width=90,
-                        )
-                        is_new = gr.Checkbox(True, label="New seed each time", min_width=120, container=False)
-                with gr.Accordion("More or less of something", open=False, elem_classes="mv-wishes"):
-                    attributes = [
-                        gr.Slider(-MAX_AMOUNT, MAX_AMOUNT, 0, step=0.25, label=ATTRIBUTE_NAMES.get(name, name))
-                        for name in facts["attributes"]
-                    ]
+                settings, seed, is_new = self._make_settings(first["melodies"][0]["origin"]["seed"])
             with gr.Column(scale=2, min_width=320, elem_classes="mv-right"):
                 made = MelodyList(first, name="Make", elem_classes="mv-stage", min_height=320)
-
-        settings = [count, bars, tonic, mode, meter, genre, tempo, voice, temperature, *attributes]
 
         def make(is_new: bool, seed: int | None, *values: Any) -> tuple[int, dict]:
             seed = new_seed() if is_new or seed is None else int(seed)
@@ -217,6 +179,44 @@ class Interface:
             return self._open_page(dict(request.query_params))
 
         self._on(demo.load, open_page, None, [*settings, seed, is_new, made], show_progress="hidden", **self.together)
+
+    def _make_settings(self, first_seed: int) -> tuple[list[Any], gr.Number, gr.Checkbox]:
+        """Put up what can be asked of new melodies, in the order of `_asked`; returns that, the seed and its box."""
+        with gr.Row():
+            count = gr.Slider(1, MAX_COUNT, 3, step=1, label="How many")
+            bars = gr.Slider(1, self.actions.most_bars, min(8, self.actions.most_bars), step=1, label="Bars")
+        with gr.Accordion("Ask for a key, a meter, a voice", open=True, elem_classes="mv-wishes"):
+            with gr.Row():
+                tonic = gr.Dropdown(TONIC_CHOICES, value=ANY, label="Key", min_width=90)
+                mode = gr.Dropdown(list(MODES), value="major", label="Scale", min_width=110)
+            with gr.Row():
+                meters = [("Any meter", ANY), *((meter, meter) for meter in self.actions.facts["meters"])]
+                meter = gr.Dropdown(meters, value=ANY, label="Meter", min_width=90)
+                tempos = [("Any tempo", ANY), *((tempo.capitalize(), tempo) for tempo in list(TEMPOS)[1:])]
+                tempo = gr.Dropdown(tempos, value=ANY, label="Tempo", min_width=110)
+            with gr.Row():
+                genres = [("Any genre", ANY)]
+                genres += [(genre.replace("|", " / ").replace("_", " & "), genre) for genre in self.actions.genres]
+                genre = gr.Dropdown(genres, value=ANY, label="Genre", visible=len(genres) > 1, min_width=110)
+                voices = [("Any range", ANY), *((voice.capitalize(), voice) for voice in list(VOICES)[1:])]
+                voice = gr.Dropdown(voices, value=ANY, label="Singable by", min_width=110)
+            temperature = gr.Slider(0.1, 2.0, 1.0, step=0.05, label="Temperature", info="Daring: 1 is as it learned")
+            with gr.Row():
+                seed = gr.Number(
+                    first_seed,
+                    label="Seed",
+                    precision=0,
+                    minimum=0,
+                    maximum=MAX_SEED,
+                    min_width=90,
+                )
+                is_new = gr.Checkbox(True, label="New seed each time", min_width=120, container=False)
+        with gr.Accordion("More or less of something", open=False, elem_classes="mv-wishes"):
+            attributes = [
+                gr.Slider(-MAX_AMOUNT, MAX_AMOUNT, 0, step=0.25, label=ATTRIBUTE_NAMES.get(name, name))
+                for name in self.actions.facts["attributes"]
+            ]
+        return [count, bars, tonic, mode, meter, genre, tempo, voice, temperature, *attributes], seed, is_new
 
     def _first(self) -> dict[str, int]:
         """Settings that a link need not name."""
