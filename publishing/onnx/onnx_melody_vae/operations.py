@@ -323,7 +323,9 @@ class OnnxMelodyVAE(LatentModel):
             return {}
         bars = options.get("bars")
         line = self.read_lines(self.decode(latent, bars=bars if isinstance(bars, int) else None))[0]
-        conditions: dict[str, Any] = {"key": key_of(line)} if "key" in told and line["pitch"] else {}
+        key = key_of(line) if line["pitch"] else None
+        is_known = key in self.config["conditions"].get("key", ())  # the training data may have had none in it
+        conditions: dict[str, Any] = {"key": key if is_known else None} if "key" in told else {}
         if "attributes" in told and line["pitch"]:
             values = self.attributes_of([line])[0].tolist()
             conditions |= dict(zip(self.config["attributes"], values, strict=True))
