@@ -8,6 +8,7 @@ under.
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -57,9 +58,18 @@ def write_release(source: Path, output: Path, sampling: Mapping[str, float]) -> 
         if (source / log).is_file():
             shutil.copy(source / log, part)
     write_samples(part, output.name, part / "samples")
+    link_code(part, output)
     shutil.rmtree(output, ignore_errors=True)
     part.rename(output)
     part.parent.rmdir()
+
+
+def link_code(folder: Path, output: Path) -> None:
+    """Replace the code in a folder by links to this repository's, if its place `output` is in this repository."""
+    if ROOT in output.resolve().parents:
+        for file in folder.glob("*.py"):
+            file.unlink()
+            file.symlink_to(os.path.relpath(ROOT / "modeling" / file.name, output.resolve()))
 
 
 def write_card(folder: Path, is_check: bool = False) -> None:

@@ -13,6 +13,7 @@ from symusic import Score
 from dataset_script.tunes import embedded_scores
 from evaluation.reconstruction import fit_to_grid, summary
 from modeling import MelodyProcessor, MelodyVAEModel
+from publishing.release import link_code
 
 ROOT = Path(__file__).parents[2]
 RELEASE = ROOT / "release" / "melody-vae-16bar"
@@ -33,6 +34,16 @@ def test_its_code_is_this_repositorys():
     assert "modeling_melody_vae.py" in code
     for name, text in code.items():
         assert text == (ROOT / "modeling" / name).read_bytes(), f"{name}: run python -m publishing.release again"
+
+
+def test_a_release_in_this_repository_links_to_its_code(tmp_path):
+    for output, is_linked in ((RELEASE, True), (tmp_path / "elsewhere", False)):
+        folder = tmp_path / str(is_linked)
+        folder.mkdir()
+        (folder / "modeling_melody_vae.py").write_text("", encoding="utf-8")
+        link_code(folder, output)
+        assert (folder / "modeling_melody_vae.py").is_symlink() == is_linked
+    assert (tmp_path / "True" / "modeling_melody_vae.py").readlink() == (RELEASE / "modeling_melody_vae.py").readlink()
 
 
 def test_it_is_small_and_whole():
