@@ -535,7 +535,9 @@ class MelodyLogitsProcessor(LogitsProcessor):
         self, allowed: torch.Tensor, scores: torch.Tensor, bar_ends: torch.Tensor, place: Place
     ) -> torch.Tensor:
         """Put in the template's bars: their tokens, and their first one where a free bar ends."""
-        next_is_kept = (self.kept_length[place.melody, place.following] > 0) & place.is_resting & ~place.must_end
+        is_copying = (place.source > 0) & (place.left > 0)
+        next_is_kept = (self.kept_length[place.melody, place.following] > 0) & place.is_resting
+        next_is_kept &= ~place.must_end & ~is_copying
         within = self.kept_start[place.melody, place.here] + place.count
         source = torch.where(place.is_forced, within, self.kept_start[place.melody, place.following])
         token = self.template[place.melody, source.clamp_max(self.template.shape[1] - 1).long()][:, None]  # (B, 1)

@@ -151,6 +151,28 @@ def test_generated_bars_are_what_they_are_called(processor, model, asked):
     assert named > 30
 
 
+def test_a_bar_that_is_filled_by_an_earlier_one_is_copied_whole(processor, model):
+    lines = [line_of_bars("ABCDEFGH", seed) for seed in range(16)]
+    ids = processor(lines=lines, return_tensors="pt")["input_ids"]
+    regenerate = torch.zeros(len(ids), N, dtype=torch.bool)
+    regenerate[:, 3] = True
+    bias = torch.zeros(model.config.vocab_size)
+    bias[processor.repeats[1]] = 100.0
+    wish = LogitsProcessorList([lambda _, scores: scores + bias])
+    generator = [torch.Generator().manual_seed(seed) for seed in range(len(ids))]
+    filled = model.generate(
+        template=ids,
+        regenerate=regenerate,
+        do_sample=True,
+        logits_processor=wish,
+        **model._generation_kwargs({"generator": generator}),
+    )
+    for before, after in zip(lines, processor.to_lines(filled), strict=True):
+        wanted = bars_of(before)
+        wanted[3] = wanted[2]
+        assert bars_of(after) == wanted
+
+
 def test_states_are_the_same_in_one_call_or_step_by_step(processor, model):
     latent = torch.randn(4, model.config.latent_size, generator=torch.Generator().manual_seed(0))
     bias = torch.zeros(model.config.vocab_size)
