@@ -172,9 +172,9 @@ def chunk(events: bytes) -> bytes:
     return b"MTrk" + (len(events) + 4).to_bytes(4, "big") + events + b"\0\xff\x2f\0"
 
 
-def on(status: int, size: int) -> bytes:
-    """Write as many events of one moment, of all pitches in turn."""
-    return b"".join(bytes([0, status, number % 128, 64]) for number in range(size))
+def on(status: int, size: int, ticks: int = 0) -> bytes:
+    """Write as many events so many ticks apart, of all pitches in turn."""
+    return b"".join(bytes([ticks, status, number % 128, 64]) for number in range(size))
 
 
 def hostile_file(kind: str, size: int) -> bytes:
@@ -184,6 +184,8 @@ def hostile_file(kind: str, size: int) -> bytes:
         "tracks": lambda: [chunk(note)] * size,
         "notes": lambda: [chunk(note * size)],
         "chords": lambda: [chunk(on(0x90, size) + b"\x83\x60\x80\x00\0" + on(0x80, size))],
+        "overlaps": lambda: [chunk(on(0x90, size, 7) + on(0x80, size, 7))],
+        "lyrics": lambda: [chunk((b"\0\xff\x05\x02la" + note) * size)],
         "tempos": lambda: [chunk(b"\x10\xff\x51\x03\x07\xa1\x20" * size + note * 64)],
         "meters": lambda: [chunk(b"\x10\xff\x58\x04\x07\x03\x18\x08" * size + note * 64)],
         "programs": lambda: [chunk(b"".join(bytes([0, 0xC0, number % 128]) + note for number in range(size)))],
@@ -193,7 +195,7 @@ def hostile_file(kind: str, size: int) -> bytes:
     return b"MThd\0\0\0\6" + bytes([0, 1]) + min(len(tracks), 65535).to_bytes(2, "big") + b"\1\xe0" + b"".join(tracks)
 
 
-KINDS = ("tracks", "notes", "chords", "tempos", "meters", "programs", "names", "bars")
+KINDS = ("tracks", "notes", "chords", "overlaps", "lyrics", "tempos", "meters", "programs", "names", "bars")
 LARGEST = 32_000
 
 

@@ -372,6 +372,8 @@ def find_doubles(
             continue
         strands = (file_strands[file + 1] - file_strands[file]) // (last - first)  # of each track
         for one in range(first, last):
+            if track_first[one + 1] - track_first[one] < MIN_DOUBLED_NOTES:
+                continue  # thousands of tracks of a note are not compared with each other
             for other in range(one + 1, last):
                 notes = min(track_first[one + 1] - track_first[one], track_first[other + 1] - track_first[other])
                 most = max(track_first[one + 1] - track_first[one], track_first[other + 1] - track_first[other])

@@ -1,7 +1,9 @@
 """The torture: mutations come again, hostile files are what they are called, faults are named, and a short run ends."""
 
 import json
+import math
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,37 @@ def test_hostile_files_grow_with_their_size(kind):
     small, large = (reliability.hostile_file(kind, size) for size in (64, 256))
     assert len(large) > 2 * len(small)
     assert Score.from_midi(small).note_num() > 0
+
+
+@pytest.fixture(scope="module", params=["builder", "processor"])
+def reader(request):
+    """Measure how long reading a hostile file takes, in processor time, and whether it is read."""
+    read, refusals = reliability.make_reader(request.param, reliability.RELEASE)
+    read(reliability.hostile_file("notes", 64))  # compiles what is compiled
+
+    def seconds(kind: str, size: int) -> tuple[float, str]:
+        content, fastest, outcome = reliability.hostile_file(kind, size), math.inf, "read"
+        for _ in range(3):
+            began = time.process_time()
+            try:
+                read(content)
+            except refusals as refusal:
+                outcome = str(refusal)
+            fastest = min(fastest, time.process_time() - began)
+        return fastest, outcome
+
+    return request.param, seconds
+
+
+@pytest.mark.parametrize("kind", reliability.KINDS)
+def test_a_file_four_times_as_large_costs_about_four_times_as_much(reader, kind):
+    """Where a cost grows with the square, it costs sixteen times as much. Too many tracks or bars are refused."""
+    name, seconds = reader
+    size = 64 if kind == "tracks" and name == "processor" else 4000  # it reads 256 tracks at most
+    (small, before), (large, after) = seconds(kind, size), seconds(kind, 4 * size)
+    assert large < 8 * small + 0.01
+    if kind != "bars":
+        assert (before, after) == ("read", "read")
 
 
 def report() -> dict:
