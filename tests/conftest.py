@@ -44,9 +44,12 @@ def logged():
     from transformers.utils.logging import get_logger
 
     logger = get_logger("transformers")
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # whatever tests before have set
     logger.addHandler(handler)
     yield messages
     logger.removeHandler(handler)
+    logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

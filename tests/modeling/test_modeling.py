@@ -962,7 +962,7 @@ def imports(file: Path) -> list[tuple[int, str, list[str]]]:
 @pytest.mark.parametrize("file", sorted((ROOT / "modeling").glob("*.py")), ids=lambda file: file.name)
 def test_modeling_imports_only_what_it_may(file):
     statements = imports(file)
-    assert statements
+    assert bool(statements) == (file.name != "melody_rules_melody_vae.py")  # numbers and names alone
     for dots, module, names in statements:
         if dots:
             assert dots == 1, "the files lie flat on the Hub"
