@@ -535,9 +535,9 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         rows = (musical_position.floor().long() + 1).clamp(0, self.config.max_bars)
         return nn.functional.one_hot(rows, self.config.max_bars + 1).to(self.dtype)
 
-    def _may_read_values(self) -> bool:
-        """Whether the host may look at values of tensors: in training on a GPU it would wait for them at every step."""
-        return not self.training or self.device.type == "cpu"
+    def _may_read_values(self, values: torch.Tensor) -> bool:
+        """Whether the host may look at `values`: in training on a GPU it would wait for them at every step."""
+        return not self.training or values.device.type == "cpu"
 
     def encode(
         self,
@@ -566,7 +566,7 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
             raise ValueError("latent_size=0: this model is a plain Music Transformer and has no latent to encode into")
         if musical_position is None:
             musical_position, pitch = self.musical_position(input_ids), self.musical_pitch(input_ids)
-        if self._may_read_values() and not torch.compiler.is_compiling() and musical_position.numel():
+        if self._may_read_values(musical_position) and not torch.compiler.is_compiling() and musical_position.numel():
             num_bars, max_bars = int(musical_position.max()) + 1, self.config.max_bars
             if num_bars > max_bars:
                 raise ValueError(
@@ -583,7 +583,7 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         embedded, rotation = self._add_position_embeddings(self.embed_tokens(input_ids), musical_position, pitch)
         embedded = self.dropout(embedded)
         mask = create_bidirectional_mask(
-            self.config, embedded, attention_mask, allow_is_bidirectional_skip=self._may_read_values()
+            self.config, embedded, attention_mask, allow_is_bidirectional_skip=self._may_read_values(embedded)
         )
         return self.melody_encoder(embedded, one_hot.to(embedded.dtype), mask, rotation)
 
@@ -673,7 +673,7 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         hidden_states, rotation = self._embed(input_ids, attention_mask, musical_position, pitch, previous_ids, cache)
         all_hidden_states = [hidden_states]
         mask = create_causal_mask(
-            self.config, hidden_states, attention_mask, cache, allow_is_causal_skip=self._may_read_values()
+            self.config, hidden_states, attention_mask, cache, allow_is_causal_skip=self._may_read_values(hidden_states)
         )
         bar_one_hot = self._bar_one_hot(musical_position).to(hidden_states.dtype)
         for index, layer in enumerate(self.layers):

@@ -449,13 +449,20 @@ def test_expanded_latent_equals_the_latent(model):
 
 
 @torch.no_grad()
-def test_compiled_decoder_equals_eager(model):
+@pytest.mark.parametrize("is_training", [False, True])
+def test_compiled_decoder_equals_eager(model, is_training):
     torch.compiler.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    latent = make_latent()
-    assert torch.allclose(
-        compiled(IDS, latent=latent, use_cache=False).logits, model(IDS, latent=latent).logits, atol=1e-5
-    )
+    model.train(is_training)
+    try:
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        latent = make_latent()
+        assert torch.allclose(
+            compiled(IDS, latent=latent, use_cache=False).logits, model(IDS, latent=latent).logits, atol=1e-5
+        )
+        encode = torch.compile(model.encode, fullgraph=True, backend="eager")
+        assert torch.allclose(encode(IDS).latent_mean, model.encode(IDS).latent_mean, atol=1e-5)
+    finally:
+        model.eval()
 
 
 # --- The loss -------------------------------------------------------------------------------------------------------
