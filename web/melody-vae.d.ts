@@ -44,6 +44,8 @@ export interface LoadOptions {
   ort?: unknown;
   /** How files are fetched; `fetch` by default, in node also from a folder. Must return the file's bytes. */
   fetch?: (url: string) => Promise<Response>;
+  /** Threads of a graph in node; 1 by default. In a page `ort.env.wasm.numThreads` says it. */
+  threads?: number;
   /** Name of the Cache storage that keeps the graphs; `melody-vae` by default, `null` keeps none. */
   cache?: string | null;
 }
@@ -54,7 +56,7 @@ export interface WritingOptions {
   seed?: number;
   /** Of the softmax over tokens; 1 by default. */
   temperature?: number;
-  /** Share of the probability that tokens are drawn from; the model's own by default where it samples. */
+  /** Share of the probability that tokens are drawn from; the model's own by default where latents are sampled, else 1. */
   topP?: number;
   /** Such as `D dorian`: the only pitches. */
   scale?: string;
@@ -89,8 +91,10 @@ export interface SampleOptions extends WritingOptions, ConditionOptions {
 }
 
 export interface DecodeOptions extends WritingOptions {
-  /** The model decides by default. */
+  /** As many as the melody has, of which it is made; the model decides where that is a latent. */
   bars?: number;
+  /** Such as `6/8` or `[6, 8]`; by default the one of the melody of which it is made, else the model's choice. */
+  meter?: string | [number, number];
   /** From 0 to 1. */
   noise?: number;
 }
@@ -115,6 +119,8 @@ export interface MelodyVAE {
   readonly pitches: [number, number];
   /** The exported configuration, `onnx_config.json`. */
   readonly config: Record<string, unknown>;
+  /** Done when all graphs are there, the melody encoder too: from then on no network is needed. */
+  readonly complete: Promise<void>;
 
   sample(options?: SampleOptions): Promise<Melody[]>;
   /** The posterior's mean. */

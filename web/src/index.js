@@ -1,0 +1,45 @@
+/**
+ * The melody VAE in a page or in node, without a server.
+ *
+ * ```js
+ * const model = await load("onnx/")
+ * const [melody] = await model.sample({ seed: 0, key: "D minor", bars: 8 })
+ * const bytes = writeMidi(melody, { tempo: 100 })
+ * ```
+ */
+
+import { MelodyVAE } from "./model.js"
+import { Files, Runtime } from "./sessions.js"
+
+export { MidiError, readMidi, writeMidi } from "./midi.js"
+
+/**
+ * Load a model from the URL (in node also the path) of the folder that `export_onnx.py` wrote.
+ *
+ * Resolves when melodies can be sampled; the melody encoder comes after that, see `model.complete`.
+ *
+ * @param {string | URL} url
+ * @param {import("../melody-vae.js").LoadOptions} [options]
+ * @returns {Promise<import("../melody-vae.js").MelodyVAE>}
+ */
+export async function load(url, options = {}) {
+  const runtime = await Runtime.choose(options)
+  const files = new Files(url, options)
+  const about = await files.readAbout()
+  const graphs = new Map()
+  const graph = (name) => {
+    if (!graphs.has(name)) {
+      const isFixed = (options.device ?? "auto") !== "auto"
+      const loaded = files.readGraph(`${name}.onnx`).then((bytes) => runtime.load(name, bytes, isFixed))
+      loaded.catch(() => graphs.delete(name)) // the next one that needs it tries again
+      graphs.set(name, loaded)
+    }
+    return graphs.get(name)
+  }
+  const { latent_size: hasLatent, num_prior_layers: hasPrior } = about.config
+  const needed = ["decoder", ...(hasLatent ? ["bar_conditioner"] : []), ...(hasPrior ? ["prior"] : [])]
+  await Promise.all(needed.map(graph))
+  const complete = hasLatent ? graph("encoder").then(() => {}) : Promise.resolve()
+  complete.catch(() => {}) // whoever needs it is told
+  return new MelodyVAE(about, graph, { runtime, graphs, complete })
+}

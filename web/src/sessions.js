@@ -1,0 +1,247 @@
+/** The files of an exported model, and its graphs in onnxruntime, for pages and for node. */
+
+import { readTables } from "./tables.js"
+
+const IS_NODE = typeof process !== "undefined" && Boolean(process.versions?.node)
+
+/** A module with one function that works with SIMD, from which one sees whether there is any. */
+const SIMD_MODULE = new Uint8Array([
+  0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11,
+])
+
+/** An exported folder, of which files are fetched; graphs are kept in the page's Cache storage. */
+export class Files {
+  #progress = new Map() // of each file: bytes that came, and bytes in all
+  #version = ""
+
+  /**
+   * @param {string | URL} url Of the folder; in node also a path.
+   * @param {import("../melody-vae.js").LoadOptions} options
+   */
+  constructor(url, { onProgress, fetch, cache = "melody-vae" } = {}) {
+    const folder = String(url).replace(/\/?$/, "/")
+    this.folder = globalThis.location ? new URL(folder, location.href).href : folder
+    this.onProgress = onProgress
+    this.fetch = fetch ?? (IS_NODE ? fetchInNode : (each) => globalThis.fetch(each))
+    this.cacheName = cache
+  }
+
+  /** Read configuration and tables; what they are tells which graphs in the cache are still right. */
+  async readAbout() {
+    const names = ["onnx_config.json", "onnx_tables.npz"]
+    const [config, tables] = await Promise.all(names.map((name) => this.#readSmall(name)))
+    const about = new Uint8Array([...config, ...tables])
+    if (globalThis.crypto?.subtle) {
+      const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", about))
+      this.#version = Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("")
+    }
+    let parsed
+    try {
+      parsed = JSON.parse(new TextDecoder().decode(config))
+    } catch (error) {
+      throw new Error(`${this.folder}onnx_config.json is not JSON; write the folder with export_onnx.py`, { cause: error })
+    }
+    return { config: parsed, tables: await readTables(tables) }
+  }
+
+  /** Read a small file from the network, from the cache where there is none. */
+  async #readSmall(name) {
+    const cache = await this.#openCache()
+    const address = this.folder + name
+    let response
+    try {
+      response = await this.#request(name)
+    } catch (error) {
+      response = await cache?.match(address)
+      if (!response) throw error
+    }
+    const bytes = await this.#readBody(name, response)
+    await this.#store(cache, address, bytes)
+    return bytes
+  }
+
+  /** Read a graph from the cache, else from the network. */
+  async readGraph(name) {
+    const cache = this.#version ? await this.#openCache() : null
+    const address = `${this.folder}${name}?${this.#version}`
+    const known = await cache?.match(address)
+    if (known) return this.#readBody(name, known)
+    const bytes = await this.#readBody(name, await this.#request(name))
+    for (const { url } of (await cache?.keys()) ?? []) {
+      if (url.startsWith(`${this.folder}${name}?`)) await cache.delete(url) // of a model that was there before
+    }
+    await this.#store(cache, address, bytes)
+    return bytes
+  }
+
+  async #openCache() {
+    if (!this.cacheName || !globalThis.caches) return null
+    return caches.open(this.cacheName).catch(() => null) // a private window may refuse
+  }
+
+  async #store(cache, address, bytes) {
+    const headers = { "Content-Length": String(bytes.length) }
+    await cache?.put(address, new Response(bytes, { headers })).catch(() => {}) // the disk may be full
+  }
+
+  async #request(name) {
+    const address = this.folder + name
+    let response
+    try {
+      response = await this.fetch(address)
+    } catch (error) {
+      throw new Error(`${address} cannot be read (${error.message})`, { cause: error })
+    }
+    if (!response.ok) throw new Error(`${address} cannot be read (HTTP ${response.status}); write it with export_onnx.py`)
+    return response
+  }
+
+  /** Read a response to its end, and tell how far it is. */
+  async #readBody(name, response) {
+    let [loaded, total] = [0, Number(response.headers?.get("Content-Length") ?? 0)]
+    const tell = () => {
+      this.#progress.set(name, [loaded, Math.max(loaded, total)])
+      const sum = (at) => [...this.#progress.values()].reduce((all, each) => all + each[at], 0)
+      this.onProgress?.({ loaded: sum(0), total: sum(1) })
+    }
+    tell()
+    const parts = []
+    for (const reader = response.body.getReader(); ; ) {
+      const { done, value } = await reader.read()
+      if (done) break
+      parts.push(value)
+      loaded += value.length
+      tell()
+    }
+    total = loaded // a body that was sent compressed is longer than its header says
+    tell()
+    const bytes = new Uint8Array(loaded)
+    let at = 0
+    for (const part of parts) {
+      bytes.set(part, at)
+      at += part.length
+    }
+    return bytes
+  }
+}
+
+/** Fetch an address, or read a file where it is none; in node. */
+async function fetchInNode(address) {
+  if (/^https?:/.test(address)) return globalThis.fetch(address)
+  const { readFile } = await import("node:fs/promises")
+  const bytes = await readFile(address.startsWith("file:") ? new URL(address) : address)
+  return new Response(bytes, { headers: { "Content-Length": String(bytes.length) } })
+}
+
+/** Loads graphs into onnxruntime, each where it runs best. */
+export class Runtime {
+  /**
+   * @param {object} ort The module of onnxruntime.
+   * @param {"wasm" | "webgpu" | "node"} device
+   * @param {number} threads In node; in a page `ort.env.wasm.numThreads` says it.
+   */
+  constructor(ort, device, threads) {
+    this.ort = ort
+    this.device = device
+    this.threads = threads
+  }
+
+  /**
+   * Choose onnxruntime and where it computes.
+   *
+   * @param {import("../melody-vae.js").LoadOptions} options
+   * @throws {Error} If this machine lacks what was asked for.
+   */
+  static async choose({ device = "auto", ort, threads = 1 } = {}) {
+    const devices = ["auto", "wasm", "webgpu", "node"]
+    if (!devices.includes(device)) throw new RangeError(`device='${device}' is none of ${devices.join(", ")}`)
+    if (device === "node" || (device === "auto" && IS_NODE)) {
+      return new Runtime(ort ?? (await importModule("onnxruntime-node")), "node", threads)
+    }
+    if (typeof WebAssembly !== "object" || !WebAssembly.validate(SIMD_MODULE)) {
+      throw new Error(
+        "This browser cannot run the model: it has no WebAssembly with SIMD. " +
+          "The current versions of Chrome, Edge, Firefox and Safari do.",
+      )
+    }
+    ort ??= await importModule("onnxruntime-web")
+    const adapter = device === "wasm" ? null : await navigator.gpu?.requestAdapter().catch(() => null)
+    if (device === "webgpu" && !adapter) throw new Error("This browser has no WebGPU: choose device='wasm' or 'auto'.")
+    const isSlow = adapter?.info?.isFallbackAdapter ?? adapter?.isFallbackAdapter // software in place of a GPU
+    return new Runtime(ort, adapter && (device === "webgpu" || !isSlow) ? "webgpu" : "wasm", threads)
+  }
+
+  /**
+   * Load a graph.
+   *
+   * @param {string} name
+   * @param {Uint8Array} bytes
+   * @param {boolean} isFixed Whether `device` was asked for, so that nothing else will do.
+   */
+  async load(name, bytes, isFixed) {
+    const { ort, threads } = this
+    const options = this.device === "node" ? { intraOpNumThreads: threads, executionProviders: ["cpu"] } : {}
+    // A step of the melody decoder is many small operations, each of which would wait for the GPU.
+    const providers = this.device === "webgpu" && name !== "decoder" ? ["webgpu", "wasm"] : ["wasm"]
+    if (this.device !== "node") options.executionProviders = providers
+    try {
+      return new Graph(ort, await ort.InferenceSession.create(bytes, options))
+    } catch (error) {
+      if (providers[0] !== "webgpu" || isFixed) throw error
+      this.device = "wasm" // a build of onnxruntime-web without WebGPU
+      return this.load(name, bytes, isFixed)
+    }
+  }
+}
+
+async function importModule(name) {
+  try {
+    const module = await import(/* @vite-ignore */ name)
+    return module.InferenceSession ? module : module.default
+  } catch (error) {
+    throw new Error(`${name} is not there: install it, or give load() its module as 'ort'`, { cause: error })
+  }
+}
+
+/**
+ * An array as graphs take it.
+ *
+ * @typedef {{type: "int64" | "float32" | "bool", data: ArrayLike<number>, dims: number[]}} Feed
+ */
+
+/** One graph, loaded. */
+export class Graph {
+  constructor(ort, session) {
+    this.ort = ort
+    this.session = session
+    this.inputs = session.inputNames
+  }
+
+  /**
+   * Run the graph; inputs that it does not read are left out.
+   *
+   * @param {Record<string, Feed>} feeds
+   * @returns {Promise<Record<string, Float32Array>>} The outputs by their names.
+   */
+  async run(feeds) {
+    const tensors = {}
+    for (const name of this.inputs) tensors[name] = this.#tensor(feeds[name])
+    const results = await this.session.run(tensors)
+    const outputs = {}
+    for (const name of Object.keys(results)) {
+      outputs[name] = results[name].data
+      results[name].dispose?.()
+    }
+    return outputs
+  }
+
+  #tensor({ type, data, dims }) {
+    if (type === "int64") data = BigInt64Array.from(data, BigInt)
+    if (type === "bool") data = Uint8Array.from(data)
+    return new this.ort.Tensor(type, data, dims)
+  }
+
+  release() {
+    return this.session.release()
+  }
+}
