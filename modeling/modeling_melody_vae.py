@@ -24,17 +24,17 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .cache_melody_vae import CACHE_NAME, given_cache
+from .conditioning_melody_vae import BarConditioner, ConditionEmbedding
 from .configuration_melody_vae import MelodyVAEConfig
 from .fingerprint_melody_vae import Fingerprint, FingerprintedModel, check, hash_grammar
 from .generation_melody_vae import MelodyVAEGenerationMixin
 from .logits_process_melody_vae import MAX_TOKENS_PER_BAR
 from .pipeline_melody_vae import custom_pipelines
-from .prior_melody_vae import ConditionEmbedding, LatentPrior
+from .prior_melody_vae import LatentPrior
 from .relative_attention import MelodyVAELayer, RelativeAttention, ResidualLinear, ZeroLinear, rotation_of
 from .token_grammar_melody_vae import NO_ONSET, SPECIAL_ROW, TokenColumn, copied_tokens
 
 NATS_PER_BIT = 0.6931471805599453  # ln 2
-NOISE_HARMONICS = 8  # of the embedding of a bar's noise level
 BAR_HARMONICS = 24  # of the bar-position embedding: 48 positions in a bar can be distinguished
 PHRASES = (2.0, 4.0, 8.0, 16.0)  # bars, in which the position is embedded as well
 
@@ -175,90 +175,6 @@ class BarPositionEmbedding(nn.Module):
         frequencies = torch.cat([harmonics, 1 / torch.tensor(PHRASES, device=device)])
         angles = 2 * math.pi * musical_position[..., None] * frequencies
         return self.proj(torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.proj.weight.dtype))
-
-
-class BarConditioner(nn.Module):
-    """Expand a latent into the condition embedding of each bar and layer of the melody decoder.
-
-    At a bar's last token the melody decoder predicts the first token of the next bar, so every token is conditioned on
-    its own bar and on the next one.
-
-    With `config.noise_probability` it is also conditioned on the noise level a of each bar, of a latent
-    (1 - a) z + a e with noise e, as on the path of [`LatentPrior`]: with a = 1 everywhere the melody decoder is a
-    language model, with a = 0 it reconstructs.
-    """
-
-    def __init__(self, config: MelodyVAEConfig):
-        super().__init__()
-        self.config = config
-        if config.noise_probability:
-            self.noise_proj = ZeroLinear(NOISE_HARMONICS, config.hidden_size, bias=False)
-        if config.decoder_conditions:
-            self.condition_embedding = ConditionEmbedding(config, config.decoder_conditions, open_is_zero=True)
-        self.latent_proj = nn.Linear(config.latent_size // config.max_bars, config.hidden_size)
-        self.bar_embedding = nn.Parameter(torch.empty(config.max_bars, config.hidden_size))
-        self.edge_embedding = nn.Parameter(torch.empty(2, config.hidden_size))  # before the first bar, after the last
-        self.layers = nn.ModuleList(
-            MelodyVAELayer(config, index, is_causal=False) for index in range(config.num_bar_layers)
-        )
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.condition_proj = nn.Linear(2 * config.hidden_size, config.num_hidden_layers * config.hidden_size)
-
-    def draw_noise_level(self, n: int) -> torch.Tensor:
-        """Draw the noise levels of the bars of `n` latents in training, `(n, N)` from 0 to 1.
-
-        Of the noisy ones a third have no latent at all, a third are as noisy in all bars, and of the others some bars
-        are known and some are not. Where samples are drawn at a noise level, half of the even ones lie above it.
-        """
-        device, bars = self.bar_embedding.device, self.config.max_bars
-        is_noisy, kind, amount = torch.rand(3, n, 1, device=device)
-        hidden = (torch.rand(n, bars, device=device) < amount).to(amount)
-        if sampled := self.config.sampling_noise:
-            amount = torch.where(torch.rand_like(amount) < 0.5, amount, sampled + (1 - sampled) * amount)
-        level = torch.where(kind < 1 / 3, 1.0, torch.where(kind < 2 / 3, amount, hidden))
-        return torch.where(is_noisy < self.config.noise_probability, level, 0.0)
-
-    def add_noise(
-        self, latent: torch.Tensor, noise_level: torch.Tensor, noise: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Mix `latent` `(B, Z)` with noise at `noise_level` `(B, N)`; the noise is from N(0, I) unless given."""
-        level = noise_level.repeat_interleave(latent.shape[-1] // self.config.max_bars, dim=-1).to(latent)
-        return (1 - level) * latent + level * (torch.randn_like(latent) if noise is None else noise)
-
-    def forward(
-        self,
-        latent: torch.Tensor,
-        noise_level: torch.Tensor | None = None,
-        labels: Mapping[str, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        """Expand latents into condition embeddings.
-
-        Args:
-            latent: `(B, Z)`.
-            noise_level: `(B, N)`, how much of each bar's share of `latent` is noise, from 0 to 1; 0 by default.
-            labels: What is asked of the melodies, as in [`LatentPrior.forward`]; nothing by default.
-
-        Returns:
-            `(B, N + 1, K, C)`; row 0 serves the tokens before the first bar.
-        """
-        shares = latent.unflatten(-1, (self.config.max_bars, -1))  # (B, N, Z / N)
-        if noise_level is None:
-            bars = self.latent_proj(shares) + self.bar_embedding
-        else:
-            level = noise_level.to(shares)[..., None]  # (B, N, 1)
-            # The posterior mean of a unit latent given its mixture with unit noise: 0 at level 1.
-            shares = shares * ((1 - level) / ((1 - level).square() + level.square()))
-            harmonics = torch.arange(1, NOISE_HARMONICS + 1, device=level.device).to(level)
-            level_embedding = self.noise_proj((level * harmonics * (math.pi / 2)).sin())  # 0 at level 0
-            bars = self.latent_proj(shares) + self.bar_embedding + level_embedding
-        if labels is not None and self.config.decoder_conditions:
-            bars = bars + self.condition_embedding.embed(labels, bars[:, 0])[:, None]
-        for layer in self.layers:
-            bars = layer(bars)
-        before, after = self.edge_embedding.to(bars.dtype).expand(len(bars), 2, -1).split(1, dim=1)
-        bars = torch.cat([before, self.norm(bars).to(bars.dtype), after], dim=1)  # (B, N + 2, C)
-        pairs = torch.cat([bars[:, :-1], bars[:, 1:]], dim=-1)  # (B, N + 1, 2 C)
-        return self.condition_proj(pairs).unflatten(-1, (self.config.num_hidden_layers, -1))  # (B, N + 1, K, C)
 
 
 class MelodyVAEPreTrainedModel(FingerprintedModel, PreTrainedModel):

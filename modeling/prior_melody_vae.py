@@ -21,6 +21,7 @@ from .arguments_melody_vae import (
     draw_normal,
     make_generators,
 )
+from .conditioning_melody_vae import ConditionEmbedding
 from .configuration_melody_vae import MelodyVAEConfig
 from .relative_attention import MelodyVAELayer, ZeroLinear
 
@@ -28,83 +29,6 @@ FEWEST_STEPS = 4  # for a part of the way, however short
 # Of Heun's method when sampling; latents of 64 steps then differ by 0.013 of their standard deviation, at 32 by 0.005.
 PRIOR_STEPS = 8
 FEWEST_ROWS = 4  # products of fewer rows are summed up in another order (MKL), and might round to another token
-
-
-class ConditionEmbedding(nn.Module):
-    """Embeds what is asked of melodies: conditions (key, tempo, ...) and attributes (note density, ...), each or none.
-
-    Args:
-        config: Names the values of each condition, and the attributes.
-        names: Which conditions it embeds; `attributes` among them for these.
-        open_is_zero: Whether a label that is left open adds nothing; else it has an embedding of its own.
-    """
-
-    attribute_mean: torch.Tensor
-    attribute_scale: torch.Tensor
-
-    def __init__(self, config: MelodyVAEConfig, names: Sequence[str], open_is_zero: bool = False):
-        super().__init__()
-        self._add_conditions(config, names, open_is_zero)
-
-    def _add_conditions(self, config: MelodyVAEConfig, names: Sequence[str], open_is_zero: bool = False) -> None:
-        """Make what embeds conditions, as the class's arguments say."""
-        self.config = config
-        conditions = config.conditions or {}
-        self.condition_sizes = {name: len(values) for name, values in conditions.items() if name in names}
-        self.condition_embeddings = nn.ModuleDict(
-            {
-                name: nn.Embedding(size + 1, config.hidden_size, padding_idx=size if open_is_zero else None)
-                for name, size in self.condition_sizes.items()
-            }
-        )  # the last row: left open
-        attributes = len(config.attributes or []) if "attributes" in names else 0
-        self.attribute_proj = nn.Linear(2 * attributes, config.hidden_size, bias=False) if attributes else None
-        self.register_buffer("attribute_mean", torch.zeros(attributes))  # of the training data
-        self.register_buffer("attribute_scale", torch.ones(attributes))
-
-    def embed(self, labels: Mapping[str, torch.Tensor], like: torch.Tensor) -> torch.Tensor:
-        """Sum the embeddings of labels, as [`LatentPrior.forward`] takes them, in the form of `like` `(B, C)`."""
-        condition = torch.zeros_like(like)
-        for name, embedding in self.condition_embeddings.items():
-            condition = condition + embedding(labels[name])
-        if self.attribute_proj is not None:
-            asked = labels["attributes"].to(like.dtype)
-            is_open = asked.isnan()
-            values = torch.cat([asked.masked_fill(is_open, 0), (~is_open).to(like.dtype)], -1)  # (B, 2 A)
-            condition = condition + self.attribute_proj(values)
-        return condition
-
-    def open_labels(self, n: int) -> dict[str, torch.Tensor]:
-        """Labels that leave everything open."""
-        device = self.attribute_mean.device
-        labels = {name: torch.full((n,), size, device=device) for name, size in self.condition_sizes.items()}
-        if self.attribute_proj is not None:
-            labels["attributes"] = torch.full((n, len(self.attribute_mean)), torch.nan, device=device)
-        return labels
-
-    def hide(
-        self, labels: Mapping[str, torch.Tensor], all_hidden: float, each_hidden: float
-    ) -> dict[str, torch.Tensor]:
-        """Leave labels open at random, in training.
-
-        Args:
-            labels: As in [`LatentPrior.forward`].
-            all_hidden: Share of the melodies of which nothing is told.
-            each_hidden: Share of the others of which a condition is not told. Of the attributes half of them tell none,
-                a quarter some, and a quarter all.
-        """
-        n, device = len(next(iter(labels.values()))), self.attribute_mean.device
-        is_open, labels = torch.rand(n, device=device) < all_hidden, dict(labels)
-        for name, hidden in {**self.condition_sizes, "bars": 0}.items():
-            if name in labels:
-                is_hidden = is_open | (torch.rand(n, device=device) < each_hidden)
-                labels[name] = labels[name].masked_fill(is_hidden, hidden)
-        if self.attribute_proj is not None:
-            kind = torch.rand(n, 1, device=device)
-            some = torch.rand(labels["attributes"].shape, device=device) < 0.5
-            hidden = (kind < 0.5) | ((kind < 0.75) & some)
-            labels["attributes"] = labels["attributes"].masked_fill(hidden | is_open[:, None], torch.nan)
-        return labels
 
 
 class LatentPrior(ConditionEmbedding):

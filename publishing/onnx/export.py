@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from command import UserError, first_line
 from generation.loading import check_model, load_model
-from modeling.prior_melody_vae import ConditionEmbedding
+from modeling.conditioning_melody_vae import ConditionEmbedding
 from modeling.relative_attention import RelativeAttention, rotate
 
 RUNTIME = Path(__file__).with_name("onnx_melody_vae")

@@ -1,0 +1,1 @@
+../../modeling/conditioning_melody_vae.py
