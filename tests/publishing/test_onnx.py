@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -15,94 +14,28 @@ import export_onnx
 from command import UserError
 from generation.loading import load_model
 from modeling import MelodyProcessor, MelodyVAEModel
-from modeling.melody_line_melody_vae import ATTRIBUTES, KEY_NAMES, key_of
-from modeling.processing_melody_vae import line_to_words
+from modeling.melody_line_melody_vae import key_of
 from publishing.onnx import export as onnx_export
 from publishing.onnx.onnx_melody_vae import OnnxMelodyVAE
-from tests.builders.models import learn, make_bare_model, make_model
-
-Z, N = 14, 7
-PITCHES = [60, 62, 64, 65, 67, 69, 71, 72]
-RICH = {
-    "hidden_size": 32,
-    "musical_time": True,
-    "musical_pitch": True,
-    "previous_token": True,
-    "noise_probability": 0.5,
-    "sampling_noise": 0.8,
-    "num_prior_layers": 1,
-    "conditions": {"key": list(KEY_NAMES), "time_signature": ["4/4", "3/4"]},
-    "attributes": list(ATTRIBUTES)[:3],
-    "decoder_conditions": ["key", "attributes"],
-    "section_returns": [0.3, 0.2],
-}
-"""All that a model may have beside the plain one's."""
-
-
-def make_line(seed: int, bars: int) -> dict:
-    """Make a line of which some bars are earlier ones over again."""
-    generator = random.Random(seed)
-    notes: list[list[tuple[int, int]]] = []
-    for _ in range(bars):
-        new = [(start, generator.choice(PITCHES)) for start in sorted(generator.sample(range(16), 5))]
-        notes.append(generator.choice(notes) if notes and generator.random() < 0.4 else new)
-    placed = [(16 * bar + start, pitch) for bar, own in enumerate(notes) for start, pitch in own]
-    return {
-        "pitch": [pitch for _, pitch in placed],
-        "start": [start for start, _ in placed],
-        "duration": [1] * len(placed),
-        "time_signature": "4/4",
-        "steps_per_beat": 4,
-        "bars": bars,
-    }
-
-
-LINES = [make_line(seed, bars) for seed, bars in enumerate([3, 1, 7, 2, 5])]
-
-
-def save_model(folder: Path, learnt: bool = True, repeats: tuple[int, ...] = (), **overrides) -> Path:
-    """Save a tiny model with its processor."""
-    processor = MelodyProcessor.train([line_to_words(line) for line in LINES], vocab_size=331, max_bars=N)
-    processor.add_repeats(repeats)
-    sizes = {"hidden_size": 26, "intermediate_size": 53, "num_hidden_layers": 2}
-    fields = {**sizes, "latent_size": Z, "free_bits": 1e3, "initializer_range": 0.1, **overrides}
-    lags = {"repeat_lags": list(processor.repeats), "repeat_token_ids": list(processor.repeats.values())}
-    model = make_model(processor, **fields, **lags)
-    model.set_grammar(processor.grammar_table())
-    if learnt:
-        learn(model, processor(lines=LINES, return_tensors="pt"), steps=100, learning_rate=5e-3)
-    if model.config.num_prior_layers:
-        with torch.no_grad():  # a prior and conditions that make a difference
-            model.prior.direction_proj.weight.normal_(0, 0.3)
-            told = model.bar_conditioner.condition_embedding
-            for name in ("attribute_proj", "condition_embeddings.key"):
-                told.get_parameter(f"{name}.weight")[: told.condition_sizes["key"]].normal_(0, 0.3)
-            model.prior.scale.fill_(0.7)
-            model.prior.attribute_scale.fill_(3.0)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
+from tests.builders.models import make_bare_model
+from tests.builders.onnx_models import LINES, N, Z, export_model, export_plain, export_rich, save_model
 
 Exported = tuple[OnnxMelodyVAE, MelodyVAEModel, MelodyProcessor]
 
 
-def export_model(folder: Path, **overrides) -> Exported:
-    """Save and export a tiny model."""
-    save_model(folder, **overrides)
-    assert export_onnx.main(["--model", str(folder), "--output", str(folder / "onnx")]) == 0
+def open_exported(folder: Path) -> Exported:
     processor, model = load_model(str(folder))
     return OnnxMelodyVAE(folder / "onnx", threads=1), model.eval(), processor
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory) -> Exported:
-    return export_model(tmp_path_factory.mktemp("onnx") / "plain")
+def plain(shared) -> Exported:
+    return open_exported(shared("onnx-plain", export_plain))
 
 
 @pytest.fixture(scope="module")
-def rich(tmp_path_factory) -> Exported:
-    return export_model(tmp_path_factory.mktemp("onnx") / "rich", repeats=(1, 2, 3), **RICH)
+def rich(shared) -> Exported:
+    return open_exported(shared("onnx-rich", export_rich))
 
 
 @pytest.fixture(params=["plain", "rich"])
@@ -403,7 +336,8 @@ def test_the_folder_runs_without_torch_and_without_the_repository(rich):
 
 @pytest.mark.slow
 def test_a_music_transformer_has_a_decoder_only(tmp_path, capsys):
-    runtime, model, _ = export_model(tmp_path / "model", latent_size=0, num_hidden_layers=1)
+    export_model(tmp_path / "model", latent_size=0, num_hidden_layers=1)
+    runtime, model, _ = open_exported(tmp_path / "model")
     names = {file.name for file in runtime.folder.iterdir()}
     assert names == {"decoder.onnx", "onnx_config.json", "onnx_tables.npz", "onnx_melody_vae"}
     opens_bar = runtime.config["bar_token_ids"]

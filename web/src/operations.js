@@ -35,6 +35,12 @@ function forEach(name, value, n) {
   return values
 }
 
+/** @throws {RangeError} If not each is a number of bars. */
+function checkBars(counts) {
+  const wrong = counts.find((count) => !(Number.isInteger(count) && count >= 1))
+  if (wrong !== undefined) throw new RangeError(`bars=${wrong}: a melody has a whole number of bars, at least one`)
+}
+
 /** Keep of the options, and of the conditions among them, those of some melodies; what is for all stays. */
 function takeRows(options, rows) {
   const take = (values) => rows.map((row) => values[row])
@@ -151,9 +157,7 @@ export class OnnxMelodyVAE extends LatentModel {
       if (count != null && count > most && size) {
         throw new RangeError(`bars=${count}: a latent holds at most max_bars=${most}; sample({ bars }) writes longer ones`)
       }
-      if (count != null && !(Number.isInteger(count) && count >= 1)) {
-        throw new RangeError(`bars=${count}: a melody has a whole number of bars, at least one`)
-      }
+      if (count != null) checkBars([count])
       const [scale, signature, low, high] = options.map((values) => values[row])
       const pitches = [scale == null ? 0xfff : scaleMask(scale), low ?? 0, high ?? 127]
       this.table.usablePhases(pitches)
@@ -208,6 +212,7 @@ export class OnnxMelodyVAE extends LatentModel {
       ...options,
     }
     for (const name of PER_MELODY) forEach(name, asked[name], n)
+    checkBars(forEach("bars", asked.bars, n))
     asked.timeSignature = this.#oneTimeSignature(asked.timeSignature, checked, n)
     if (!n) return []
     const draw = async (count, what) => this.#transposeToKeys(await this.#sampleBatch(count, what), what)
@@ -311,6 +316,7 @@ export class OnnxMelodyVAE extends LatentModel {
     const n = ids.length
     bars ??= this.config.max_bars
     const wanted = forEach("bars", bars, n)
+    checkBars(wanted)
     this.numBars(ids).forEach((has, row) => {
       if (!(has >= 1 && has < wanted[row])) {
         throw new RangeError(`${has} bars cannot be continued to bars=${wanted[row]}: give at least 1, and fewer`)

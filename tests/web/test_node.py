@@ -1,0 +1,70 @@
+"""`web/` does in node what Python does."""
+
+import base64
+import json
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from modeling.processing_melody_vae import line_to_score
+from modeling.tune_finding_melody_vae import find_melody
+from publishing.onnx import golden
+from tests.builders.lines import random_line
+from tests.builders.node import WEB, install_packages, needs_node, run_in_web
+from tests.builders.onnx_models import export_plain, export_rich
+
+READ_AND_WRITE = """
+import { readMidi, writeMidi } from "./src/index.js"
+const files = JSON.parse(process.argv[1]).map((file) => readMidi(Buffer.from(file, "base64")))
+const write = (file) => Buffer.from(writeMidi(file.melody, { tempo: file.tempo })).toString("base64")
+console.log(JSON.stringify(files.map((file) => ({ ...file.melody, written: write(file) }))))
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(shared) -> list[Path]:
+    """Folders with graphs and what Python does with them."""
+    folders = [shared("onnx-plain", export_plain) / "onnx", shared("onnx-rich", export_rich) / "onnx"]
+    for folder in folders:
+        assert golden.main(["--model", str(folder)]) == 0
+    return folders
+
+
+@pytest.mark.long
+@needs_node
+def test_node_passes_its_own_tests(exported):
+    install_packages()
+    tests = sorted(str(file.relative_to(WEB)) for file in WEB.glob("tests/*.test.js"))
+    command = ["node", "--test", "--test-reporter=tap", *tests]
+    result = run_in_web(*command, timeout=300, MELODY_VAE_GOLDEN=":".join(map(str, exported)))
+    assert result.returncode == 0, "\n".join(re.findall(r"^not ok (?:.*\n){15}", result.stdout, flags=re.MULTILINE))
+    counts = dict(re.findall(r"^# (\w+) (\d+)$", result.stdout, flags=re.MULTILINE))
+    assert int(counts["pass"]) == int(counts["tests"]) > 40
+
+
+@needs_node
+def test_midi_files_are_read_and_written_as_by_python():
+    generator = random.Random(0)
+    contents = [line_to_score(random_line(generator, 4)).dumps_midi() for _ in range(50)]
+    expected = [find_melody(content) for content in contents]
+    result = run_in_web(
+        *("node", "--input-type=module", "-e", READ_AND_WRITE),
+        json.dumps([base64.b64encode(content).decode() for content in contents]),
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    for found, line in zip(json.loads(result.stdout), expected, strict=True):
+        numerator, denominator = map(int, line["time_signature"].split("/"))
+        assert (found["meter"], found["bars"]) == ([numerator, denominator], line["bars"])
+        again = find_melody(base64.b64decode(found["written"]))
+        for column in ("pitch", "start", "duration"):
+            assert [note[column] for note in found["notes"]] == line[column] == again[column]
+        assert (again["time_signature"], again["tempo"]) == (line["time_signature"], line["tempo"])
+
+
+def test_the_lock_file_names_no_addresses():
+    packages = json.loads((WEB / "package-lock.json").read_text(encoding="utf-8"))["packages"]
+    assert len(packages) > 10
+    assert not re.search(r"https?:", json.dumps(packages))
