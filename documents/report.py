@@ -42,6 +42,7 @@ TOP_LEVEL = {  # what the top-level entries are for, a row of README's tree each
     "publish.py, export_onnx.py, publishing": "publish model, data set and Space to the Hub; export to ONNX",
     "release": "the trained model, exactly the folder that goes to the Hub",
     "space": "the Gradio app: make, change, blend, continue, fill, listen",
+    "web": "melody-vae, the JavaScript module that runs the model in a page",
     "docs": "pages for each task, a notebook, the API reference",
     "tests": "relations first, then golden numbers",
 }
