@@ -35,9 +35,12 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--repo_id", required=True, metavar="NAME", help=f"OWNER/NAME of the {what}; NAME alone is of your account"
         )
+        if kind != "dataset":
+            default, use = "release/melody-vae-16bar", "; with --static" if kind == "space" else ""
+            command.add_argument(
+                "--model", type=Path, default=default, metavar="DIR", help=f"trained (%(default)s){use}"
+            )
         if kind in ("model", "all"):
-            default = "release/melody-vae-16bar"
-            command.add_argument("--model", type=Path, default=default, metavar="DIR", help="trained (%(default)s)")
             help_ = "of measured numbers, for the card (this repository's results)"
             command.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help=help_)
         if kind in ("dataset", "all"):
@@ -45,6 +48,9 @@ def make_parser() -> argparse.ArgumentParser:
             command.add_argument("--dataset", type=Path, required=True, metavar="DIR", help=help_)
         if kind in ("space", "all"):
             command.add_argument("--space", type=Path, default="space", metavar="DIR", help="of the app (%(default)s)")
+        if kind == "space":
+            help_ = "publish the page that runs the model in the browser instead, which needs no server"
+            command.add_argument("--static", action="store_true", help=help_)
         for name, of in (("dataset", "data set"), ("model", "model"), ("space", "Space")):
             if kind == "all" and name != "model":
                 default = f"the model's with -{ENDINGS[name]}"
@@ -96,7 +102,7 @@ def stage(args: argparse.Namespace, ids: Mapping[str, str | None], endpoint: str
     Raises:
         UserError: For whatever cannot be published as it is.
     """
-    from publishing import dataset, model, space
+    from publishing import dataset, model, space, static_space
     from publishing.hub import Target
 
     kinds = ("dataset", "model", "space") if args.kind == "all" else (args.kind,)
@@ -108,7 +114,7 @@ def stage(args: argparse.Namespace, ids: Mapping[str, str | None], endpoint: str
         assert repo_id is not None
         folder = args.staging / kind / repo_id
         folder.mkdir(parents=True, exist_ok=True)
-        variables = None
+        variables, sdk = None, "gradio"
         if kind == "dataset":
             files = dataset.stage(args.dataset, repo_id, ids["model"], folder, endpoint)
         elif kind == "model":
@@ -122,11 +128,14 @@ def stage(args: argparse.Namespace, ids: Mapping[str, str | None], endpoint: str
                 dataset_id=ids["dataset"],
                 space_id=ids["space"],
             )
+        elif args.kind == "space" and args.static:
+            datasets, sdk = [ids["dataset"]] if ids["dataset"] else [], "static"
+            files = static_space.stage(args.model, repo_id, ids["model"] or "", datasets, folder)
         else:
             datasets = [ids["dataset"]] if ids["dataset"] else []
             files = space.stage(args.space, repo_id, ids["model"] or "", datasets, folder)
             variables = {"MODEL_ID": ids["model"] or ""}
-        staged.append((Target(kind, repo_id, args.revision, args.private, variables), files))
+        staged.append((Target(kind, repo_id, args.revision, args.private, variables, sdk), files))
     return staged
 
 

@@ -36,7 +36,7 @@ from command import UserError, first_line
 Result = TypeVar("Result")
 Kind = Literal["model", "dataset", "space"]
 NAMES: dict[Kind, str] = {"model": "model", "dataset": "data set", "space": "Space"}
-SIGNATURES: dict[Kind, str] = {"model": "modeling_melody_vae.py", "dataset": "build.json", "space": "app.py"}
+SIGNATURES = {"model": "modeling_melody_vae.py", "dataset": "build.json", "gradio": "app.py", "static": "index.html"}
 """A file that each repository of ours has; one that holds others but not this is somebody's other work."""
 
 KEPT = {".gitattributes"}  # the Hub's own; it says which files are large
@@ -62,6 +62,7 @@ class Target:
         revision: Branch; made if it is not there.
         private: Whether a new repository is for the owner's eyes only.
         variables: Of a Space's environment, set before its files change.
+        sdk: Of a Space: `gradio` or `static`.
     """
 
     kind: Kind
@@ -69,6 +70,12 @@ class Target:
     revision: str = "main"
     private: bool = False
     variables: Mapping[str, str] | None = None
+    sdk: str = "gradio"
+
+    @property
+    def signature(self) -> str:
+        """A file that such a repository of ours has, see [`SIGNATURES`]."""
+        return SIGNATURES[self.sdk if self.kind == "space" else self.kind]
 
     def url(self, endpoint: str) -> str:
         """Return the address of the repository's page."""
@@ -208,7 +215,7 @@ def look(api: HfApi, target: Target) -> tuple[dict[str, RepoFile], str | None]:
     where = {"repo_id": target.repo_id, "repo_type": target.kind}
     if not api.repo_exists(**where):
         check_not_another_kind(api, target)
-        sdk = {"space_sdk": "gradio"} if target.kind == "space" else {}
+        sdk = {"space_sdk": target.sdk} if target.kind == "space" else {}
         api.create_repo(**where, private=target.private or None, exist_ok=True, **sdk)
     info = api.repo_info(**where)
     if target.private and not info.private:
@@ -224,10 +231,10 @@ def look(api: HfApi, target: Target) -> tuple[dict[str, RepoFile], str | None]:
             head = None
     tree = api.list_repo_tree(**where, recursive=True, revision=target.revision if head else "main")
     present = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-    if set(present) - KEPT - {"README.md"} and SIGNATURES[target.kind] not in present:
+    if set(present) - KEPT - {"README.md"} and target.signature not in present:
         raise UserError(
             f"{target.repo_id} is there and holds another {NAMES[target.kind]} (it has no "
-            f"{SIGNATURES[target.kind]}), which would be replaced; choose another --repo_id"
+            f"{target.signature}), which would be replaced; choose another --repo_id"
         )
     return present, head
 

@@ -67,6 +67,31 @@ def write_onnx(model: Any, folder: Path) -> None:
     onnx_export.compare(model, folder)
 
 
+def own_files(folder: Path) -> dict[str, Path]:
+    """Map the files of a model's folder that are published."""
+    return {file.name: file for pattern in PARTS for file in sorted(folder.glob(pattern))}
+
+
+def keep_onnx(folder: Path, model: Any, staging: Path) -> Path:
+    """Return a folder of a model's ONNX graphs, exported in this run or in an earlier one.
+
+    Args:
+        folder: Of the model.
+        model: The same, loaded.
+        staging: Where the graphs are kept.
+
+    Raises:
+        UserError: If a library is missing.
+    """
+    program = [Path(onnx_export.__file__), *sorted(onnx_export.RUNTIME.glob("*.py")), Path(__file__)]
+    try:
+        versions = [version(package) for package in ("torch", "transformers", *onnx_export.NEEDED)]
+    except ImportError as error:
+        raise UserError(f'{first_line(error)} is needed for the ONNX graphs; run pip install -e ".[onnx]"') from error
+    key = digest([*own_files(folder).values(), *program], *versions)
+    return keep(staging / "onnx", key, lambda part: write_onnx(model, part))
+
+
 def write_samples(folder: Path, name: str, output: Path) -> None:
     """Write samples as MIDI, sound and picture, and a page of them."""
     session = Session(Options(str(folder), str(output), num=NUM_SAMPLES, seed=SEED, audio="mp3"))
@@ -159,7 +184,7 @@ def stage(
     check_folder(folder)
     check_code(folder)
     name = repo_id.split("/")[-1]
-    own = {file.name: file for pattern in PARTS for file in sorted(folder.glob(pattern))}
+    own = own_files(folder)
     _, model = load_model(str(folder))
 
     sources = list(own.values())
@@ -169,12 +194,7 @@ def stage(
     samples = folder / "samples"
     if not samples.is_dir():  # a release brings its own
         samples = keep(staging / "samples", key, lambda part: write_samples(folder, name, part))
-    program = [Path(onnx_export.__file__), *sorted(onnx_export.RUNTIME.glob("*.py")), Path(__file__)]
-    try:
-        versions = [version(package) for package in ("torch", "transformers", *onnx_export.NEEDED)]
-    except ImportError as error:
-        raise UserError(f'{first_line(error)} is needed for the ONNX graphs; run pip install -e ".[onnx]"') from error
-    onnx = keep(staging / "onnx", digest([*sources, *program], *versions), lambda part: write_onnx(model, part))
+    onnx = keep_onnx(folder, model, staging)
 
     metrics = metric_files()
     published = describe(folder, repo_id, model, samples, revision, endpoint, dataset_id, space_id)

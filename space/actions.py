@@ -34,32 +34,11 @@ from originality import judge, load_index
 from ranking import Ranking
 
 ANY = "any"
-MODES = (
-    "major",
-    "minor",
-    "dorian",
-    "mixolydian",
-    "lydian",
-    "phrygian",
-    "harmonic minor",
-    "major pentatonic",
-    "minor pentatonic",
-    "blues",
-    "chromatic",
-)
-TEMPOS = {ANY: 115.0, "slow": 76.0, "medium": 115.0, "fast": 150.0}  # quarter notes per minute, as the model has them
+CHOICES = json.loads((Path(__file__).parent / "choices.json").read_text(encoding="utf-8"))  # the static page's, too
+MODES: tuple[str, ...] = tuple(CHOICES["modes"])
+TEMPOS: dict[str, float] = CHOICES["tempos"]  # quarter notes per minute, as the model has them
 SLOW_BELOW, FAST_FROM = 90.0, 130.0
-VOICES: dict[str, tuple[int, int] | None] = {  # lowest and highest MIDI pitch
-    ANY: None,
-    "soprano": (60, 81),
-    "alto": (53, 74),
-    "tenor": (48, 69),
-    "bass": (40, 64),
-    "violin": (55, 96),
-    "flute": (60, 96),
-    "trumpet": (54, 82),
-    "tin whistle": (74, 97),
-}
+VOICES: dict[str, list[int] | None] = CHOICES["voices"]  # lowest and highest MIDI pitch
 MAX_COUNT = 8
 MAX_SEED = 2**31 - 1
 OPENING_SEEDS = 32  # from 0 on, of which the page opens with the best
@@ -67,15 +46,7 @@ MAX_AMOUNT = 3.0  # standard deviations
 PATH_POINTS = 9
 GRID_SIDE = 7
 MAX_FILE_BYTES = 2 * 1024 * 1024
-ATTRIBUTE_NAMES = {
-    "note_density": "Notes per bar",
-    "rhythmic_complexity": "Rhythmic variety",
-    "pitch_range": "Range",
-    "mean_pitch": "Height",
-    "contour": "Rising or falling",
-    "repetition": "Repetition",
-    "syncopation": "Syncopation",
-}
+ATTRIBUTE_NAMES: dict[str, str] = CHOICES["attributes"]
 
 
 def load_tunes() -> list[Melody]:

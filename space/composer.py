@@ -5,7 +5,9 @@ All of it goes through the model's own methods: `sample`, `encode`, `shift`, `va
 """
 
 import itertools
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,18 +16,8 @@ from song import find_place, put_back
 from sound import to_wav
 from transformers import AutoModel, AutoProcessor
 
-METERS = (
-    "4/4",
-    "3/4",
-    "2/4",
-    "5/4",
-    "6/4",
-    "7/4",
-    "3/8",
-    "6/8",
-    "9/8",
-    "12/8",
-)  # offered where the vocabulary has them
+# Meters that are offered where the vocabulary has them.
+METERS: list[str] = json.loads((Path(__file__).parent / "choices.json").read_text(encoding="utf-8"))["meters"]
 MAX_TRACKS = 32
 ATTEMPTS = 6  # at a melody in the key that is asked for
 

@@ -13,6 +13,7 @@ from about import about_text
 from actions import (
     ANY,
     ATTRIBUTE_NAMES,
+    CHOICES,
     GRID_SIDE,
     MAX_AMOUNT,
     MAX_COUNT,
@@ -32,8 +33,7 @@ from gradio.events import api
 from melody import SHARP_NAMES, Melody, RefusedError, cut_bars
 
 TITLE = "Melody Space"
-FIRST_BLEND = ("Ode to Joy", "Korobeiniki", "Frère Jacques", "What Shall We Do with the Drunken Sailor")
-FIRST_TUNE = "Greensleeves"
+FIRST_TUNE, FIRST_BLEND = CHOICES["first_tune"], CHOICES["first_blend"]
 LINK_WORDS = ("key", "scale", "time_signature", "genre", "tempo", "voice")
 LINK_COUNTS = ("count", "bars", "seed", "pick")
 TONIC_CHOICES = [("Any key", ANY), *((tonic.replace("#", "♯"), tonic) for tonic in SHARP_NAMES)]

@@ -65,7 +65,7 @@ def find_module(name: str, beside: Path) -> Path | None:
     """Find the file of this repository that a name, or the longest part of it, is the module of."""
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
-        for folder in (ROOT, beside.parent):
+        for folder in (ROOT, beside.parent, ROOT / "space"):  # as sys.path has them
             path = folder.joinpath(*parts[:length])
             for file in (path.with_suffix(".py"), path / "__init__.py"):
                 if file.is_file():

@@ -102,6 +102,14 @@ export interface DecodeOptions extends WritingOptions {
 /** A melody or the latent of one. */
 export type MelodyOrLatent = Melody | Latent;
 
+/** What `prepareMap` returns: latents of the corners, in one key. */
+export interface MelodyMap {
+  corners: Latent[];
+  moved: Latent[];
+  numBars: number | null;
+  options: DecodeOptions;
+}
+
 export interface MelodyVAE {
   /** `wasm`, `webgpu` or `node`: where the graphs run. */
   readonly device: string;
@@ -132,6 +140,15 @@ export interface MelodyVAE {
   reconstruct(melody: Melody, options?: DecodeOptions): Promise<Melody>;
   /** A path from one melody to another, ends included; 7 steps by default. */
   interpolate(a: MelodyOrLatent, b: MelodyOrLatent, options?: DecodeOptions & { steps?: number }): Promise<Melody[]>;
+  /** Prepare a map between two or four corners, of which `decodeMap` decodes points. */
+  prepareMap(corners: MelodyOrLatent[], options?: DecodeOptions): Promise<MelodyMap>;
+  /**
+   * Decode points of a map.
+   *
+   * @param points How far each is from the first corner to the second, from 0 to 1, and of four corners from those two to
+   *   the others.
+   */
+  decodeMap(map: MelodyMap, points: number[][], options?: DecodeOptions): Promise<Melody[]>;
   /** Variations that have about `similarity` of the notes in common with the melody; 4 with 0.8 by default. */
   vary(
     melody: MelodyOrLatent,

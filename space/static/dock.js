@@ -26,7 +26,7 @@
       el("div", { class: "mv-dock-tools" },
         el("label", { class: "mv-field", for: "mv-tempo" }, el("span", {}, "bpm"), tempo),
         el("label", { class: "mv-field", for: "mv-instrument" }, el("span", { class: "mv-hidden" }, "Instrument"), tone),
-        chords, loop, undo, history));
+        ...(Space.offered.includes("harmonize") ? [chords] : []), loop, undo, history));
 
     const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
     const showTime = () => {

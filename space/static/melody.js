@@ -178,6 +178,8 @@
     Space.player.refresh();
   };
 
+  // What the server does; the static page, which has none, says before what it does itself.
+  Space.offered ||= ["midi", "wav", "sheet", "harmonize", "put_back"];
   // The dock hands over the functions of the server when it is there.
   Space.server = new Promise((ready) => (Space.giveServer = ready));
 

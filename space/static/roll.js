@@ -16,8 +16,8 @@
     return `${size}, ${Space.plural(melody.pitch.length, "note")}, ${low} to ${high}`;
   };
 
-  const colours = () => {
-    const style = getComputedStyle(document.body);
+  const colours = (element = document.body) => {
+    const style = getComputedStyle(element);
     const of = (name) => style.getPropertyValue(`--mv-${name}`).trim();
     return { paper: of("roll"), key: of("roll-key"), beat: of("roll-beat"), bar: of("roll-bar"), ink: of("muted"),
       note: of("note"), live: of("live"), chosen: of("chosen"), title: of("ink") };
@@ -182,7 +182,7 @@
       }
       const chords = this.options.isBare ? null : Space.chordsOf(this.melody);
       this.layout = this.frozen || layout(this.melody, width, height, this.options.isBare, chords, this.editor?.isOn ? ROOM : 1);
-      this.paint = colours();
+      this.paint = colours(this.box);
       const pen = this.base.getContext("2d");
       pen.scale(ratio, ratio);
       pen.clearRect(0, 0, width, height);

@@ -72,18 +72,19 @@
     title.textContent = melody.title;
     facts.textContent = Space.describe(melody);
     const tools = el("div", { class: "mv-tools" });
+    const hasSheet = Space.offered.includes("sheet");
     if (!isBare)
       tools.append(
         menu("send", `Send ${melody.title} to another tab`, Space.TARGETS.map(([name, label]) => [label, () => Space.send(melody, name)])),
         menu("down", `Download ${melody.title}`, [
-          ...(Space.canReturn(melody) ? [["Back into your song", () => Space.putBack(melody)]] : []),
+          ...(Space.offered.includes("put_back") && Space.canReturn(melody) ? [["Back into your song", () => Space.putBack(melody)]] : []),
           ["MIDI file", () => Space.download(melody, "midi")],
           ["WAV sound", () => Space.download(melody, "wav")],
           ["PNG picture", () => Space.download(melody, "png")],
-          ["MusicXML notes", () => Space.download(melody, "musicxml")],
-          ["ABC notes", () => Space.download(melody, "abc")],
+          ...(hasSheet ? [["MusicXML notes", () => Space.download(melody, "musicxml")]] : []),
+          ...(hasSheet ? [["ABC notes", () => Space.download(melody, "abc")]] : []),
         ]),
-        Space.sheetButton(melody),
+        ...(hasSheet ? [Space.sheetButton(melody)] : []),
         el("button", { type: "button", class: "mv-tool", "aria-label": `Copy a link to ${melody.title}`, title: "Copy link",
           onclick: () => Space.copyLink(melody) }, Space.icon("link")),
       );
@@ -248,12 +249,16 @@
     });
   };
 
-  // A map between two or four melodies, value {melodies, side} or null: touch a point and it plays.
-  Space.mountPad = (element, props, watch) => {
+  // A map between two or four melodies, value {melodies, side} or null: touch a point and it plays. Melodies that are
+  // still to come are null; a value with the `map` of the one before brings some of them, and `touch` is given the
+  // point that is wanted.
+  Space.mountPad = (element, props, watch, touch = () => {}) => {
     const canvas = element.querySelector("canvas");
     const words = element.querySelector(".mv-pad-words");
     const current = element.querySelector(".mv-pad-current");
     let [melodies, columns, rows, column, row] = [[], 0, 0, 0, 0];
+    let map = null;
+    let isAwaited = false; // by who touched a point whose melody is still to come
     const corners = () => {
       const style = getComputedStyle(document.body);
       return ["a", "b", "c", "d"].map((each) =>
@@ -292,12 +297,18 @@
           pen.roundRect(x * w + 2, y * h + 2, w - 4, h - 4, 8);
           pen.fill();
           const ink = isHere ? style.getPropertyValue("--mv-card").trim() : colourAt(x, y);
-          Space.drawThumbnail(pen, melodies[y * columns + x], x * w + 7, y * h + 7, w - 14, h - 14, ink);
+          const melody = melodies[y * columns + x];
+          if (melody) Space.drawThumbnail(pen, melody, x * w + 7, y * h + 7, w - 14, h - 14, ink);
         }
     };
     const shown = () => melodies[row * columns + column];
     const show = (isPlayed) => {
       const melody = shown();
+      isAwaited = isPlayed && !melody;
+      if (!melody) {
+        words.textContent = `${share()}. It is being made`;
+        return draw();
+      }
       melody.title = `Blend: ${share()}`;
       words.textContent = `${share()}. ${Space.describe(melody)}`;
       canvas.setAttribute("aria-valuetext", words.textContent);
@@ -315,10 +326,11 @@
       [x, y] = [Math.max(0, Math.min(columns - 1, x)), Math.max(0, Math.min(rows - 1, y))];
       if (x === column && y === row && player.isPlaying && player.melody === shown()) return;
       [column, row] = [x, y];
+      touch(y * columns + x);
       show(true);
     };
     let isDown = false;
-    const touch = (event) => {
+    const point = (event) => {
       const frame = canvas.getBoundingClientRect();
       move(Math.floor(((event.clientX - frame.left) / frame.width) * columns), Math.floor(((event.clientY - frame.top) / frame.height) * rows));
     };
@@ -326,11 +338,11 @@
       if (!melodies.length) return;
       isDown = true;
       canvas.setPointerCapture(event.pointerId);
-      touch(event);
+      point(event);
     });
-    canvas.addEventListener("pointermove", (event) => isDown && touch(event));
+    canvas.addEventListener("pointermove", (event) => isDown && point(event));
     const release = () => {
-      if (isDown) Space.record([shown()]);
+      if (isDown && shown()) Space.record([shown()]);
       isDown = false;
     };
     canvas.addEventListener("pointerup", release);
@@ -340,11 +352,17 @@
       if (!melodies.length || (!step && event.key !== " ")) return;
       event.preventDefault();
       if (step) move(column + step[0], row + step[1]);
-      else player.toggle(shown());
+      else if (shown()) player.toggle(shown());
     });
     const arrive = () => {
       const value = own(props.value || null);
       if (!value) return;
+      if (map && value.map === map) {
+        const isNew = !shown();
+        melodies = value.melodies.map((melody, index) => melodies[index] || melody);
+        return isNew && shown() ? show(isAwaited) : draw();
+      }
+      map = value.map;
       melodies = value.melodies;
       columns = value.side;
       rows = melodies.length / columns;

@@ -73,6 +73,19 @@ export class MelodyVAE {
     return this.#run(async (model) => this.#melodies(await model.interpolate(...ends, given(asked))))
   }
 
+  async prepareMap(corners, options = {}) {
+    const asked = this.#decoding(this.#like(corners, options))
+    const latents = []
+    for (const corner of corners) latents.push(await this.#latent(corner))
+    const ends = await this.#run((model) => model.bringTogether(latents, asked))
+    return { ...ends, options: given({ bars: asked.bars, meter: asked.timeSignature }) }
+  }
+
+  async decodeMap({ options: own, ...ends }, points, options = {}) {
+    const asked = { ...this.#decoding({ ...own, ...given(options) }), seed: options.seed }
+    return this.#run(async (model) => this.#melodies(await model.decodeBetween(ends, points, given(asked))))
+  }
+
   async vary(melody, { similarity, count, ...options } = {}) {
     const latent = await this.#latent(melody)
     const asked = { ...this.#decoding(this.#like([melody], options)), similarity, n: count, seed: options.seed }

@@ -334,21 +334,39 @@ export class OnnxMelodyVAE extends LatentModel {
   /** Decode a path between two latents, ends included, as `MelodyVAEModel` does. */
   async interpolate(a, b, { steps = 7, ...options } = {}) {
     if (!steps) return []
-    const { noise_probability: isNoisy, max_bars: bars } = this.config
-    const weights = linspace(steps)
-    let latents
-    if (!isNoisy) latents = weights.map((weight) => slerp(a, b, weight))
-    else {
-      const [moved, numBars] = await this.#inOneKey([a, b], options)
-      latents = weights.map((weight) => this.#blend(...moved, weight, numBars))
-      const noiseLevel = weights.map((weight) => new Array(bars).fill(f(PATH_NOISE * f(Math.sin(f(f(Math.PI) * weight))))))
-      options = { noiseLevel, ...options }
-    }
-    weights.forEach((weight, at) => {
-      if (weight === 0) latents[at] = a
-      if (weight === 1) latents[at] = b
+    const points = linspace(steps).map((weight) => [weight])
+    return this.decodeBetween(await this.bringTogether([a, b], options), points, options)
+  }
+
+  /**
+   * Prepare to decode points between two latents, or four: top left, top right, bottom left, bottom right.
+   *
+   * @param {Float32Array[]} corners
+   */
+  async bringTogether(corners, options = {}) {
+    if (!this.config.noise_probability) return { corners, moved: corners, numBars: null }
+    const [moved, numBars] = await this.#inOneKey(corners, options)
+    return { corners, moved, numBars }
+  }
+
+  /**
+   * Decode points between corners, as `MelodyVAEModel`'s `interpolate` and `interpolate_grid` do.
+   *
+   * @param {Awaited<ReturnType<OnnxMelodyVAE["bringTogether"]>>} ends
+   * @param {number[][]} points How far each is to the right, and of four corners down, from 0 to 1.
+   */
+  decodeBetween({ corners, moved, numBars }, points, options) {
+    const latents = points.map((weights) => {
+      if (weights.every((weight) => weight === 0 || weight === 1)) return corners[weights[0] + 2 * (weights[1] ?? 0)]
+      const [right, down] = weights
+      const above = this.#blend(moved[0], moved[1], right, numBars)
+      if (corners.length === 2) return above
+      return this.#blend(above, this.#blend(moved[2], moved[3], right, numBars), down, numBars)
     })
-    return this.decode(latents, options)
+    if (numBars === null) return this.decode(latents, options)
+    const level = (weights) => Math.max(...weights.map((weight) => f(PATH_NOISE * f(Math.sin(f(f(Math.PI) * weight))))))
+    const noiseLevel = points.map((weights) => new Array(this.config.max_bars).fill(level(weights)))
+    return this.decode(latents, { noiseLevel, ...options })
   }
 
   /** Transpose melodies to the first one's key, by six semitones at most; returns latents and the most bars. */
@@ -363,8 +381,9 @@ export class OnnxMelodyVAE extends LatentModel {
     return [moved, Math.max(1, ...lines.map((line) => line.bars))]
   }
 
-  /** Turn latent `a` into `b`, bar after bar; at a weight from 0 to 1. */
+  /** Turn latent `a` into `b`, bar after bar or all at once; at a weight from 0 to 1. */
   #blend(a, b, weight, numBars) {
+    if (numBars === null) return slerp(a, b, weight)
     const share = this.config.latent_size / this.config.max_bars
     const blended = new Float32Array(a.length)
     for (let bar = 0; bar < this.config.max_bars; bar++) {

@@ -1,0 +1,138 @@
+"""The static Space's repository: a page, its module, onnxruntime-web and a model's graphs; it needs no server."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import RepoCard
+
+from command import UserError, first_line
+from generation.loading import load_model
+from publishing.hub import digest
+from publishing.model import check_folder, keep_onnx
+from publishing.staging import files_below, keep
+
+ROOT = Path(__file__).parents[1]
+WEB = ROOT / "web"
+PAGE = WEB / "static_space"
+SPACE_FILES = (
+    *("space.css", "header.html", "pad.html", "instruments.json"),
+    *("player.js", "roll.js", "melody.js", "edit.js", "stage.js", "dock.js"),
+)
+"""What the page shares with the Gradio Space, of its folder `static`; beside them fonts, instruments and tunes."""
+
+RUNTIME = "onnxruntime-web"
+RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+OPENING_SEEDS, OPENING_COUNT, OPENING_BARS = 32, 3, 8  # from 0 on, of which the page opens with the best
+GRAPH_FILES = ("*.json", "*.npz", "*.onnx")  # of an exported model; what runs them in Python stays at home
+
+
+def runtime_files(web: Path = WEB) -> dict[str, Path]:
+    """Map the files of onnxruntime-web that the page needs, in the version that `package-lock.json` names.
+
+    Raises:
+        UserError: If npm has not installed that version.
+    """
+    lock = json.loads((web / "package-lock.json").read_text(encoding="utf-8"))
+    pinned = lock["packages"][f"node_modules/{RUNTIME}"]["version"]
+    folder = web / "node_modules" / RUNTIME
+    remedy = f"run npm ci --prefix {web}"
+    try:
+        installed = json.loads((folder / "package.json").read_text(encoding="utf-8"))["version"]
+    except OSError as error:
+        raise UserError(f"{folder}: {RUNTIME} is not installed; {remedy}") from error
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{folder}/package.json: broken ({first_line(error)}); {remedy}") from error
+    if installed != pinned:
+        raise UserError(f"{folder}: version {installed}, and {pinned} is tested; {remedy}")
+    files = {f"ort/{name}": folder / "dist" / name for name in RUNTIME_FILES}
+    if missing := [file for file in files.values() if not file.is_file()]:
+        raise UserError(f"{missing[0]}: no such file; {remedy}")
+    return files
+
+
+def page_files() -> dict[str, Path]:
+    """Map the files of the page by their paths in the repository: all but runtime, graphs and card."""
+    shared = ROOT / "space"
+    files = {path: file for path, file in files_below(PAGE).items() if path != "README.md"}
+    files |= {f"src/{file.name}": file for file in sorted((WEB / "src").glob("*.js"))}
+    files["melody-vae.d.ts"] = WEB / "melody-vae.d.ts"
+    files |= {f"space/{name}": shared / "static" / name for name in SPACE_FILES}
+    files |= {f"space/{name}": shared / name for name in ("tunes.json", "choices.json")}
+    for folder in ("fonts", "instruments"):
+        files |= files_below(shared / "static" / folder, f"space/{folder}/")
+    return files
+
+
+def write_opening(graphs: Path, file: Path) -> None:
+    """Write the melodies that the page opens with, as the page has them: there to be played before the model has come.
+
+    As in the Gradio Space, those of many seeds' that measure most like the tunes of the Space.
+    """
+    from publishing.onnx.onnx_melody_vae import OnnxMelodyVAE
+    from publishing.onnx.onnx_melody_vae.latents import make_generators
+
+    sys.path.append(str(ROOT / "space"))  # whose modules import one another by their names alone
+    from melody import cut_bars
+    from ranking import Ranking
+
+    runtime = OnnxMelodyVAE(graphs)
+    generators = [make_generators(1, seed)[0] for seed in range(OPENING_SEEDS)]
+    lines = runtime.read_lines(runtime.sample(OPENING_SEEDS, generator=generators, bars=OPENING_BARS))
+    choices = json.loads((ROOT / "space/choices.json").read_text(encoding="utf-8"))
+    open_ = dict.fromkeys(("scale", "time_signature", "tempo", "genre", "voice"), "any")
+    origin = {"tab": "make", "count": 1, "bars": OPENING_BARS, **open_, "temperature": 1, "pick": 1}
+    columns = ("pitch", "start", "duration", "time_signature", "steps_per_beat", "bars")
+    melodies = [
+        {column: line[column] for column in columns} | {"origin": origin | {"seed": seed}, "program": 0}
+        for seed, line in enumerate(lines)
+    ]
+    tunes = json.loads((ROOT / "space/tunes.json").read_text(encoding="utf-8"))
+    best = Ranking([cut_bars(tune, 0, OPENING_BARS) for tune in tunes]).best(melodies, OPENING_COUNT)
+    tempo = choices["tempos"]["any"]
+    opening = [{"title": f"Melody {at}", "tempo": tempo, **melody} for at, melody in enumerate(best, start=1)]
+    file.write_text(json.dumps(opening) + "\n", encoding="utf-8")
+
+
+def stage(model_folder: Path, repo_id: str, model_id: str, datasets: Sequence[str], staging: Path) -> dict[str, Path]:
+    """Gather what the static Space's repository is to hold.
+
+    Args:
+        model_folder: Of the model whose graphs the page runs.
+        repo_id: Of the Space.
+        model_id: Of the model that the card links to.
+        datasets: Ids of data sets that the card links to.
+        staging: Folder for what is made here: graphs, first melodies, card, list of the files to keep in the browser.
+
+    Returns:
+        Local file of each path in the repository.
+
+    Raises:
+        UserError: If the model is not whole, or onnxruntime-web is not installed.
+    """
+    runtime = runtime_files()  # before the graphs, which take a minute
+    check_folder(model_folder)
+    _, model = load_model(str(model_folder))
+    if not (model.config.latent_size and model.config.num_prior_layers):
+        raise UserError(
+            f"{model_folder}: a model without a learned prior, and the page samples; run train_prior.py on it"
+        )
+    staging.mkdir(parents=True, exist_ok=True)
+    graphs = keep_onnx(model_folder, model, staging)
+    sources = [
+        *sorted(graphs.iterdir()),
+        Path(__file__),
+        *(ROOT / "space" / name for name in ("ranking.py", "tunes.json")),
+    ]
+    key = digest([file for file in sources if file.is_file()])
+    opening = keep(staging / "opening", key, lambda part: write_opening(graphs, part / "opening.json"))
+    card = RepoCard.load(PAGE / "README.md")
+    card.data["models"] = [model_id]
+    if datasets:
+        card.data["datasets"] = list(datasets)
+    card.save(staging / "README.md")
+    files = page_files() | runtime | files_below(opening) | {"LICENSE": ROOT / "LICENSE"}
+    (staging / "files.json").write_text(json.dumps({"files": sorted(files)}, indent=1) + "\n", encoding="utf-8")
+    files |= {f"model/{file.name}": file for pattern in GRAPH_FILES for file in sorted(graphs.glob(pattern))}
+    return files | {name: staging / name for name in ("README.md", "files.json")}
