@@ -30,9 +30,9 @@ export interface Melody {
 export type Latent = Float32Array;
 
 export interface Progress {
-  /** Bytes that have come so far, of all files. */
+  /** Bytes that have come so far. */
   loaded: number;
-  /** Bytes of all files; 0 as long as it is unknown. */
+  /** Bytes of the files that are needed, 0 as long as that is unknown; the melody encoder's are added when it comes. */
   total: number;
 }
 
@@ -183,9 +183,9 @@ export interface MidiFile {
   /** Of the first tempo, in quarter notes per minute. */
   tempo: number;
   meter: [number, number];
-  /** Index of the track that the melody is of. */
+  /** Index of the track that the melody is of: the likeliest by its name and notes; -1 for none. */
   melodyTrack: number;
-  /** The melody of that track, one note at a time, on a grid of `stepsPerBeat`; `null` where no track has notes. */
+  /** The melody of that track, one note at a time, on a grid of `stepsPerBeat`; `null` where none has notes of its range. */
   melody: Melody | null;
 }
 

@@ -38,6 +38,7 @@ export async function load(url, options = {}) {
   }
   const { latent_size: hasLatent, num_prior_layers: hasPrior } = about.config
   const needed = ["decoder", ...(hasLatent ? ["bar_conditioner"] : []), ...(hasPrior ? ["prior"] : [])]
+  files.expect(needed.map((name) => `${name}.onnx`))
   await Promise.all(needed.map(graph))
   const complete = hasLatent ? graph("encoder").then(() => {}) : Promise.resolve()
   complete.catch(() => {}) // whoever needs it is told

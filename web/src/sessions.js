@@ -12,6 +12,7 @@ const SIMD_MODULE = new Uint8Array([
 /** An exported folder, of which files are fetched; graphs are kept in the page's Cache storage. */
 export class Files {
   #progress = new Map() // of each file: bytes that came, and bytes in all
+  #expected = new Set(["decoder.onnx"]) // files without which nothing can be written
   #version = ""
 
   /**
@@ -24,6 +25,11 @@ export class Files {
     this.onProgress = onProgress
     this.fetch = fetch ?? (IS_NODE ? fetchInNode : (each) => globalThis.fetch(each))
     this.cacheName = cache
+  }
+
+  /** Say which files are needed, so that `total` is not told before all of them have said how long they are. */
+  expect(names) {
+    for (const name of names) this.#expected.add(name)
   }
 
   /** Read configuration and tables; what they are tells which graphs in the cache are still right. */
@@ -102,7 +108,8 @@ export class Files {
     const tell = () => {
       this.#progress.set(name, [loaded, Math.max(loaded, total)])
       const sum = (at) => [...this.#progress.values()].reduce((all, each) => all + each[at], 0)
-      this.onProgress?.({ loaded: sum(0), total: sum(1) })
+      const isKnown = [...this.#expected].every((each) => this.#progress.has(each))
+      this.onProgress?.({ loaded: sum(0), total: isKnown ? sum(1) : 0 })
     }
     tell()
     const parts = []
@@ -165,7 +172,7 @@ export class Runtime {
       )
     }
     ort ??= await importModule("onnxruntime-web")
-    const adapter = device === "wasm" ? null : await navigator.gpu?.requestAdapter().catch(() => null)
+    const adapter = device === "wasm" ? null : await globalThis.navigator?.gpu?.requestAdapter().catch(() => null)
     if (device === "webgpu" && !adapter) throw new Error("This browser has no WebGPU: choose device='wasm' or 'auto'.")
     const isSlow = adapter?.info?.isFallbackAdapter ?? adapter?.isFallbackAdapter // software in place of a GPU
     return new Runtime(ort, adapter && (device === "webgpu" || !isSlow) ? "webgpu" : "wasm", threads)
