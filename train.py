@@ -359,20 +359,11 @@ def train(
     whole = accelerator.unwrap_model(model)
     model.train()
     for batch in stopwatch.watch(loader) if state.step < args.max_train_steps else ():
-        batch = send_to_device(batch, accelerator.device, non_blocking=True)
-        batch.pop("num_notes")
-        told = read_conditions(whole, batch["input_ids"])
         kl_weight = kl_weight_at(state.step, whole.config.kl_weight, args.kl_warmup_steps)
-        with accelerator.accumulate(model):
-            output = model(**batch, **told, kl_weight=kl_weight, tokens_per_melody=loader.tokens_per_window)
-            loss = training_loss(output, batch["labels"], loader.tokens_per_window, args.label_smoothing)
-            accelerator.backward(loss)
-            means.add(loss=loss, reconstruction_nats=output.reconstruction_nats, kl_nats=output.kl_nats)
-            if accelerator.sync_gradients:
-                grad_norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-        if not accelerator.sync_gradients:
+        loss, grad_norm = train_on_batch(
+            args, accelerator, model, optimizer, batch, kl_weight, loader.tokens_per_window, means
+        )
+        if grad_norm is None:
             continue
         scheduler.step()
         state.step += 1
@@ -414,6 +405,36 @@ def train(
             f"stopped at step {state.step}: {args.early_stopping_patience} evaluations brought nothing better"
         )
     accelerator.wait_for_everyone()
+
+
+def train_on_batch(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: dict[str, torch.Tensor],
+    kl_weight: float,
+    tokens_per_melody: float,
+    means: Means,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Compute the gradient of a batch, and step when enough are accumulated; returns its loss and the gradient's norm.
+
+    The norm is None as long as gradients are accumulated. What is to be logged is added to `means`.
+    """
+    batch = dict(send_to_device(batch, accelerator.device, non_blocking=True))
+    batch.pop("num_notes")
+    conditions = read_conditions(accelerator.unwrap_model(model), batch["input_ids"])
+    grad_norm = None
+    with accelerator.accumulate(model):
+        output = model(**batch, **conditions, kl_weight=kl_weight, tokens_per_melody=tokens_per_melody)
+        loss = training_loss(output, batch["labels"], tokens_per_melody, args.label_smoothing)
+        accelerator.backward(loss)
+        means.add(loss=loss, reconstruction_nats=output.reconstruction_nats, kl_nats=output.kl_nats)
+        if accelerator.sync_gradients:
+            grad_norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+    return loss, grad_norm
 
 
 def main() -> int:

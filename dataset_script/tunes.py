@@ -99,7 +99,12 @@ def parse_abc(text: str) -> Iterator[Tune]:
             yield _parse_tune(lines)
 
 
-def _parse_tune(lines: list[str]) -> Tune:
+def _parse_header(lines: list[str]) -> dict[str, str]:
+    """Read the header lines of a tune, the last of which is its key (K).
+
+    Raises:
+        ValueError: If a line is unknown or comes twice, or one is missing.
+    """
     header: dict[str, str] = {}
     for line in lines:
         match = re.fullmatch(r"(%%MIDI program|[A-Z]:)\s*(.*)", line)
@@ -114,6 +119,12 @@ def _parse_tune(lines: list[str]) -> Tune:
         raise ValueError(f"{title}: header lacks {sorted(missing)}")
     if not ("C" in header or "O" in header):
         raise ValueError(f"{title}: header lacks a composer (C) or an origin (O)")
+    return header
+
+
+def _parse_tune(lines: list[str]) -> Tune:
+    header = _parse_header(lines)
+    title = header["T"]
     try:
         numerator, denominator = map(int, header["M"].split("/"))
         beat, beats_per_minute = header["Q"].split("=")

@@ -91,9 +91,7 @@ def _find_tunes(notes: MidiNotes, steps_per_beat: int) -> list[dict]:
     sky, first_steps = _lay_on_meters(voice, time, held, pitch, meters, *units)
     ends = (is_end(sky.track).nonzero().flatten() + 1).tolist()
     owners, _, steps, pitches, durations = (column.tolist() for column in sky[:5])
-    outside = notes.voice[~is_in_range].bincount(minlength=voices).tolist()
-    counts = notes.voice.bincount(minlength=voices).tolist()
-    others = _written_in(notes.voice, notes.time, written, voices)
+    about = _describe_voices(notes, is_in_range, written, meters)
     tempos = sorted(notes.tempos, key=itemgetter(0))
 
     lines, onsets = [], []
@@ -103,9 +101,6 @@ def _find_tunes(notes: MidiNotes, steps_per_beat: int) -> list[dict]:
         bar = meter.numerator * steps_per_beat
         ticks_per_step = 4 * units[0] / (meter.denominator * steps_per_beat)
         onset = meter.start_ticks + (first_step + steps[begin]) * ticks_per_step
-        # Half a step of grace: a note quantised backwards still begins in the tempo that it was played in.
-        stretch = _meter_at(written, meter.start_ticks)
-        main = f"{stretch.numerator}/{stretch.denominator}"
         line = {
             "pitch": pitches[begin:end],
             "start": steps[begin:end],
@@ -113,19 +108,11 @@ def _find_tunes(notes: MidiNotes, steps_per_beat: int) -> list[dict]:
             "time_signature": f"{meter.numerator}/{meter.denominator}",
             "steps_per_beat": steps_per_beat,
             "bars": -(-(steps[end - 1] + durations[end - 1]) // bar),
+            # Half a step of grace: a note quantised backwards still begins in the tempo that it was played in.
             "tempo": tempo_at(onset + ticks_per_step / 2, tempos),
-            "program": notes.sound[owner],
-            "file": notes.file,
-            "tracks": notes.parts,
-            "track": notes.index[owner],
-            "track_name": notes.name[owner],
-            "track_notes": counts[owner],
-            "out_of_range": outside[owner],
             "lead_score": lead_scores[owner],
-            "written_time_signature": main,
-            "barred_anew": [each for each in others[owner] if each != main],
             "first_bar": _bar_at(grid, onset, units[0]),
-            "repairs": notes.repairs,
+            **about[owner],
         }
         onsets.append(onset)
         lines.append((not is_melody[owner], -lead_scores[owner], owner, line))
@@ -135,6 +122,42 @@ def _find_tunes(notes: MidiNotes, steps_per_beat: int) -> list[dict]:
         line["key"] = key
     found = [line for *_, line in sorted(lines, key=lambda ranked: ranked[:3])]
     return [{**line, "is_lead": line is found[0] and line["lead_score"] >= LEAD_FLOOR} for line in found]
+
+
+def _describe_voices(
+    notes: MidiNotes, is_in_range: torch.Tensor, written: Sequence[Stretch], meters: Sequence[Stretch]
+) -> list[dict]:
+    """Return what is known of each voice, whatever line is read from it: columns of its line, K dictionaries.
+
+    Args:
+        notes: Of the file.
+        is_in_range: Whether a line may have each note, shape (N,).
+        written: The file's own time signatures.
+        meters: The one whose bar lines hold for each voice, shape (K,).
+    """
+    voices = len(notes.index)
+    counts = notes.voice.bincount(minlength=voices).tolist()
+    out_of_range = notes.voice[~is_in_range].bincount(minlength=voices).tolist()
+    signatures = _written_in(notes.voice, notes.time, written, voices)
+    described = []
+    for voice, meter in enumerate(meters):
+        stretch = _meter_at(written, meter.start_ticks)
+        main = f"{stretch.numerator}/{stretch.denominator}"
+        described.append(
+            {
+                "program": notes.sound[voice],
+                "file": notes.file,
+                "tracks": notes.parts,
+                "track": notes.index[voice],
+                "track_name": notes.name[voice],
+                "track_notes": counts[voice],
+                "out_of_range": out_of_range[voice],
+                "written_time_signature": main,
+                "barred_anew": [each for each in signatures[voice] if each != main],
+                "repairs": notes.repairs,
+            }
+        )
+    return described
 
 
 def _meter_at(grid: Sequence[Stretch], ticks: float) -> Stretch:
