@@ -9,11 +9,10 @@ requests; one seed's melodies are compared across batches, threads, processes an
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import os
 import random
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -27,36 +26,47 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers import AutoModel, AutoProcessor
 
+from benchmarks.accidents import (
+    diverge,
+    environment,
+    fill_disks,
+    fill_disks_of_commands,
+    kill_training,
+    lose_processes,
+    run,
+    training,
+    write_dataset,
+)
+from benchmarks.hostile_files import KINDS, LARGEST, hostile_file, mutate
 from benchmarks.reports import report_to, rounded, versions
-from command import UserError, machine
+from command import UserError, machine, write_json
 from dataset_script.extraction import extract_lines
 from dataset_script.midi_notes import UnreadableMidiError, read_notes
 from modeling import MelodyProcessor
-from training.checkpoints import checkpoints, damage
 
 ROOT = Path(__file__).parents[1]
 RELEASE = ROOT / "release" / "melody-vae-16bar"
 READERS = ("builder", "processor", "upload")
 GRID = 4
-BATCH = 500  # mutations in a process
+BATCH = 4000  # mutations in a process
 MOST_SECONDS = 20.0  # that one file may take
-TRAINED_STEPS = 40
-TINY = (
-    "hidden_size=20,intermediate_size=24,num_attention_heads=2,num_encoder_layers=1,num_hidden_layers=1,latent_size=32"
-)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "reliability.json", help="the report")
+    parser.add_argument(
+        "--parts",
+        type=Path,
+        default=ROOT / "outputs" / "torture",
+        help="what is done of a run; delete it to begin anew",
+    )
     parser.add_argument("--model", type=Path, default=RELEASE, help="folder of the model")
     parser.add_argument("--midi", type=Path, default=RELEASE / "samples", help="folder of the files to mutate")
     parser.add_argument("--mutations", type=int, default=100_000, help="mutated files for each reader")
@@ -74,29 +84,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 # Files
-
-
-def mutate(content: bytes, generator: random.Random) -> bytes:
-    """Alter a file: bytes, bits, pieces left out, doubled, exchanged, or cut off."""
-    data = bytearray(content)
-    for _ in range(generator.choice([1, 1, 2, 5, 20])):
-        at, length = generator.randrange(len(data)), generator.choice([1, 2, 4, 16, 64])
-        match generator.randrange(6):
-            case 0:
-                data[at] = generator.randrange(256)
-            case 1:
-                data[at] ^= 1 << generator.randrange(8)
-            case 2:
-                del data[at : at + length]
-            case 3:
-                data[at:at] = data[at : at + length]
-            case 4:
-                data[at:at] = generator.randbytes(length)
-            case 5:
-                data[at : at + 4] = generator.choice([b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"MTrk"])
-        if not data:
-            return b""
-    return bytes(data[: generator.randrange(len(data))] if generator.random() < 0.1 else data)
 
 
 def make_reader(name: str, model: Path) -> tuple[Callable[[bytes], Any], tuple[type[Exception], ...]]:
@@ -135,68 +122,27 @@ def read_batch(args: argparse.Namespace) -> None:
 
 
 def try_mutations(args: argparse.Namespace, reader: str) -> dict[str, Any]:
-    """Read all mutations by one reader, a process for each batch."""
-    outcomes, errors, slowest = Counter(read=0, refused=0, error=0, crash=0), {}, 0.0
+    """Read all mutations by one reader, a process for each batch; batches that were read before are not read again."""
+    total = {"files": args.mutations, "read": 0, "refused": 0, "error": 0, "crash": 0, "slowest_seconds": 0.0}
+    errors: dict[str, Any] = {}
     for first in tqdm(range(0, args.mutations, BATCH), desc=f"mutations, {reader}"):
         count = min(BATCH, args.mutations - first)
-        batch = ["--read_batch", reader, str(first), str(count), "--model", str(args.model), "--midi", str(args.midi)]
-        done = run([sys.executable, "-m", "benchmarks.reliability", *batch], seconds=600 + count * MOST_SECONDS)
-        if done.returncode:
-            outcomes["crash"] += 1
-            errors[f"batch from {first}: exit code {done.returncode}"] = done.stderr.strip()[-200:]
-            continue
-        found = json.loads(done.stdout.splitlines()[-1])
-        outcomes.update(found["outcomes"])
+        found = stage(args, f"mutations_{reader}_{first}", count, lambda: start_batch(args, reader, first, count))  # noqa: B023
+        for outcome, number in found["outcomes"].items():
+            total[outcome] += number
         errors |= found["errors"]
-        slowest = max(slowest, found["slowest_seconds"])
-    return {"files": args.mutations, **outcomes, "slowest_seconds": slowest, "errors": errors}
+        total["slowest_seconds"] = max(total["slowest_seconds"], found["slowest_seconds"])
+    return {**total, "errors": errors}
 
 
-def run(command: Sequence[str], seconds: float = 600.0, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command from the repository's root, by one thread."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=seconds,
-        check=False,
-        **options,
-    )
-
-
-def chunk(events: bytes) -> bytes:
-    """Write a track."""
-    return b"MTrk" + (len(events) + 4).to_bytes(4, "big") + events + b"\0\xff\x2f\0"
-
-
-def on(status: int, size: int, ticks: int = 0) -> bytes:
-    """Write as many events so many ticks apart, of all pitches in turn."""
-    return b"".join(bytes([ticks, status, number % 128, 64]) for number in range(size))
-
-
-def hostile_file(kind: str, size: int) -> bytes:
-    """Write a file of about `size` of what its kind has too many of."""
-    note = b"\0\x90\x3c\x40\x60\x80\x3c\0"
-    tracks = {
-        "tracks": lambda: [chunk(note)] * size,
-        "notes": lambda: [chunk(note * size)],
-        "chords": lambda: [chunk(on(0x90, size) + b"\x83\x60\x80\x00\0" + on(0x80, size))],
-        "overlaps": lambda: [chunk(on(0x90, size, 7) + on(0x80, size, 7))],
-        "lyrics": lambda: [chunk((b"\0\xff\x05\x02la" + note) * size)],
-        "tempos": lambda: [chunk(b"\x10\xff\x51\x03\x07\xa1\x20" * size + note * 64)],
-        "meters": lambda: [chunk(b"\x10\xff\x58\x04\x07\x03\x18\x08" * size + note * 64)],
-        "programs": lambda: [chunk(b"".join(bytes([0, 0xC0, number % 128]) + note for number in range(size)))],
-        "names": lambda: [chunk(b"\0\xff\x03\x04name" * size + note * 64)],
-        "bars": lambda: [chunk((b"\x00\x90\x3c\x40\x83\x60\x80\x3c\0" + b"\xff\xff\x7f\xb0\x07\x40") * (size // 64))],
-    }[kind]()
-    return b"MThd\0\0\0\6" + bytes([0, 1]) + min(len(tracks), 65535).to_bytes(2, "big") + b"\1\xe0" + b"".join(tracks)
-
-
-KINDS = ("tracks", "notes", "chords", "overlaps", "lyrics", "tempos", "meters", "programs", "names", "bars")
-LARGEST = 32_000
+def start_batch(args: argparse.Namespace, reader: str, first: int, count: int) -> dict[str, Any]:
+    """Read mutations in a process of their own."""
+    batch = ["--read_batch", reader, str(first), str(count), "--model", str(args.model), "--midi", str(args.midi)]
+    done = run([sys.executable, "-m", "benchmarks.reliability", *batch], seconds=600 + count * MOST_SECONDS)
+    if not done.returncode:
+        return json.loads(done.stdout.splitlines()[-1])
+    errors = {f"batch from {first}: exit code {done.returncode}": done.stderr.strip()[-200:]}
+    return {"outcomes": {"crash": 1}, "errors": errors, "slowest_seconds": 0.0}
 
 
 def grow_files(args: argparse.Namespace, reader: str) -> dict[str, Any]:
@@ -256,137 +202,6 @@ def sample(folder: Path) -> torch.Tensor:
     return AutoModel.from_pretrained(folder, trust_remote_code=True).eval().sample(2, seed=0, bars=2)
 
 
-# Training
-
-
-def write_dataset(folder: Path) -> None:
-    """Write a data set of random melodies."""
-    folder.mkdir()
-    generator = random.Random(0)
-    for split, count in (("train", 24), ("validation", 6)):
-        rows = []
-        for _ in range(count):
-            start = sorted({0, *generator.sample(range(250), 40)})
-            duration = [min(end - begin, 8) for begin, end in zip(start, [*start[1:], 256], strict=True)]
-            row = {"pitch": [generator.randint(55, 79) for _ in start], "start": start, "duration": duration}
-            row |= {"melody_id": f"{generator.randrange(10**9):032x}:0:0", "time_signature": "4/4", "steps_per_beat": 4}
-            rows.append(row | {"bars": 16, "is_lead": True, "tempo": 120.0, "key": "C major", "genre": None})
-        datasets.Dataset.from_list(rows).to_parquet(folder / f"{split}-00000-of-00001.parquet")
-
-
-def training(data: Path, output: Path, *more: str) -> list[str]:
-    """The command that trains a tiny model, from its latest checkpoint where there is one."""
-    return [
-        *("train.py", "--dataset", str(data), "--output_dir", str(output), "--config_overrides", TINY),
-        *("--vocab_size", "300", "--per_device_train_batch_size", "5", "--max_train_steps", str(TRAINED_STEPS)),
-        *(
-            "--evaluation_steps",
-            "10",
-            "--checkpointing_steps",
-            "4",
-            "--num_warmup_steps",
-            "3",
-            "--mixed_precision",
-            "no",
-        ),
-        *("--cpu_threads", "1", "--num_proc", "1", "--listening_samples", "0", "--resume_from_checkpoint", "latest"),
-        *more,
-    ]
-
-
-def is_same_model(one: Path, other: Path) -> bool:
-    """Whether two runs' weights are equal, bit for bit."""
-    weights, others = (load_file(folder / "model.safetensors") for folder in (one, other))
-    return weights.keys() == others.keys() and all(torch.equal(weights[name], others[name]) for name in weights)
-
-
-def kill_training(args: argparse.Namespace, data: Path, whole: Path, folder: Path) -> dict[str, Any]:
-    """Kill a run by signals 9 and 15 at random moments until it has been killed often enough, and let it end."""
-    generator, incomplete = random.Random(0), 0
-    for _ in tqdm(range(args.kills), desc="kills"):
-        before = [path.name for path in checkpoints(folder)[-1:]]
-        with subprocess.Popen(
-            [sys.executable, *training(data, folder)],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        ) as process:
-            while process.poll() is None:
-                found = [path.name for path in checkpoints(folder)[-1:]]
-                if found and found != before:
-                    break
-                time.sleep(0.01)
-            time.sleep(generator.uniform(0, 0.3))
-            process.send_signal(generator.choice([signal.SIGKILL, signal.SIGTERM]))
-        incomplete += any(damage(checkpoint) for checkpoint in checkpoints(folder))
-    done = run([sys.executable, *training(data, folder)])
-    same = done.returncode == 0 and is_same_model(folder, whole)
-    return {"kills": args.kills, "incomplete_checkpoints": incomplete, "ends_with_the_same_weights": same}
-
-
-def fill_disks(args: argparse.Namespace, data: Path, whole: Path, folder: Path) -> dict[str, Any]:
-    """Train where no file may be larger than a limit, a larger one each time, and then without a limit."""
-    import resource
-
-    limits = [round(2000 * 4**step) for step in range(args.full_disks)]
-    in_a_line = ended = lost = 0
-    for limit in tqdm(limits, desc="full disks"):
-        before = [path.name for path in checkpoints(folder)]
-        done = run(
-            [sys.executable, *training(data, folder)],
-            preexec_fn=lambda limit=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-        )
-        said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        ended += done.returncode == 0
-        in_a_line += done.returncode == 2 and len(said) == 1 and "Traceback" not in done.stderr
-        lost += any(name not in [path.name for path in checkpoints(folder)] for name in before[-1:])
-    run([sys.executable, *training(data, folder)])
-    return {
-        "limits_bytes": limits,
-        "one_line": in_a_line,
-        "room_enough": ended,
-        "checkpoints_lost": lost,
-        "ends_with_the_same_weights": is_same_model(folder, whole),
-    }
-
-
-def diverge(data: Path, folder: Path) -> dict[str, Any]:
-    """Train at a learning rate at which nothing is finite."""
-    done = run([sys.executable, *training(data, folder, "--learning_rate", "1e30", "--checkpointing_steps", "1")])
-    tensors = [tensor for file in folder.rglob("*.safetensors") for tensor in load_file(file).values()]
-    finite = all(bool(tensor.isfinite().all()) for tensor in tensors if tensor.is_floating_point())
-    return {"exit_code": done.returncode, "saved_is_finite": finite}
-
-
-def lose_processes(args: argparse.Namespace, data: Path, folder: Path) -> dict[str, Any]:
-    """Kill one of two processes of a run; the launcher has to end the other, and what was saved has to be whole."""
-    import psutil
-
-    ended = whole = 0
-    launch = ["-m", "accelerate.commands.launch", "--config_file", "configs/cpu.yaml", "--num_processes", "2"]
-    for number in range(args.lost_processes):
-        output = folder / str(number)
-        command = [sys.executable, *launch, "--main_process_port", "0", *training(data, output)]
-        with subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        ) as process:
-            while process.poll() is None and not checkpoints(output):
-                time.sleep(0.05)
-            workers = psutil.Process(process.pid).children() if process.poll() is None else []
-            for worker in workers[-1:]:
-                worker.kill()
-            with suppress(subprocess.TimeoutExpired):
-                ended += process.wait(120) != 0
-            process.kill()
-        whole += all(damage(checkpoint) is None for checkpoint in checkpoints(output))
-    return {"runs": args.lost_processes, "launcher_ended": ended, "checkpoints_whole": whole}
-
-
 # The Space
 
 
@@ -420,13 +235,16 @@ def besiege(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    url, environment = f"http://127.0.0.1:{port}", {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environment |= {"MODEL_ID": str(args.model), "GRADIO_SERVER_PORT": str(port), "VOTES_FOLDER": str(folder / "votes")}
+    url, votes = f"http://127.0.0.1:{port}", str(folder / "votes")
     waited: list[float] = []
     answers, hostile = Counter(), Counter()
     with (folder / "log").open("w", encoding="utf-8") as log:
         space = subprocess.Popen(
-            [sys.executable, str(ROOT / "space/app.py")], cwd=folder, env=environment, stdout=log, stderr=log
+            [sys.executable, str(ROOT / "space/app.py")],
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            env=environment(MODEL_ID=str(args.model), GRADIO_SERVER_PORT=str(port), VOTES_FOLDER=votes),
         )
     try:
         while space.poll() is None:
@@ -472,41 +290,73 @@ def besiege(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 # One seed
 
 
-def compare_seeds(args: argparse.Namespace) -> dict[str, float]:
-    """Sample by the same generators otherwise; returns the share of melodies that are equal."""
+def compare_seeds(args: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """Sample by the same generators otherwise; returns the share of melodies that are equal.
+
+    ONNX Runtime draws by numpy's generators, so it is compared by what it decodes greedily from the same latents.
+    """
     model = AutoModel.from_pretrained(args.model, trust_remote_code=True).eval()
+
+    def without_padding(ids: Any) -> list[list[int]]:
+        return [[token for token in row if token != model.config.pad_token_id] for row in ids.tolist()]
 
     def melodies(size: int, threads: int = 1) -> list[list[int]]:
         torch.set_num_threads(threads)
         found = []
         for first in range(0, args.melodies, size):
             seeds = range(first, min(first + size, args.melodies))
-            ids = model.sample(len(seeds), generator=[torch.Generator().manual_seed(seed) for seed in seeds], bars=4)
-            found += [[token for token in row if token != model.config.pad_token_id] for row in ids.tolist()]
+            generator = [torch.Generator().manual_seed(seed) for seed in seeds]
+            found += without_padding(model.sample(len(seeds), generator=generator, bars=4))
         return found
 
     before = torch.get_num_threads()
     reference = melodies(args.melodies)
-    program = "import sys, json, torch; from transformers import AutoModel; torch.set_num_threads(1)\n"
-    program += (
-        f"m = AutoModel.from_pretrained({str(args.model)!r}, trust_remote_code=True).eval(); n = {args.melodies}\n"
-    )
-    program += "g = [torch.Generator().manual_seed(seed) for seed in range(n)]\n"
-    program += "print(json.dumps([[t for t in r if t != m.config.pad_token_id] for r in "
-    program += "m.sample(n, generator=g, bars=4).tolist()]))"
-    elsewhere = json.loads(run([sys.executable, "-c", program]).stdout.splitlines()[-1])
     others = {
-        "one at a time": melodies(1),
-        "seven at a time": melodies(7),
-        "two threads": melodies(args.melodies, threads=2),
-        "another process": elsewhere,
+        "one at a time": (reference, melodies(1)),
+        "seven at a time": (reference, melodies(7)),
+        "two threads": (reference, melodies(args.melodies, threads=2)),
+        "another process": (reference, sample_elsewhere(args)),
     }
-    model.to(torch.bfloat16)
-    others["bfloat16"] = melodies(args.melodies)
+    latent = model.sample_latent(args.melodies, seed=0)
+    ids = run_onnx(args, folder, latent)
+    others["ONNX Runtime, greedily"] = (without_padding(model.decode(latent, bars=4)), without_padding(ids))
+    for dtype in ("float64", "float16", "bfloat16"):
+        model.to(getattr(torch, dtype))
+        others[dtype] = (reference, melodies(args.melodies))
     torch.set_num_threads(before)
     return {
-        name: float(np.mean([a == b for a, b in zip(reference, found, strict=True)])) for name, found in others.items()
+        name: float(np.mean([one == other for one, other in zip(*pair, strict=True)])) for name, pair in others.items()
     }
+
+
+def sample_elsewhere(args: argparse.Namespace) -> list[list[int]]:
+    """Sample in another process."""
+    program = f"""import json, torch; from transformers import AutoModel; torch.set_num_threads(1)
+model = AutoModel.from_pretrained({str(args.model)!r}, trust_remote_code=True).eval()
+generator = [torch.Generator().manual_seed(seed) for seed in range({args.melodies})]
+ids = model.sample(len(generator), generator=generator, bars=4)
+print(json.dumps([[token for token in row if token != model.config.pad_token_id] for row in ids.tolist()]))"""
+    return json.loads(run([sys.executable, "-c", program]).stdout.splitlines()[-1])
+
+
+def run_onnx(args: argparse.Namespace, folder: Path, latent: torch.Tensor) -> np.ndarray:
+    """Export the model, and decode latents by ONNX Runtime."""
+    run([sys.executable, "export_onnx.py", "--model", str(args.model), "--output", str(folder)]).check_returncode()
+    sys.path.append(str(folder))
+    from onnx_melody_vae import OnnxMelodyVAE
+
+    return OnnxMelodyVAE(folder).decode(latent.numpy(), bars=4)
+
+
+def stage(args: argparse.Namespace, name: str, size: Any, measure: Callable[[], Any]) -> Any:
+    """Try something, or take what came of it in a run of the same model and size that was stopped later."""
+    file = args.parts / f"{name}.json"
+    asked = {"model": hashlib.sha256((args.model / "model.safetensors").read_bytes()).hexdigest(), "size": size}
+    if file.is_file() and (part := json.loads(file.read_text(encoding="utf-8")))["asked"] == asked:
+        return part["found"]
+    found = measure()
+    write_json({"asked": asked, "found": found}, file)
+    return found
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -517,23 +367,37 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     sizes = {name: value for name, value in vars(args).items() if isinstance(value, int | float)}
     report: dict[str, Any] = {"sizes": sizes, "machine": machine(), "versions": versions(["torch", "transformers"])}
     report["mutations"] = {reader: try_mutations(args, reader) for reader in READERS}
-    report["growing_files"] = {reader: grow_files(args, reader) for reader in READERS}
+    report["growing_files"] = {
+        reader: stage(args, f"growing_{reader}", args.growth, lambda: grow_files(args, reader))  # noqa: B023
+        for reader in READERS
+    }
     with TemporaryDirectory() as name:
         folder = Path(name)
-        report["damaged_folders"] = damage_folders(args, folder / "damaged")
-        report["same_seed"] = compare_seeds(args)
-        if args.kills or args.full_disks or args.lost_processes:
-            data, whole = folder / "data", folder / "whole"
-            write_dataset(data)
-            run([sys.executable, *training(data, whole)])
-            report["kills"] = kill_training(args, data, whole, folder / "killed")
-            report["full_disks"] = fill_disks(args, data, whole, folder / "full")
-            report["diverged"] = diverge(data, folder / "diverged")
-            report["lost_processes"] = lose_processes(args, data, folder / "lost")
+        report["damaged_folders"] = stage(args, "damaged", 0, lambda: damage_folders(args, folder / "damaged"))
+        report["same_seed"] = stage(args, "same_seed", args.melodies, lambda: compare_seeds(args, folder / "onnx"))
+        report |= befall(args, folder)
         if args.clients:
-            report["clients"] = besiege(args, folder / "space")
+            size = [args.clients, args.client_seconds]
+            report["clients"] = stage(args, "clients", size, lambda: besiege(args, folder / "space"))
     report["faults"] = faults(report)
     return rounded(report)
+
+
+def befall(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Let accidents befall commands; stages of size 0 are left out."""
+    data, whole = folder / "data", folder / "whole"
+    if not (args.kills or args.full_disks or args.lost_processes):
+        return {}
+    write_dataset(data)
+    run([sys.executable, *training(data, whole)]).check_returncode()
+    stages: dict[str, tuple[int, Callable[[], Any]]] = {
+        "kills": (args.kills, lambda: kill_training(args.kills, data, whole, folder / "killed")),
+        "full_disks": (args.full_disks, lambda: fill_disks(args.full_disks, data, whole, folder / "full")),
+        "full_disks_of_commands": (args.full_disks, lambda: fill_disks_of_commands(data, whole, folder)),
+        "diverged": (1, lambda: diverge(data, folder / "diverged")),
+        "lost_processes": (args.lost_processes, lambda: lose_processes(args.lost_processes, data, folder / "lost")),
+    }
+    return {name: stage(args, name, size, work) for name, (size, work) in stages.items() if size}
 
 
 def faults(report: dict[str, Any]) -> list[str]:
@@ -552,6 +416,10 @@ def faults(report: dict[str, Any]) -> list[str]:
     for stage in ("kills", "full_disks"):
         if not report.get(stage, {}).get("ends_with_the_same_weights", True):
             found.append(f"{stage}: the run does not end with the same weights")
+    if report.get("kills", {}).get("incomplete_checkpoints"):
+        found.append("kills: a checkpoint that is listed is not whole")
+    if commands := report.get("full_disks_of_commands"):
+        found += [f"full_disks: {name}: {reason}" for name, reason in commands["errors"].items()]
     disks = report.get("full_disks")
     if disks and (disks["checkpoints_lost"] or disks["one_line"] + disks["room_enough"] < len(disks["limits_bytes"])):
         found.append("full_disks: not one line and exit code 2, or a checkpoint is lost")

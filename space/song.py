@@ -84,6 +84,8 @@ def read_events(data: bytes) -> list[Event]:
             size = DATA_BYTES[status >> 4]
             events.append(Event(ticks, bytes([status]) + data[at : at + size]))
             at += size
+        if at > len(data):
+            raise ValueError("its last event is cut off")
         if len(events) > MAX_EVENTS:
             raise ValueError("too many events")
     return events
@@ -107,8 +109,8 @@ def read_tracks(content: bytes) -> tuple[list[tuple[bytes, bytes]], dict[int, li
     """
     chunks = split_chunks(content)
     division = struct.unpack(">H", chunks[0][1][4:6])[0]
-    if division & 0x8000:
-        raise ValueError("times in frames")
+    if division == 0 or division & 0x8000:
+        raise ValueError("no ticks per quarter, or times in frames")
     return chunks, {index: read_events(data) for index, (kind, data) in enumerate(chunks) if kind == b"MTrk"}, division
 
 

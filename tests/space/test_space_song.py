@@ -102,6 +102,25 @@ def test_what_does_not_belong_is_refused():
         read_tracks(b"MThd" + struct.pack(">IHHH", 6, 0, 1, 0x8000 | 480))
 
 
+def test_a_track_that_ends_anywhere_and_a_header_without_ticks_have_no_place():
+    content, melody = song()
+    (_, header), *_, (_, track) = split_chunks(content)[:3]
+    head, whole = b"MThd" + struct.pack(">I", 6) + header, len(read_events(track))
+    assert find_place(head + b"MTrk" + struct.pack(">I", len(track)) + track, melody) is not None
+    unlike = 0
+    for size in range(len(track)):
+        cut = head + b"MTrk" + struct.pack(">I", size) + track[:size]
+        place = find_place(cut, melody)
+        try:
+            assert len(read_events(track[:size])) < whole
+        except (ValueError, IndexError):
+            unlike += 1
+            assert place is None
+    assert unlike > len(track) / 2
+    without_ticks = b"MThd" + struct.pack(">IHHH", 6, 0, 1, 0) + b"MTrk" + struct.pack(">I", len(track)) + track
+    assert find_place(without_ticks, melody) is None
+
+
 def test_uploads_are_given_their_place_and_changes_keep_it(tmp_path):
     from actions import Actions
 
