@@ -16,7 +16,9 @@ import time
 from collections import deque
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from typing import Any
 
 from melody import RefusedError
@@ -128,29 +130,38 @@ class Engine:
         self._warm: list[Future] = [Future() for _ in range(self.workers)]
         self._threads = [threading.Thread(target=self._serve, args=(warm,), daemon=True) for warm in self._warm]
         self._threads.append(threading.Thread(target=self._serve_without_model, daemon=True))
+        if os.name == "posix":  # a process that all workers share: started here, by one thread
+            resource_tracker.ensure_running()
         for thread in self._threads:
             thread.start()
 
     def _start(self, has_model: bool = True) -> ProcessPoolExecutor:
+        """Start a worker, which loads the model."""
         context = multiprocessing.get_context("spawn")  # a fork would copy the server's threads and locks
         return ProcessPoolExecutor(1, mp_context=context, initializer=_load, initargs=(self.model_id, has_model))
 
     def _serve(self, warm: Future) -> None:
         """Give one worker, and its successors, something to do until the engine is closed."""
-        pool = self._start()
+        pool = None
         try:  # loads the model, and takes the first, slow steps; nobody waits here
+            pool = self._start()
             (ready,) = pool.submit(_run, SHARED, [WARMING]).result()
             warm.set_result(ready)
+        except (OSError, BrokenProcessPool) as error:  # no memory, no more processes or files
+            warm.set_result((False, f"A worker with the model cannot be started: {error}"))
         except Exception as error:
             warm.set_exception(error)
         while requests := self._next():
             pool = self._work(pool, requests, has_model=True)
-        pool.shutdown()
+        if pool:
+            pool.shutdown()
 
     def _serve_without_model(self) -> None:
         """Let a worker read files and play melodies, one after the other, until the engine is closed."""
-        pool = self._start(has_model=False)
-        pool.submit(os.getpid)  # begins to load
+        pool = None
+        with suppress(OSError):  # where it cannot be started now, it is with the first request
+            pool = self._start(has_model=False)
+            pool.submit(os.getpid)  # begins to load
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._is_closed or self._waiting_without)
@@ -158,12 +169,18 @@ class Engine:
                     break
                 request = self._waiting_without.popleft()
             pool = self._work(pool, [request], has_model=False)
-        pool.shutdown()
+        if pool:
+            pool.shutdown()
 
     def _work(self, pool: Any, requests: list[Request], *, has_model: bool) -> Any:
-        """Have requests answered by a worker; returns it, or its successor where it died or had to be ended."""
+        """Have requests answered by a worker.
+
+        Returns:
+            It, or its successor where it died or had to be ended; None where the system has no room for one now.
+        """
         action = requests[0].action
         try:
+            pool = pool or self._start(has_model)
             process = pool.submit(os.getpid).result()  # a new worker loads its model before that
             answering = pool.submit(_run, action, [each.arguments for each in requests])
             answers = answering.result(WITHOUT_MODEL.get(action, DEADLINE_SECONDS))
@@ -175,9 +192,12 @@ class Engine:
             if is_late:
                 kill(process)
             pool.shutdown(wait=False)
-            pool = self._start(has_model)
             for request in requests:
                 request.answer.set_result((False, TOO_LONG if is_late else DIED))
+            try:
+                return self._start(has_model)
+            except OSError:
+                return None
         except Exception as error:  # a fault of the program, which belongs in the log of who asked
             for request in requests:
                 request.answer.set_exception(error)

@@ -19,6 +19,7 @@ from tests.builders.models import make_model
 
 ROOT = Path(__file__).parents[2]
 BARS = 16
+PATIENCE_SECONDS = 300.0  # of starting, or of an answer, on a machine that is busy with other tests
 CONDITIONS = {
     "key": ["C major", "D minor", "A minor"],
     "tempo": ["slow", "medium", "fast"],
@@ -99,11 +100,12 @@ def running_space(model: Path | str, folder: Path, workers: int = 2) -> Iterator
     (folder / "pid").write_text(str(process.pid), encoding="utf-8")
     url = f"http://127.0.0.1:{port}"
     try:
+        until = time.monotonic() + PATIENCE_SECONDS
         while True:
-            if process.poll() is not None:
+            if process.poll() is not None or time.monotonic() > until:
                 raise RuntimeError(f"the Space did not start:\n{(folder / 'log.txt').read_text(encoding='utf-8')}")
             try:
-                urllib.request.urlopen(f"{url}/gradio_api/startup-events").close()
+                urllib.request.urlopen(f"{url}/gradio_api/startup-events", timeout=PATIENCE_SECONDS).close()
                 break
             except (urllib.error.URLError, OSError):
                 time.sleep(0.25)

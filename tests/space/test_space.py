@@ -31,7 +31,7 @@ from symusic import Note, Score, Tempo, TimeSignature, Track, types
 
 from modeling.melody_line_melody_vae import TEMPO_CLASSES
 from modeling.melody_line_melody_vae import tempo_class as model_class
-from tests.builders.space_server import ATTRIBUTES, BARS, ROOT, running_space, save_model
+from tests.builders.space_server import ATTRIBUTES, BARS, PATIENCE_SECONDS, ROOT, running_space, save_model
 
 sys.path.append(str(ROOT / "space"))
 
@@ -654,6 +654,7 @@ def test_links_that_git_wrote_as_text_are_named_in_a_line(tmp_path, is_of_model)
         env={**os.environ, "MODEL_ID": str(tmp_path / "model")},
         capture_output=True,
         encoding="utf-8",
+        timeout=PATIENCE_SECONDS,
     )
     assert result.returncode == 2
     assert re.fullmatch(rf"{re.escape(str(link))}: a link that git wrote as text; run .*\n", result.stderr)
@@ -666,6 +667,7 @@ def test_a_model_that_is_not_there_is_named_in_a_line(tmp_path):
         env={**os.environ, "MODEL_ID": str(tmp_path / "none"), "WORKERS": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         encoding="utf-8",
+        timeout=PATIENCE_SECONDS,
     )
     assert result.returncode == 2
     assert f"MODEL_ID={tmp_path / 'none'} cannot be loaded" in result.stderr
@@ -731,9 +733,14 @@ def test_strangers_at_the_api_get_a_line_and_leave_nothing(space):
     ):
         with pytest.raises(Exception, match=message):
             client.predict(**asked, api_name=name)
-    event = httpx.post(f"{url}/gradio_api/call/make", json={"data": [1]}, timeout=None).json()["event_id"]
-    assert "make takes 11 arguments, not 1" in httpx.get(f"{url}/gradio_api/call/make/{event}", timeout=None).text
-    answer = httpx.post(f"{url}/gradio_api/upload", files={"files": ("big.mid", bytes(100 * 2**20))}, timeout=None)
+    event = httpx.post(f"{url}/gradio_api/call/make", json={"data": [1]}, timeout=PATIENCE_SECONDS).json()["event_id"]
+    assert (
+        "make takes 11 arguments, not 1"
+        in httpx.get(f"{url}/gradio_api/call/make/{event}", timeout=PATIENCE_SECONDS).text
+    )
+    answer = httpx.post(
+        f"{url}/gradio_api/upload", files={"files": ("big.mid", bytes(100 * 2**20))}, timeout=PATIENCE_SECONDS
+    )
     assert answer.status_code == 413
     for path in ("/etc/passwd", str(ROOT / "pyproject.toml"), str(ROOT / "space/app.py"), str(folder / "log.txt")):
         assert httpx.get(f"{url}/gradio_api/file={path}").status_code in (403, 404)
@@ -748,7 +755,7 @@ def test_actions_are_mcp_tools(space):
 
     headers = {"Accept": "application/json, text/event-stream"}
     request = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
-    answer = httpx.post(f"{space[0]}/gradio_api/mcp/", json=request, headers=headers, timeout=None)
+    answer = httpx.post(f"{space[0]}/gradio_api/mcp/", json=request, headers=headers, timeout=PATIENCE_SECONDS)
     assert answer.status_code == 200
     data = next(line for line in answer.text.splitlines() if line.startswith(("data:", "{"))).removeprefix("data:")
     tools = {

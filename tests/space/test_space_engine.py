@@ -153,6 +153,35 @@ def test_a_request_beyond_its_deadline_is_ended_and_the_next_is_answered(slow, m
     pool.close()
 
 
+def test_a_worker_that_cannot_be_started_is_said_and_started_for_the_next_request(slow, monkeypatch):
+    """The system may lack memory, processes or files for a moment; nobody waits for a worker that is not there."""
+    failures = []
+
+    def start(self, has_model=True):
+        if failures:
+            raise failures.pop()
+        return ThreadPoolExecutor(1)
+
+    monkeypatch.setattr(engine.Engine, "_start", start)
+    slow.is_free.set()
+    failures += [BrokenPipeError(32, "Broken pipe"), BlockingIOError(11, "no more processes")]  # both workers
+    pool = Engine("model", workers=1)
+    with pytest.raises(RefusedError, match=r"cannot be started: .*(Broken pipe|no more processes)"):
+        pool.wait()
+    until(lambda: not failures)
+    assert pool("make", seed=1, count=1) == [1]
+    assert pool("wav", melody={}) == b"RIFF"
+    slow.is_free.clear()
+    monkeypatch.setattr(engine, "DEADLINE_SECONDS", 0.2)
+    failures.append(OSError(12, "no memory"))
+    with pytest.raises(RefusedError, match="took too long"):
+        pool("make", seed=2, count=1)
+    slow.is_free.set()
+    until(lambda: not failures)
+    assert pool("make", seed=3, count=1) == [3]
+    pool.close()
+
+
 @pytest.mark.slow
 def test_the_process_of_a_late_request_is_killed(model_folder, monkeypatch):
     monkeypatch.setitem(engine.WITHOUT_MODEL, "wav", 0.3)
