@@ -8,18 +8,28 @@ from pathlib import Path
 
 import pytest
 
+from generation.loading import load_model
 from modeling.processing_melody_vae import line_to_score
 from modeling.tune_finding_melody_vae import find_melody
 from publishing.onnx import golden
 from tests.builders.lines import random_line
 from tests.builders.node import WEB, install_packages, needs_node, run_in_web
-from tests.builders.onnx_models import export_plain, export_rich
+from tests.builders.onnx_models import LINES, export_plain, export_rich
 
 READ_AND_WRITE = """
 import { readMidi, writeMidi } from "./src/index.js"
 const files = JSON.parse(process.argv[1]).map((file) => readMidi(Buffer.from(file, "base64")))
 const write = (file) => Buffer.from(writeMidi(file.melody, { tempo: file.tempo })).toString("base64")
 console.log(JSON.stringify(files.map((file) => ({ ...file.melody, written: write(file) }))))
+"""
+
+
+DECODE_MAP = """
+import { openModel } from "./tests/golden.js"
+const { folder, corners, points } = JSON.parse(process.argv[1])
+const model = await openModel(folder)
+const ends = await model.bringTogether(corners.map((corner) => Float32Array.from(corner)), { bars: 3 })
+console.log(JSON.stringify(await model.decodeBetween(ends, points, { bars: 3 })))
 """
 
 
@@ -42,6 +52,24 @@ def test_node_passes_its_own_tests(exported):
     assert result.returncode == 0, "\n".join(re.findall(r"^not ok (?:.*\n){15}", result.stdout, flags=re.MULTILINE))
     counts = dict(re.findall(r"^# (\w+) (\d+)$", result.stdout, flags=re.MULTILINE))
     assert int(counts["pass"]) == int(counts["tests"]) > 40
+
+
+@needs_node
+@pytest.mark.parametrize("kind", ["plain", "rich"])
+def test_points_between_four_melodies_are_torchs(exported, kind):
+    install_packages()
+    (folder,) = (each for each in exported if each.parent.name == f"onnx-{kind}")
+    processor, model = load_model(str(folder.parent))
+    latent = model.encode(**processor(lines=LINES[:4], return_tensors="pt")).latent_mean.detach()
+    expected = model.interpolate_grid(latent, size=4, bars=3)
+    weight = [0, 1 / 3, 2 / 3, 1]
+    points = [[right, down] for down in weight for right in weight]
+    about = json.dumps({"folder": str(folder), "corners": latent.tolist(), "points": points})
+    command = ("node", "--input-type=module", "-e", DECODE_MAP, about)
+    result = run_in_web(*command, timeout=60, MELODY_VAE_GOLDEN=str(folder))
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == [[token for token in row if token] for row in expected.tolist()]
+    assert len({tuple(row) for row in json.loads(result.stdout)}) > 3
 
 
 @needs_node

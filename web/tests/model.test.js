@@ -63,6 +63,16 @@ test("paths begin and end at their melodies, variations of similarity 1 are the 
   assert.deepEqual(await model.decode(await model.encode(a), { bars: 3, meter: "4/4" }), first)
 })
 
+test("a map has its corners' melodies, and one of two corners is their path", async () => {
+  const corners = await model.sample({ seed: 13, count: 4, bars: 3, meter: "4/4" })
+  const map = await model.prepareMap(corners)
+  const found = await model.decodeMap(map, [[0, 0], [1, 0], [0, 1], [1, 1]])
+  for (const [at, corner] of corners.entries()) assert.deepEqual(found[at], await model.reconstruct(corner))
+  const path = await model.prepareMap(corners.slice(0, 2))
+  const expected = await model.interpolate(corners[0], corners[1], { steps: 3 })
+  assert.deepEqual(await model.decodeMap(path, [[0], [0.5], [1]]), expected)
+})
+
 test("notes count where the tokens say something else", async () => {
   const [melody] = await model.sample({ seed: 7, bars: 2 })
   const { tokens, ...bare } = melody
