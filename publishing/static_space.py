@@ -79,20 +79,43 @@ def write_opening(graphs: Path, file: Path) -> None:
 
     runtime = OnnxMelodyVAE(graphs)
     generators = [make_generators(1, seed)[0] for seed in range(OPENING_SEEDS)]
-    lines = runtime.read_lines(runtime.sample(OPENING_SEEDS, generator=generators, bars=OPENING_BARS))
+    bars = min(OPENING_BARS, runtime.config["max_bars"])
+    lines = runtime.read_lines(runtime.sample(OPENING_SEEDS, generator=generators, bars=bars))
     choices = json.loads((ROOT / "space/choices.json").read_text(encoding="utf-8"))
     open_ = dict.fromkeys(("scale", "time_signature", "tempo", "genre", "voice"), "any")
-    origin = {"tab": "make", "count": 1, "bars": OPENING_BARS, **open_, "temperature": 1, "pick": 1}
+    origin = {"tab": "make", "count": 1, "bars": bars, **open_, "temperature": 1, "pick": 1}
     columns = ("pitch", "start", "duration", "time_signature", "steps_per_beat", "bars")
     melodies = [
         {column: line[column] for column in columns} | {"origin": origin | {"seed": seed}, "program": 0}
         for seed, line in enumerate(lines)
     ]
     tunes = json.loads((ROOT / "space/tunes.json").read_text(encoding="utf-8"))
-    best = Ranking([cut_bars(tune, 0, OPENING_BARS) for tune in tunes]).best(melodies, OPENING_COUNT)
+    best = Ranking([cut_bars(tune, 0, bars) for tune in tunes]).best(melodies, OPENING_COUNT)
     tempo = choices["tempos"]["any"]
     opening = [{"title": f"Melody {at}", "tempo": tempo, **melody} for at, melody in enumerate(best, start=1)]
     file.write_text(json.dumps(opening) + "\n", encoding="utf-8")
+
+
+def gather(graphs: Path, staging: Path) -> dict[str, Path]:
+    """Gather a page and what it needs, the card aside.
+
+    Args:
+        graphs: Folder of an exported model.
+        staging: Folder for what is made here: first melodies, list of the files to keep in the browser.
+
+    Returns:
+        Local file of each path in the repository.
+
+    Raises:
+        UserError: If onnxruntime-web is not installed.
+    """
+    model = {f"model/{file.name}": file for pattern in GRAPH_FILES for file in sorted(graphs.glob(pattern))}
+    sources = [*model.values(), Path(__file__), *(ROOT / "space" / name for name in ("ranking.py", "tunes.json"))]
+    opening = keep(staging / "opening", digest(sources), lambda part: write_opening(graphs, part / "opening.json"))
+    files = page_files() | runtime_files() | files_below(opening)
+    kept = json.dumps({"files": sorted(files)}, indent=1)
+    (staging / "files.json").write_text(f"{kept}\n", encoding="utf-8")
+    return files | model | {"files.json": staging / "files.json"}
 
 
 def stage(model_folder: Path, repo_id: str, model_id: str, datasets: Sequence[str], staging: Path) -> dict[str, Path]:
@@ -111,7 +134,7 @@ def stage(model_folder: Path, repo_id: str, model_id: str, datasets: Sequence[st
     Raises:
         UserError: If the model is not whole, or onnxruntime-web is not installed.
     """
-    runtime = runtime_files()  # before the graphs, which take a minute
+    runtime_files()  # whether it is there, before a minute of work on the graphs
     check_folder(model_folder)
     _, model = load_model(str(model_folder))
     if not (model.config.latent_size and model.config.num_prior_layers):
@@ -120,19 +143,9 @@ def stage(model_folder: Path, repo_id: str, model_id: str, datasets: Sequence[st
         )
     staging.mkdir(parents=True, exist_ok=True)
     graphs = keep_onnx(model_folder, model, staging)
-    sources = [
-        *sorted(graphs.iterdir()),
-        Path(__file__),
-        *(ROOT / "space" / name for name in ("ranking.py", "tunes.json")),
-    ]
-    key = digest([file for file in sources if file.is_file()])
-    opening = keep(staging / "opening", key, lambda part: write_opening(graphs, part / "opening.json"))
     card = RepoCard.load(PAGE / "README.md")
     card.data["models"] = [model_id]
     if datasets:
         card.data["datasets"] = list(datasets)
     card.save(staging / "README.md")
-    files = page_files() | runtime | files_below(opening) | {"LICENSE": ROOT / "LICENSE"}
-    (staging / "files.json").write_text(json.dumps({"files": sorted(files)}, indent=1) + "\n", encoding="utf-8")
-    files |= {f"model/{file.name}": file for pattern in GRAPH_FILES for file in sorted(graphs.glob(pattern))}
-    return files | {name: staging / name for name in ("README.md", "files.json")}
+    return gather(graphs, staging) | {"README.md": staging / "README.md", "LICENSE": ROOT / "LICENSE"}

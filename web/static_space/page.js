@@ -336,6 +336,10 @@ function reworkTab(maxBars) {
   const count = slider("Versions", { min: 1, max: MAX_COUNT, value: 2 })
   const temperature = slider("Temperature", { min: 0.1, max: 2, step: 0.05, value: 1, info: "Daring" })
   const more = slider("Bars to add", { min: 1, max: 8, value: 4 })
+  loading.then(({ maxBars }) => {
+    more.input.max = String(Math.floor(maxBars / 2))
+    more.value = Math.min(4, Math.floor(maxBars / 2))
+  }, () => {})
   find("#tab-rework .mv-panel").append(count.element, temperature.element, more.element)
   const list = mountList("rework")
 
