@@ -183,7 +183,11 @@ export interface MidiFile {
   /** Of the first tempo, in quarter notes per minute. */
   tempo: number;
   meter: [number, number];
-  /** Index of the track that the melody is of: the likeliest by its name and notes; -1 for none. */
+  /** Whether a track of the file is cut off or broken; what came before that is there. */
+  isCut: boolean;
+  /** Of each track the data set's lead score: how likely it is, from 0 to 1, that it is the tune. */
+  leadScores: number[];
+  /** Index of the track that the melody is of, the likeliest by default; -1 for none. */
   melodyTrack: number;
   /** The melody of that track, one note at a time, on a grid of `stepsPerBeat`; `null` where none has notes of its range. */
   melody: Melody | null;

@@ -28,8 +28,8 @@ def needs_node(test):
     return pytest.mark.slow(skip(test))
 
 
-def run_in_web(*command: str, timeout: float, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `node` or `npm` in `web/`."""
+def run_in_web(*command: str, timeout: float, given: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `node` or `npm` in `web/`; `given` is its standard input."""
     surroundings = {**node_environment(), **environment}
     program = shutil.which(command[0], path=surroundings["PATH"])
     assert program is not None
@@ -37,6 +37,7 @@ def run_in_web(*command: str, timeout: float, **environment: str) -> subprocess.
         [program, *command[1:]],
         cwd=WEB,
         env=surroundings,
+        input=given,
         capture_output=True,
         encoding="utf-8",
         timeout=timeout,

@@ -4,23 +4,28 @@ import base64
 import json
 import random
 import re
+from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
 
 from generation.loading import load_model
 from modeling.processing_melody_vae import line_to_score
-from modeling.tune_finding_melody_vae import find_melody
+from modeling.tune_finding_melody_vae import find_melody, find_tunes
 from publishing.onnx import golden
 from tests.builders.lines import random_line
+from tests.builders.midi_files import TPQ, midi_bytes, tune
 from tests.builders.node import WEB, install_packages, needs_node, run_in_web
 from tests.builders.onnx_models import LINES, export_plain, export_rich
 
 READ_AND_WRITE = """
+import { readFileSync } from "node:fs"
 import { readMidi, writeMidi } from "./src/index.js"
-const files = JSON.parse(process.argv[1]).map((file) => readMidi(Buffer.from(file, "base64")))
+const files = JSON.parse(readFileSync(0, "utf-8")).map((file) => readMidi(Buffer.from(file, "base64")))
+const scores = ({ tracks, leadScores }) => leadScores.filter((_, at) => !tracks[at].isDrum)
 const write = (file) => Buffer.from(writeMidi(file.melody, { tempo: file.tempo })).toString("base64")
-console.log(JSON.stringify(files.map((file) => ({ ...file.melody, written: write(file) }))))
+console.log(JSON.stringify(files.map((file) => ({ ...file.melody, scores: scores(file), written: write(file) }))))
 """
 
 
@@ -72,18 +77,54 @@ def test_points_between_four_melodies_are_torchs(exported, kind):
     assert len({tuple(row) for row in json.loads(result.stdout)}) > 3
 
 
+def read_in_both(contents: list[bytes]) -> Iterator[tuple[dict, list[dict]]]:
+    """Read MIDI files in node and in Python: the melody and the lead scores, and the tunes, best first."""
+    encoded = json.dumps([base64.b64encode(content).decode() for content in contents])
+    result = run_in_web("node", "--input-type=module", "-e", READ_AND_WRITE, timeout=60, given=encoded)
+    assert result.returncode == 0, result.stderr
+    return zip(json.loads(result.stdout), map(find_tunes, contents), strict=True)
+
+
+def make_song(generator: random.Random) -> bytes:
+    """Make a file of several tracks: tunes, one of them twice, chords, drums, of any names, meters and instruments."""
+    tunes = [
+        tune(generator.randint(3, 20), seed=generator.randrange(1000), low=generator.randint(30, 80)) for _ in range(3)
+    ]
+    chords = [(time, 2 * TPQ, pitch + up) for time, _, pitch in tunes[0][::4] for up in (0, 4, 7)]
+    late = [(time + generator.randrange(20), duration + 5, pitch) for time, duration, pitch in tunes[1]]
+    drums = {"notes": [(time, 30, 38 + index % 5) for index, (time, *_) in enumerate(tunes[2])], "is_drum": True}
+    names = ["Melody", "Bass", "Voz", "String pad", "", "PIANO_R", "歌", "Fl\u00fbte"]
+    tracks = [
+        {"notes": notes, "name": generator.choice(names), "program": generator.randrange(112)}
+        for notes in (*tunes, chords, late, tunes[0])
+    ]
+    tracks = [*generator.sample(tracks, generator.randint(1, 6)), drums]
+    meters = generator.choice([[(0, 4, 4)], [(0, 3, 4), (1800, 6, 8)], [(0, 2, 2), (960, 7, 16), (2400, 4, 4)]])
+    return midi_bytes(tracks, signatures=meters)
+
+
+@needs_node
+def test_tunes_are_found_as_by_python():
+    generator = random.Random(0)
+    tracks = set()
+    for found, tunes in read_in_both([make_song(generator) for _ in range(200)]):
+        assert found["scores"] == pytest.approx(
+            [line["lead_score"] for line in sorted(tunes, key=itemgetter("track"))], abs=1e-5
+        )
+        best = tunes[0]
+        for column in ("pitch", "start", "duration"):
+            assert [note[column] for note in found["notes"]] == best[column]
+        assert "{}/{}".format(*found["meter"]) == best["time_signature"]
+        tracks.add(best["track"])
+    assert len(tracks) > 3
+
+
 @needs_node
 def test_midi_files_are_read_and_written_as_by_python():
     generator = random.Random(0)
     contents = [line_to_score(random_line(generator, 4)).dumps_midi() for _ in range(50)]
-    expected = [find_melody(content) for content in contents]
-    result = run_in_web(
-        *("node", "--input-type=module", "-e", READ_AND_WRITE),
-        json.dumps([base64.b64encode(content).decode() for content in contents]),
-        timeout=60,
-    )
-    assert result.returncode == 0, result.stderr
-    for found, line in zip(json.loads(result.stdout), expected, strict=True):
+    for found, tunes in read_in_both(contents):
+        (line,) = tunes
         numerator, denominator = map(int, line["time_signature"].split("/"))
         assert (found["meter"], found["bars"]) == ([numerator, denominator], line["bars"])
         again = find_melody(base64.b64decode(found["written"]))

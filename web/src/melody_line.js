@@ -38,6 +38,13 @@ export function tonicOf(name) {
   return modulo(NATURALS[natural] + ACCIDENTALS[accidental], 12)
 }
 
+/** Write a time signature in quarters or eighths where that is possible: halves as quarters (2/2 is 4/4), 8/16 as 4/8. */
+export function plainTimeSignature(numerator, denominator) {
+  while (denominator < 4) [numerator, denominator] = [2 * numerator, 2 * denominator]
+  while (denominator > 8 && numerator % 2 === 0) [numerator, denominator] = [numerator / 2, denominator / 2]
+  return [numerator, denominator]
+}
+
 /** Find the time signature of the vocabulary that is nearest to another one, see `readable_time_signature` in Python. */
 export function readableTimeSignature(numerator, denominator) {
   const equal = (TIME_SIGNATURES[denominator] ?? []).filter((each) => numerator % each === 0)

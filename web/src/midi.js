@@ -1,17 +1,18 @@
 /** Standard MIDI files of format 0 and 1: their notes, the melody of one of their tracks, and a melody as such a file. */
 
-import { MAX_NOTE_BEATS, MAX_PITCH, MIN_PITCH, readableTimeSignature } from "./melody_line.js"
+import { MAX_NOTE_BEATS, MAX_PITCH, MIN_PITCH, plainTimeSignature, readableTimeSignature, sum } from "./melody_line.js"
+import { isPercussion } from "./track_names.js"
+import { barGrid, scoreTracks } from "./tune_finding.js"
 
 const MAX_BYTES = 4 << 20
 const MAX_TRACKS = 1024
 const MAX_NOTES = 1 << 17
 const MAX_STEPS = 1 << 17 // grid steps that a melody may last
 const DRUM_CHANNEL = 9
+const SUSTAIN = 64 // the controller's number
+const MAX_HELD_QUARTERS = 4 // by the sustain pedal
 const TICKS_PER_QUARTER = 480 // of files that are written
 const [SLOWEST, FASTEST] = [5, 1000] // quarter notes per minute
-
-const TUNE_NAME = /melod|vo[ck]al|voice|\blead|\bvox\b|\bsolo|gesang|singing|\btune\b|\bvoz\b|\bvoix\b|\bstimme\b|\bchant|\bsopran/
-const OTHER_NAME = /bass|chord|string|drum|perc|back|\bpad\b|\brhy|accomp|harmon|choir|left|begleit|\bl\.?h\b/
 
 /** Says in a sentence for people what is wrong with a file. */
 export class MidiError extends Error {
@@ -79,8 +80,8 @@ function readChunks(bytes) {
   while (reader.bytes.length - reader.at >= 8) {
     const kind = reader.text(4)
     const length = reader.number(4)
-    if (kind === "MTrk") tracks.push(reader.take(length))
-    else reader.at += length
+    const body = reader.take(Math.min(length, reader.bytes.length - reader.at)) // a file that is cut off has less
+    if (kind === "MTrk") tracks.push(body)
     if (tracks.length > MAX_TRACKS) throw new MidiError(`The file has more than ${MAX_TRACKS} tracks.`)
   }
   if (!tracks.length) throw new MidiError("The file has no tracks.")
@@ -108,11 +109,40 @@ class TrackReader {
   channels = new Map() // notes and program of each channel
   #open = new Map() // onsets and velocities of the notes that sound, by channel and pitch
   #programs = new Array(16).fill(0)
+  #pedals = Array.from({ length: 16 }, () => []) // of each channel when the sustain pedal is pressed and released
 
-  constructor(bytes, budget) {
+  constructor(bytes, budget, ticks) {
     this.reader = new Reader(bytes)
+    this.longestHeld = MAX_HELD_QUARTERS * ticks
     this.budget = budget
     this.time = 0
+    try {
+      this.#read()
+    } catch (error) {
+      if (!(error instanceof MidiError)) throw error
+      this.fault = error // what came before is there
+    }
+    if (budget.notes < 0) throw new MidiError(`The file has more than ${MAX_NOTES} notes. Export a part of it.`)
+    for (const key of this.#open.keys()) while (this.#open.get(key).length) this.#end(key)
+    for (const [channel, { notes }] of this.channels) this.#hold(notes, this.#pedals[channel])
+  }
+
+  /** Say how long notes sound: those that end while the sustain pedal is down, to its release. */
+  #hold(notes, pedals) {
+    for (const note of notes) {
+      const end = note.start + note.duration
+      let [low, high] = [0, pedals.length] // of the first that comes after the end
+      while (low < high) {
+        const middle = (low + high) >> 1
+        if (pedals[middle] <= end) low = middle + 1
+        else high = middle
+      }
+      const release = low % 2 ? Math.min(pedals[low] ?? this.time, end + this.longestHeld) : end
+      note.held = Math.max(release, end) - note.start
+    }
+  }
+
+  #read() {
     let status = 0
     while (!this.reader.isAtEnd) {
       this.time += this.reader.length()
@@ -120,10 +150,9 @@ class TrackReader {
       if (first >= 0x80) status = this.reader.byte()
       if (status < 0x80) throw new MidiError("A track of the file is broken: it begins within an event. Export it again.")
       if (status < 0xf0) this.#channelEvent(status)
-      else if (this.#systemEvent(status)) break
+      else if (this.#systemEvent(status)) return
       else if (status !== 0xff) status = 0
     }
-    for (const key of this.#open.keys()) while (this.#open.get(key).length) this.#end(key)
   }
 
   #channelEvent(status) {
@@ -131,6 +160,10 @@ class TrackReader {
     const value = this.reader.byte() & 0x7f
     const second = kind === 0xc0 || kind === 0xd0 ? 0 : this.reader.byte() & 0x7f
     if (kind === 0xc0) this.#programs[channel] = value
+    if (kind === 0xb0 && value === SUSTAIN) {
+      const isDown = this.#pedals[channel].length % 2 === 1
+      if (second >= 64 !== isDown) this.#pedals[channel].push(this.time)
+    }
     if (kind !== 0x80 && kind !== 0x90) return
     const key = (channel << 7) | value
     if (kind === 0x90 && second) {
@@ -143,7 +176,7 @@ class TrackReader {
     const [start, velocity] = this.#open.get(key).shift()
     const channel = key >> 7
     if (!this.channels.has(channel)) this.channels.set(channel, { notes: [], program: this.#programs[channel] })
-    if (--this.budget.notes < 0) throw new MidiError(`The file has more than ${MAX_NOTES} notes. Export a part of it.`)
+    if (--this.budget.notes < 0) return
     this.channels.get(channel).notes.push({ start, duration: this.time - start, pitch: key & 0x7f, velocity })
   }
 
@@ -182,26 +215,34 @@ export function readMidi(bytes, { track, stepsPerBeat = 4 } = {}) {
   if (content.length > MAX_BYTES) throw new MidiError(`The file is larger than ${MAX_BYTES >> 20} megabytes.`)
   const { tracks: chunks, ticks } = readChunks(content)
   const budget = { notes: MAX_NOTES }
-  const read = chunks.map((chunk) => new TrackReader(chunk, budget))
+  const read = chunks.map((chunk) => new TrackReader(chunk, budget, ticks))
   const inOrder = (name) => read.flatMap((each) => each[name]).sort(([a], [b]) => a - b)
-  const signatures = meterChanges(inOrder("signatures"))
+  const written = inOrder("signatures")
+  const readable = written.map(([time, ...meter]) => [time, ...readableTimeSignature(...plainTimeSignature(...meter))])
+  const grid = barGrid(readable, ticks, stepsPerBeat)
   const tempo = inOrder("tempos").find(([, microseconds]) => microseconds)
   const voices = read.flatMap(({ name, channels }) =>
     [...channels].sort(([a], [b]) => a - b).map(([channel, { notes, program }]) => {
       notes.sort((a, b) => a.start - b.start || b.pitch - a.pitch)
-      return { name, program, isDrum: channel === DRUM_CHANNEL, notes }
+      const voice = { name, program, notes }
+      return { ...voice, isDrum: channel === DRUM_CHANNEL || isPercussion(voice) }
     }),
   )
+  const fault = read.find((each) => each.fault)?.fault
+  if (fault && !voices.length) throw fault
   if (track !== undefined && !voices[track]) {
     throw new MidiError(`track=${track}: the file has tracks 0 to ${voices.length - 1} with notes.`)
   }
-  const melodyTrack = track ?? likeliestTune(voices)
+  const ranked = rankTunes(voices, written, ticks, stepsPerBeat)
+  const melodyTrack = track ?? ranked[0]?.track ?? -1
   return {
     tracks: voices.map((voice) => ({ ...voice, notes: voice.notes.map((note) => inQuarters(note, ticks)) })),
     tempo: tempo ? Math.min(Math.max(6e7 / tempo[1], SLOWEST), FASTEST) : 120,
-    meter: signatures[0].slice(1),
+    meter: grid[0].meter,
+    isCut: Boolean(fault),
     melodyTrack,
-    melody: melodyTrack < 0 ? null : layOnGrid(voices[melodyTrack].notes, signatures, ticks, stepsPerBeat),
+    leadScores: voices.map((_, at) => ranked.find((each) => each.track === at)?.score ?? 0),
+    melody: melodyTrack < 0 ? null : layOnGrid(voices[melodyTrack].notes, grid, stepsPerBeat),
   }
 }
 
@@ -209,29 +250,27 @@ const inQuarters = ({ pitch, start, duration, velocity }, ticks) => {
   return { pitch, start: start / ticks, duration: duration / ticks, velocity }
 }
 
-/** Write time signatures as those of the vocabulary; 4/4 holds until the first, and the last of several at one place. */
-function meterChanges(signatures) {
-  const changes = new Map([[0, [0, 4, 4]]])
-  for (const [time, ...meter] of signatures) changes.set(time, [time, ...readableTimeSignature(...meter)])
-  return [...changes.values()]
+/**
+ * Order the tracks that may be the tune, the likeliest first: those with a melody line before the others, by their lead
+ * score.
+ */
+function rankTunes(voices, signatures, ticks, stepsPerBeat) {
+  const pitched = [...voices.keys()].filter((at) => !voices[at].isDrum)
+  const own = pitched.map((at) => voices[at])
+  const scores = own.length ? scoreTracks(own, signatures, ticks, stepsPerBeat) : []
+  const ranked = pitched.map((track, at) => ({ track, ...scores[at] }))
+  const hasRange = ({ track }) => voices[track].notes.some(({ pitch }) => pitch >= MIN_PITCH && pitch <= MAX_PITCH)
+  return ranked.filter(hasRange).sort((a, b) => b.isMelody - a.isMelody || b.score - a.score)
 }
 
-/** Index of the track that is likeliest to be the tune: by its name, then by how much of it is one note at a time. */
-function likeliestTune(voices) {
-  let [best, highest] = [-1, -Infinity]
-  voices.forEach(({ name, isDrum, notes }, index) => {
-    const inRange = notes.filter(({ pitch }) => pitch >= MIN_PITCH && pitch <= MAX_PITCH)
-    if (isDrum || !inRange.length) return
-    const folded = name.toLowerCase()
-    const hint = Number(TUNE_NAME.test(folded)) - Number(OTHER_NAME.test(folded))
-    const isAlone = ({ start, duration }, at) => at + 1 === notes.length || notes[at + 1].start >= start + duration * 0.75
-    const alone = notes.filter(isAlone).length / notes.length
-    const variety = Math.min(new Set(notes.map(({ pitch }) => pitch)).size / 6, 1)
-    const sung = notes.filter(({ pitch }) => pitch >= 55 && pitch <= 84).length / notes.length
-    const score = 2 * hint + alone + variety + sung + Math.min(notes.length / 32, 1)
-    if (score > highest) [best, highest] = [index, score]
-  })
-  return best
+/** The stretch whose bar lines hold for a whole track: that of most notes, of the meter of most notes. */
+function mainStretch(notes, grid) {
+  const counts = grid.map(({ start, length }) => notes.filter((note) => note.start >= start && note.start < start + length).length)
+  const ofMeter = (name) => sum(counts.filter((_, at) => grid[at].meter.join() === name))
+  const names = [...new Set(grid.map(({ meter }) => meter.join()))]
+  const main = names.reduce((a, b) => (ofMeter(b) > ofMeter(a) ? b : a))
+  const own = [...grid.keys()].filter((at) => grid[at].meter.join() === main)
+  return grid[own.reduce((a, b) => (counts[b] > counts[a] ? b : a))]
 }
 
 /**
@@ -239,35 +278,24 @@ function likeliestTune(voices) {
  *
  * The meter is that of most of the notes; its bars go on through what is written in others.
  *
- * @param {{start: number, duration: number, pitch: number, velocity: number}[]} notes In ticks, sorted.
- * @param {[number, number, number][]} signatures Ticks, numerator and denominator, sorted.
- * @param {number} ticks Per quarter note.
+ * @param {{start: number, held: number, pitch: number, velocity: number}[]} notes In ticks, sorted.
+ * @param {ReturnType<typeof barGrid>} grid
  * @param {number} stepsPerBeat
  * @returns {import("../melody-vae.js").Melody}
  */
-function layOnGrid(notes, signatures, ticks, stepsPerBeat) {
-  const counts = new Map()
-  let current = 0
-  for (const { start } of notes) {
-    while (current + 1 < signatures.length && signatures[current + 1][0] <= start) current++
-    const [from, ...meter] = signatures[current]
-    const known = counts.get(meter.join("/")) ?? { count: 0, from, meter }
-    known.count += 1
-    counts.set(meter.join("/"), known)
-  }
-  const { from, meter } = [...counts.values()].reduce((a, b) => (b.count > a.count ? b : a))
-  const ticksPerStep = (4 * ticks) / (meter[1] * stepsPerBeat)
+function layOnGrid(notes, grid, stepsPerBeat) {
+  const { start: from, meter, ticksPerStep } = mainStretch(notes, grid)
   const toStep = (time) => Math.floor((time - from) / ticksPerStep + 0.5)
   const inRange = notes.filter(({ pitch }) => pitch >= MIN_PITCH && pitch <= MAX_PITCH)
   if (!inRange.length) throw new MidiError(`The track has no notes from MIDI pitch ${MIN_PITCH} to ${MAX_PITCH}.`)
-  const places = Map.groupBy ? Map.groupBy(inRange, ({ start }) => toStep(start)) : groupBy(inRange, toStep)
+  const places = groupBySteps(inRange, toStep)
   const steps = [...places.keys()].sort((a, b) => a - b)
   const stepsPerBar = meter[0] * stepsPerBeat
   const first = Math.floor(steps[0] / stepsPerBar) * stepsPerBar
   const longest = MAX_NOTE_BEATS * stepsPerBeat
   const found = steps.map((step, at) => {
-    const { pitch, start, duration, velocity } = highestOf(places.get(step))
-    const length = Math.max(toStep(start + duration) - step, 1)
+    const { pitch, start, held, velocity } = highestOf(places.get(step))
+    const length = Math.max(toStep(start + held) - step, 1)
     const toNext = at + 1 < steps.length ? steps[at + 1] - step : Infinity
     return { pitch, start: step - first, duration: Math.min(length, toNext, longest), velocity }
   })
@@ -277,7 +305,7 @@ function layOnGrid(notes, signatures, ticks, stepsPerBeat) {
   return { notes: found, meter, stepsPerBeat, bars }
 }
 
-function groupBy(notes, toStep) {
+function groupBySteps(notes, toStep) {
   const places = new Map()
   for (const note of notes) {
     const step = toStep(note.start)

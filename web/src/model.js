@@ -1,6 +1,6 @@
 /** The model as pages use it: melodies in, melodies out. */
 
-import { MAX_NOTE_BEATS, keyOf, readableTimeSignature } from "./melody_line.js"
+import { MAX_NOTE_BEATS, keyOf, plainTimeSignature, readableTimeSignature } from "./melody_line.js"
 import { OnnxMelodyVAE } from "./operations.js"
 
 /** @typedef {import("../melody-vae.js").Melody} Melody */
@@ -106,7 +106,7 @@ export class MelodyVAE {
 
   fit(melody, { firstBar = 0, bars = this.maxBars } = {}) {
     let meter = melody.meter
-    if (!this.meters.includes(meter.join("/"))) meter = readableTimeSignature(...meter)
+    if (!this.meters.includes(meter.join("/"))) meter = readableTimeSignature(...plainTimeSignature(...meter))
     if (!this.meters.includes(meter.join("/"))) throw new RangeError(`the model has no meter like ${melody.meter.join("/")}`)
     const { stepsPerBeat } = this
     const scale = (meter[1] * stepsPerBeat) / (melody.meter[1] * melody.stepsPerBeat)

@@ -70,6 +70,21 @@ test("rests before the melody are no bars of it", () => {
   assert.equal(readMidi(file(late)).melody.bars, 1)
 })
 
+test("what came before the end of a file that is cut off is read", () => {
+  const whole = writeMidi(MELODY)
+  const found = readMidi(whole.subarray(0, whole.length - 8))
+  assert.ok(found.isCut && !readMidi(whole).isCut)
+  assert.deepEqual(found.melody.notes.map(({ pitch }) => pitch), [60, 62, 62, 67])
+})
+
+test("the sustain pedal holds notes", () => {
+  const pedal = (value) => [0, 0xb0, 64, value]
+  const events = [...pedal(127), ...play(0, [60, 62]), 96, 0xb0, 64, 0, ...play(0, [64]), ...END]
+  const { melody, tracks } = readMidi(file(events))
+  assert.deepEqual(melody.notes.map(({ start, duration }) => [start, duration]), [[0, 4], [4, 8], [12, 4]])
+  assert.deepEqual(tracks[0].notes.map(({ duration }) => duration), [1, 1, 1])
+})
+
 test("broken files are a sentence", () => {
   const whole = writeMidi(MELODY)
   const cases = [
@@ -78,7 +93,7 @@ test("broken files are a sentence", () => {
     [[...header(2, 1, 96), ...chunk("MTrk", END)], /format 2/],
     [header(1, 0, 96), /no tracks/],
     [[...header(1, 1, 0), ...chunk("MTrk", END)], /how long a quarter note is/],
-    [whole.subarray(0, whole.length - 5), /cut off/],
+    [whole.subarray(0, 39), /cut off/],
     [file([0, 60, 80]), /begins within an event/],
     [file([0xff, 0xff, 0xff, 0xff, 0x7f]), /a length has no end/],
     [new Uint8Array((4 << 20) + 1), /larger than 4 megabytes/],
