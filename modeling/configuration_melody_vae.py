@@ -59,6 +59,9 @@ class MelodyVAEConfig(PreTrainedConfig):
             spaced; measured by `python -m evaluation.calibration`. By default a level is 1 less the similarity.
         sampling_top_p: Share of the probability that sampling draws each token from, the most probable ones first
             (Holtzman et al. 2020, arXiv:1904.09751); 1 is all.
+        critic_size: Width of the critic that chooses among candidates, see [`MelodyCritic`]; 0 leaves it out. Trained
+            by `python -m training.critic`.
+        sampling_candidates: Melodies that `sample` draws for each one that it returns; for models with a critic.
         latent_log_variance_init: Log-variance of the posterior before training; a low one keeps the first
             samples readable.
         initializer_range: Standard deviation of the initial weights.
@@ -104,6 +107,8 @@ class MelodyVAEConfig(PreTrainedConfig):
     sampling_noise: float = 0.0
     variation_levels: list[float] | None = None
     sampling_top_p: float = 1.0
+    critic_size: int = 0
+    sampling_candidates: int = 1
     latent_log_variance_init: float = -3.0
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-5
@@ -144,8 +149,13 @@ class MelodyVAEConfig(PreTrainedConfig):
             )
         if not 0 < self.sampling_top_p <= 1:
             raise ValueError(f"sampling_top_p={self.sampling_top_p} must be more than 0, and 1 at most")
-        if self.num_prior_layers and not self.latent_size:
-            raise ValueError(f"num_prior_layers={self.num_prior_layers} without a latent: set latent_size")
+        for name in ("num_prior_layers", "critic_size"):
+            if getattr(self, name) and not self.latent_size:
+                raise ValueError(f"{name}={getattr(self, name)} without a latent: set latent_size")
+        if self.sampling_candidates < 1 or (self.sampling_candidates > 1 and not self.critic_size):
+            raise ValueError(
+                f"sampling_candidates={self.sampling_candidates} must be positive, and 1 without a critic (critic_size)"
+            )
         self.bar_token_ids = self.bar_token_ids or []
         self.repeat_token_ids, self.repeat_lags = self.repeat_token_ids or [], self.repeat_lags or []
         if len(self.repeat_token_ids) != len(self.repeat_lags):

@@ -59,6 +59,19 @@ def take_rows(options: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]
     return taken
 
 
+def for_candidates(options: Mapping[str, Any], n: int, count: int) -> tuple[list[int], dict[str, Any]]:
+    """Repeat the options of `n` melodies for `count` candidates of each, with generators of their own.
+
+    Returns:
+        Of each candidate the melody, and the options.
+    """
+    rows = [row for row in range(n) for _ in range(count)]
+    if count == 1:
+        return rows, dict(options)
+    own = [each for one in options["generator"] for each in spawn_generators(one, count)]
+    return rows, take_rows(options, rows) | {"generator": own}
+
+
 class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, InterpolationMixin, ReconstructionMixin):
     """Operations of [`MelodyVAEModel`], in terms of its `encode` and `generate`."""
 
@@ -73,6 +86,7 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, Interpolat
         attempts: int = 12,
         generator: Generators | None = None,
         noise_level: float | None = None,
+        candidates: int | None = None,
         **generate_kwargs,
     ) -> torch.Tensor:
         """Sample `n` melodies from the prior.
@@ -99,6 +113,8 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, Interpolat
             generator: Instead of a seed, one for each melody.
             noise_level: How much of its latent a melody leaves to the melody decoder, from 0 to 1;
                 `config.sampling_noise` by default.
+            candidates: Drawn for each melody; the one is kept that the critic takes most for a training melody.
+                `config.sampling_candidates` by default; melodies longer than a latent are drawn once.
             generate_kwargs: As in [`generate`]; `scale`, `time_signature` and the range of pitches may be lists with
                 one for each melody, or None where it is open.
 
@@ -127,7 +143,8 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, Interpolat
         options["time_signature"] = self._one_time_signature(options.get("time_signature"), conditions, n)
         if not n:
             return self._no_ids()
-        ids = self._transpose_to_keys(self._sample_batch(n, options), options)
+        options["candidates"] = self._check_candidates(candidates, options["bars"])
+        ids = self._sample_best(n, options)
         for attempt in range(1, check_count("attempts", attempts, 1)):
             wrong = self._rows_in_another_key(ids, conditions)
             if not wrong:
@@ -135,7 +152,7 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, Interpolat
             again = take_rows(options, wrong)
             if attempt >= FREE_DRAWS and again.get("scale") is None:
                 again["scale"] = again["conditions"]["key"]
-            ids = self._replace_rows(ids, wrong, self._transpose_to_keys(self._sample_batch(len(wrong), again), again))
+            ids = self._replace_rows(ids, wrong, self._sample_best(len(wrong), again))
         return ids
 
     @torch.no_grad()
@@ -266,10 +283,9 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, Interpolat
             raise ValueError(f"bar {wrong[0]} cannot be filled: bars count from 0 to {shortest - 1} here")
         count = check_count("candidates", candidates, 1)
         options = self._sampling_options() | generate_kwargs | {"conditions": self._conditions(conditions, n)}
-        rows = [row for row in range(n) for _ in range(count)]
-        template, options = input_ids[rows], take_rows(options, rows)
-        own = make_generators(n, seed, generator)
-        options["generator"] = own if count == 1 else [each for one in own for each in spawn_generators(one, count)]
+        options["generator"] = make_generators(n, seed, generator)
+        rows, options = for_candidates(options, n, count)
+        template = input_ids[rows]
         regenerate = torch.zeros(len(rows), self.config.max_bars, dtype=torch.bool, device=self.device)
         regenerate[:, bars] = True
         if self.config.latent_size:
@@ -303,8 +319,7 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, Interpolat
             nats = (self._unconditional_nats(ids) * follows[:, 1:]).sum(-1)
             price = price + nats / (1 + nats.max())  # less than a bar
         best = price.view(-1, count).argmin(-1)
-        chosen = ids.unflatten(0, (-1, count))[torch.arange(len(best), device=self.device), best]
-        return chosen[:, : int(chosen.ne(self.config.pad_token_id).sum(-1).max())]
+        return self._take_candidates(ids, best, count)
 
     def continue_melody(
         self,
@@ -457,6 +472,35 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, Interpolat
         return self.bar_conditioner(latent[rows], noise_level, labels)[:n]
 
     # Batches and sections of sampled melodies.
+
+    def _check_candidates(self, candidates: int | None, bars: Any) -> int:
+        """Return how many candidates [`sample`] draws for each melody."""
+        if candidates is None:
+            is_long = not is_list(bars) and bars > self.config.max_bars
+            return 1 if is_long else self.config.sampling_candidates
+        count = check_count("candidates", candidates, 1)
+        if count > 1 and not self.config.critic_size:
+            raise ValueError(f"candidates={count}: this model has no critic to choose among them (critic_size=0)")
+        if count > 1 and not is_list(bars) and bars > self.config.max_bars:
+            raise ValueError(f"candidates={count} of bars={bars}: the critic reads {self.config.max_bars} bars at most")
+        return count
+
+    @torch.no_grad()
+    def _sample_best(self, n: int, options: Mapping[str, Any]) -> torch.Tensor:
+        """Draw candidates for `n` melodies, transpose them to their keys, and keep of each the best in its key."""
+        count = options["candidates"]
+        _, options = for_candidates({name: of for name, of in options.items() if name != "candidates"}, n, count)
+        ids = self._transpose_to_keys(self._sample_batch(n * count, options), options)
+        if count == 1:
+            return ids
+        scores = self.critic(self._latent_mean(ids), self.is_bar_token[ids].sum(-1))
+        scores[self._rows_in_another_key(ids, options["conditions"])] -= 1e4  # more than any logit
+        return self._take_candidates(ids, scores.view(n, count).argmax(-1), count)
+
+    def _take_candidates(self, ids: torch.Tensor, best: torch.Tensor, count: int) -> torch.Tensor:
+        """Keep of `ids` `(B count, T)`, those of one melody after the other, the ones numbered by `best` `(B,)`."""
+        chosen = ids.unflatten(0, (-1, count))[torch.arange(len(best), device=self.device), best]
+        return chosen[:, : int(chosen.ne(self.config.pad_token_id).sum(-1).max())]
 
     def _sample_batch(self, n: int, options: Mapping[str, Any]) -> torch.Tensor:
         """Generate `n` melodies once, by the options of [`sample`]: of `generate`, conditions and `PER_MELODY`."""

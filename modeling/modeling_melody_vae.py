@@ -26,6 +26,7 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 from .cache_melody_vae import CACHE_NAME, given_cache
 from .conditioning_melody_vae import BarConditioner, ConditionEmbedding
 from .configuration_melody_vae import MelodyVAEConfig
+from .critic_melody_vae import MelodyCritic
 from .fingerprint_melody_vae import Fingerprint, FingerprintedModel, check, hash_grammar
 from .generation_melody_vae import MelodyVAEGenerationMixin
 from .logits_process_melody_vae import MAX_TOKENS_PER_BAR
@@ -184,7 +185,7 @@ class MelodyVAEPreTrainedModel(FingerprintedModel, PreTrainedModel):
     config_class = MelodyVAEConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["MelodyVAELayer", "MelodyEncoder", "BarConditioner", "LatentPrior"]  # noqa: RUF012 - the base class's own form
+    _no_split_modules = ["MelodyVAELayer", "MelodyEncoder", "BarConditioner", "LatentPrior", "MelodyCritic"]  # noqa: RUF012 - the base class's own form
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
@@ -228,6 +229,9 @@ class MelodyVAEPreTrainedModel(FingerprintedModel, PreTrainedModel):
             else:  # a trained melody decoder goes on as it was
                 for weight in module.parameters():
                     init.zeros_(weight)
+        elif isinstance(module, MelodyCritic):
+            init.zeros_(module.mean)
+            init.ones_(module.scale)
         elif isinstance(module, MelodyVAEModel):
             init.copy_(module.is_bar_token, module._bar_token_mask())
             if self.config.grammar_columns:
@@ -262,6 +266,8 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
             self.bar_conditioner = BarConditioner(config)
         if config.num_prior_layers:
             self.prior = LatentPrior(config)
+        if config.critic_size:
+            self.critic = MelodyCritic(config)
         if config.grammar_columns:
             shape = (config.vocab_size, config.grammar_columns)
             self.register_buffer("token_grammar", torch.zeros(shape, dtype=torch.int32))

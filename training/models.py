@@ -135,7 +135,7 @@ def build_baseline(model_type: str, config_overrides: str, processor: MelodyProc
 def load_model(
     source: str, config_overrides: str, processor: MelodyProcessor, decoder_conditions: Sequence[str] = ()
 ) -> MelodyVAEModel:
-    """Load the model to go on from; without its prior, which was fitted to latents that change now.
+    """Load the model to go on from; without its prior and critic, which were fitted to latents that change now.
 
     With more layers than it had, see [`deepen`], with the tokens for repeated bars that the processor has, and with
     `decoder_conditions` of the source or those that are asked for.
@@ -152,6 +152,7 @@ def load_model(
     if unknown := set(told) - set(known):
         raise UserError(f"--decoder_conditions {sorted(unknown)[0]}: {source} knows {', '.join(known) or 'none'}")
     config.num_prior_layers, config.decoder_conditions = 0, told
+    config.critic_size, config.sampling_candidates = 0, 1
     if not told:
         config.conditions, config.attributes, config.key_shares = {}, [], None
     tokens = len(processor.tokenizer)

@@ -221,12 +221,13 @@ def labels_of(values: Mapping[str, list[str]], conditions: Mapping[str, list[str
     return found
 
 
-def with_prior(model: MelodyVAEModel, seed: int, **fields) -> MelodyVAEModel:
-    """Return a model with the same weights and a new prior.
+def with_parts(model: MelodyVAEModel, seed: int, new: tuple[str, ...] = (), **fields) -> MelodyVAEModel:
+    """Return a model with the same weights and new parts: a prior, a critic.
 
     Args:
-        model: With a latent and without a prior.
-        seed: Of the prior's weights.
+        model: With a latent.
+        seed: Of the new weights.
+        new: Prefixes of weights that are new even if the model has them.
         **fields: Of the configuration that differ: `num_prior_layers`, `conditions`, ...
 
     Raises:
@@ -236,7 +237,8 @@ def with_prior(model: MelodyVAEModel, seed: int, **fields) -> MelodyVAEModel:
     config = MelodyVAEConfig(**model.config.to_dict() | fields | {"fingerprint": fingerprint or None})
     set_seed(seed)
     larger = MelodyVAEModel(config)
-    larger.load_state_dict(larger.state_dict() | model.state_dict())
+    kept = {name: weight for name, weight in model.state_dict().items() if not name.startswith(new)}
+    larger.load_state_dict(larger.state_dict() | kept)
     larger.generation_config = copy.deepcopy(model.generation_config)
     return larger.to(model.device)
 
@@ -339,7 +341,7 @@ def fit_new_prior(
     returns = count_returns(tqdm(lines["train"], desc="looking for returns"), max(1, model.config.max_bars // 2))
     train = encoded["train"]
     told = bool(model.config.decoder_conditions)  # whose conditions are rows of the melody decoder's weights
-    model = with_prior(
+    model = with_parts(
         model,
         args.seed,
         num_prior_layers=args.num_prior_layers,
@@ -419,15 +421,24 @@ def refit_prior(args: argparse.Namespace, accelerator: Accelerator) -> None:
         dataset = str(build_own(dataset, processor.steps_per_beat, args.num_proc).folder)
     steps = min(REFIT["max_train_steps"], args.max_train_steps)
     options = argparse.Namespace(**vars(args) | REFIT | {"max_train_steps": steps})
-    fields = ("num_prior_layers", "conditions", "attributes", "section_returns")
+    fields = (
+        "num_prior_layers",
+        "conditions",
+        "attributes",
+        "section_returns",
+        "critic_size",
+        "sampling_candidates",
+    )
     train, validation = (
         encode_windows(model, processor, load_labelled_lines(dataset, split, args.lines), options, epochs, accelerator)
         for split, epochs in (("train", options.epochs_of_windows), ("validation", 1))
     )
     shares = source.config.key_shares or key_shares(train.values["key"])
-    model = with_prior(model, args.seed, key_shares=shares, **{name: getattr(source.config, name) for name in fields})
+    model = with_parts(model, args.seed, key_shares=shares, **{name: getattr(source.config, name) for name in fields})
     prior: LatentPrior = model.prior
     prior.load_state_dict(source.prior.state_dict())
+    if source.config.critic_size:
+        model.critic.load_state_dict(source.critic.state_dict())
     history = fit(prior, train.labelled(prior), validation.labelled(prior), options, accelerator)
     if accelerator.is_main_process:
         save_model(model, processor, Path(args.output_dir))
