@@ -212,6 +212,8 @@ def comparison(models: Mapping[str, Results]) -> str:
             how += f", the prior's flow stopped at t = {1 - noise:g},"
         if (share := find(first, "samples/sampling_top_p") or 1) < 1:
             how += f" top-p {share:g},"
+        if (candidates := find(first, "samples/sampling_candidates") or 1) > 1:
+            how += f" the critic's best of {candidates},"
         notes.append(f"{counts[0]:,} samples {how} against {counts[1]:,} test and {counts[2]:,} training windows.")
     if signature := find(first, "free_running/note_bleu/signature"):
         notes.append(f"BLEU: `{signature}`.")

@@ -325,6 +325,7 @@ def measure_samples(
         "temperature": options.temperature,
         "sampling_noise": getattr(evaluation.model.config, "sampling_noise", None),
         "sampling_top_p": getattr(evaluation.model.config, "sampling_top_p", None),
+        "sampling_candidates": getattr(evaluation.model.config, "sampling_candidates", None),
     }
 
 
