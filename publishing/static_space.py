@@ -1,13 +1,19 @@
-"""The static Space's repository: a page, its module, onnxruntime-web and a model's graphs; it needs no server."""
+"""The static Space: a page, its module, onnxruntime-web and a model's graphs; it needs no server but for its files.
 
+`python -m publishing.static_space --output DIR` lays it out in a folder, for a web server or a page with the element.
+"""
+
+import argparse
 import json
+import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import RepoCard
 
-from command import UserError, first_line
+from command import UserError, first_line, run_command
 from generation.loading import load_model
 from publishing.hub import digest
 from publishing.model import check_folder, keep_onnx
@@ -118,6 +124,23 @@ def gather(graphs: Path, staging: Path) -> dict[str, Path]:
     return files | model | {"files.json": staging / "files.json"}
 
 
+def export_and_gather(model_folder: Path, staging: Path) -> dict[str, Path]:
+    """Export a model and gather a page that runs it; see [`gather`].
+
+    Raises:
+        UserError: If the model is not whole, or onnxruntime-web is not installed.
+    """
+    runtime_files()  # whether it is there, before a minute of work on the graphs
+    check_folder(model_folder)
+    _, model = load_model(str(model_folder))
+    if not (model.config.latent_size and model.config.num_prior_layers):
+        raise UserError(
+            f"{model_folder}: a model without a learned prior, and the page samples; run train_prior.py on it"
+        )
+    staging.mkdir(parents=True, exist_ok=True)
+    return gather(keep_onnx(model_folder, model, staging), staging)
+
+
 def stage(model_folder: Path, repo_id: str, model_id: str, datasets: Sequence[str], staging: Path) -> dict[str, Path]:
     """Gather what the static Space's repository is to hold.
 
@@ -134,18 +157,46 @@ def stage(model_folder: Path, repo_id: str, model_id: str, datasets: Sequence[st
     Raises:
         UserError: If the model is not whole, or onnxruntime-web is not installed.
     """
-    runtime_files()  # whether it is there, before a minute of work on the graphs
-    check_folder(model_folder)
-    _, model = load_model(str(model_folder))
-    if not (model.config.latent_size and model.config.num_prior_layers):
-        raise UserError(
-            f"{model_folder}: a model without a learned prior, and the page samples; run train_prior.py on it"
-        )
-    staging.mkdir(parents=True, exist_ok=True)
-    graphs = keep_onnx(model_folder, model, staging)
+    files = export_and_gather(model_folder, staging)
     card = RepoCard.load(PAGE / "README.md")
     card.data["models"] = [model_id]
     if datasets:
         card.data["datasets"] = list(datasets)
     card.save(staging / "README.md")
-    return gather(graphs, staging) | {"README.md": staging / "README.md", "LICENSE": ROOT / "LICENSE"}
+    return files | {"README.md": staging / "README.md", "LICENSE": ROOT / "LICENSE"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(description="Lay out the static Space in a folder.")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="its files of these names are replaced"
+    )
+    release = ROOT / "release/melody-vae-16bar"
+    parser.add_argument("--model", type=Path, default=release, metavar="DIR", help="trained (the release)")
+    parser.add_argument(
+        "--staging",
+        type=Path,
+        default="outputs/publish/static_space",
+        metavar="DIR",
+        help="folder for what is made on the way, kept for the next time (%(default)s)",
+    )
+    args = parser.parse_args(argv)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    return run_command(lay_out, args)
+
+
+def lay_out(args: argparse.Namespace) -> None:
+    """Do what the command line says.
+
+    Raises:
+        UserError: If it cannot be done.
+    """
+    for path, file in export_and_gather(args.model, args.staging).items():
+        (args.output / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, args.output / path)
+    print(f"{args.output}: serve it, for instance with python -m http.server --directory {args.output}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

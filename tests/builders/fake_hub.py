@@ -80,6 +80,7 @@ class Repository:
         self.name = name
         self.prefix = prefix
         self.private = private
+        self.sdk: str | None = None  # of a Space
         self.commits: dict[str, Mapping[str, Blob]] = {}
         self.branches: dict[str, str] = {"main": ""}
         self.variables: dict[str, str] = {}
@@ -279,7 +280,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         status = 409 if prefix + name in self.server.repositories else 200
         is_private = wish.get("visibility") == "private"
-        self.server.repositories.setdefault(prefix + name, Repository(name, prefix, is_private))
+        self.server.repositories.setdefault(prefix + name, Repository(name, prefix, is_private)).sdk = wish.get("sdk")
         self.reply(status, {"url": f"{self.server.url}/{prefix}{name}", "name": name, "id": name})
 
     def store(self, oid: str, content: bytes) -> None:

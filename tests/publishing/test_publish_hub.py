@@ -158,6 +158,17 @@ def test_a_spaces_variables_are_set_once(server, api, files):
     assert {method for method, _, _ in server.log} == {"GET"}
 
 
+def test_a_static_space_is_made_as_one_and_replaces_no_other(server, api, files):
+    page = {"index.html": files["config.json"], "README.md": files["README.md"]}
+    static = Target("space", "tester/page", sdk="static")
+    push(api, static, page, "Publish")
+    assert server.repositories["spaces/tester/page"].sdk == "static"
+    assert push(api, static, page, "Publish").url is None
+    with pytest.raises(UserError, match=r"another Space \(it has no app.py\)"):
+        push(api, Target("space", "tester/page"), {"app.py": files["config.json"]}, "Publish")
+    assert server.files("spaces/tester/page") == content(page)
+
+
 # --- What is refused ------------------------------------------------------------------------------------------------
 
 
