@@ -1,0 +1,1 @@
+../../modeling/critic_melody_vae.py
