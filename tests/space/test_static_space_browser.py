@@ -184,10 +184,15 @@ def test_midi_files_come_in_and_broken_ones_are_refused(visit, tmp_path):
     melody = tab.locator(".mv-card-slot").evaluate("card => card.roll.melody")
     assert melody["bars"] == N
     assert melody["pitch"][:4] == [60, 67, 62, 69]
-    for content in (b"no MIDI", b"MThd\0\0\0\6\0\1\0\1\1\xe0MTrk\0\0\1\0\0\x90"):
+    header = b"MThd\0\0\0\6\0\1\0\1\1\xe0MTrk"
+    for content, said in (
+        (b"no MIDI", "Export"),
+        (header + b"\0\0\1\0\0\x90", "Export"),
+        (header + b"\0\0\0\4\0\xff\x2f\0", "no tune in it"),
+    ):
         (tmp_path / "broken.mid").write_bytes(content)
         upload.set_input_files(tmp_path / "broken.mid")
-        expect(page.locator(".mv-toast-error")).to_contain_text("Export")
+        expect(page.locator(".mv-toast-error")).to_contain_text(said)
         page.evaluate("document.querySelectorAll('.mv-toast').forEach(toast => toast.remove())")
     run(page, tab, "Change it")  # the tune from before is still there
 

@@ -287,6 +287,7 @@ function sources(holder, slot, title, maxBars) {
       const { stepsPerBeat } = await loading
       const bytes = new Uint8Array(await chosen.arrayBuffer())
       const found = readMidi(bytes, { stepsPerBeat })
+      if (!found.melody) throw new Error(`${chosen.name}: no tune in it; try a file with a melody of a few bars`)
       read = { bytes, name: chosen.name, file: found }
       const names = found.tracks.flatMap(({ name, notes, isDrum }, at) =>
         notes.length && !isDrum ? [[`${at + 1}. ${name.trim() || "Track"} (${Space.plural(notes.length, "note")})`, String(at)]] : [])
