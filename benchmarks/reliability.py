@@ -343,7 +343,7 @@ def run_onnx(args: argparse.Namespace, folder: Path, latent: torch.Tensor) -> np
     """Export the model, and decode latents by ONNX Runtime."""
     run([sys.executable, "export_onnx.py", "--model", str(args.model), "--output", str(folder)]).check_returncode()
     sys.path.append(str(folder))
-    from onnx_melody_vae import OnnxMelodyVAE
+    from onnx_melody_vae import OnnxMelodyVAE  # pyright: ignore[reportMissingImports] - the export's own
 
     return OnnxMelodyVAE(folder).decode(latent.numpy(), bars=4)
 

@@ -95,8 +95,14 @@ class Evaluation:
 
     def nats(self, batch: dict, latent: torch.Tensor | None) -> torch.Tensor:
         """Return -log p(x|z) of each melody of a batch, or without a latent -log p(x), `(B,)`."""
-        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        return reconstruction_nats(self.model(**batch, latent=latent, use_cache=False).logits, labels)
+        return reconstruction_nats(self.model(**batch, latent=latent, use_cache=False).logits, self.labels_of(batch))
+
+    def labels_of(self, batch: dict) -> torch.Tensor:
+        """Return the tokens to predict, `(B, T)`: -100 at padding, and in bars that the grammar copies."""
+        ids = batch["input_ids"]
+        labels = ids.masked_fill(batch["attention_mask"] == 0, -100)
+        copied = self.model._copied_tokens(ids) if getattr(self.model.config, "repeat_token_ids", None) else False
+        return labels.masked_fill(torch.as_tensor(copied, device=ids.device), -100)
 
     def per_note(self, nats: Sequence[float]) -> dict[str, Any]:
         """Divide the melodies' nats by their notes, with an interval, and by their tokens."""
@@ -163,8 +169,7 @@ class Evaluation:
         """
         nats = []
         for batch in tqdm(self.batches, desc="Likelihood without a latent"):
-            labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-            nats.append(nats_without_latent(self.model, batch, labels))
+            nats.append(nats_without_latent(self.model, batch, self.labels_of(batch)))
         alone = torch.cat(nats).double()
         mixed = math.log(2) - torch.logaddexp(-alone, -torch.tensor(bounds).to(alone))
         found = {}
