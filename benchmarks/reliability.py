@@ -9,7 +9,6 @@ requests; one seed's melodies are compared across batches, threads, processes an
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import random
 import shutil
@@ -48,6 +47,7 @@ from command import UserError, machine, write_json
 from dataset_script.extraction import extract_lines
 from dataset_script.midi_notes import UnreadableMidiError, read_notes
 from modeling import MelodyProcessor
+from training.checkpoints import digest
 
 ROOT = Path(__file__).parents[1]
 RELEASE = ROOT / "release" / "melody-vae-16bar"
@@ -351,7 +351,7 @@ def run_onnx(args: argparse.Namespace, folder: Path, latent: torch.Tensor) -> np
 def stage(args: argparse.Namespace, name: str, size: Any, measure: Callable[[], Any]) -> Any:
     """Try something, or take what came of it in a run of the same model and size that was stopped later."""
     file = args.parts / f"{name}.json"
-    asked = {"model": hashlib.sha256((args.model / "model.safetensors").read_bytes()).hexdigest(), "size": size}
+    asked = {"model": digest(args.model / "model.safetensors"), "size": size}
     if file.is_file() and (part := json.loads(file.read_text(encoding="utf-8")))["asked"] == asked:
         return part["found"]
     found = measure()

@@ -89,10 +89,11 @@ def training_time(results: Path) -> str:
     defaults = make_parser()
     steps, batch = (defaults.get_default(name) for name in ("max_train_steps", "per_device_train_batch_size"))
     hours = steps * batch / last["melodies_per_second"] / 3600
+    last_cores = "one such core" if last["num_processes"] == 1 else f"{last['num_processes']} such cores"
     return (
         f"The release took {seconds / 3600:.1f} hours on up to {max(processes)} cores of a CPU, all stages together. "
-        f"The default, {steps:,} steps of {batch} melodies, takes about {hours:.0f} hours on {last['num_processes']} "
-        f"such cores, at the {last['melodies_per_second']:.0f} melodies a second of the release's last stage.\n"
+        f"The default, {steps:,} steps of {batch} melodies, takes about {hours:.0f} hours on {last_cores}, "
+        f"at the {last['melodies_per_second']:.0f} melodies a second of the release's last stage.\n"
     )
 
 

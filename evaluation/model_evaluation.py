@@ -101,8 +101,9 @@ class Evaluation:
         """Return the tokens to predict, `(B, T)`: -100 at padding, and in bars that the grammar copies."""
         ids = batch["input_ids"]
         labels = ids.masked_fill(batch["attention_mask"] == 0, -100)
-        copied = self.model._copied_tokens(ids) if getattr(self.model.config, "repeat_token_ids", None) else False
-        return labels.masked_fill(torch.as_tensor(copied, device=ids.device), -100)
+        if getattr(self.model.config, "repeat_token_ids", None):  # a baseline copies none
+            labels = labels.masked_fill(self.model._copied_tokens(ids), -100)
+        return labels
 
     def per_note(self, nats: Sequence[float]) -> dict[str, Any]:
         """Divide the melodies' nats by their notes, with an interval, and by their tokens."""

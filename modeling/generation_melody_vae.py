@@ -143,8 +143,8 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, Interpolat
         options["time_signature"] = self._one_time_signature(options.get("time_signature"), conditions, n)
         if not n:
             return self._no_ids()
-        options["candidates"] = self._check_candidates(candidates, options["bars"])
-        ids = self._sample_best(n, options)
+        count = self._check_candidates(candidates, options["bars"])
+        ids = self._sample_best(n, count, options)
         for attempt in range(1, check_count("attempts", attempts, 1)):
             wrong = self._rows_in_another_key(ids, conditions)
             if not wrong:
@@ -152,7 +152,7 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, Interpolat
             again = take_rows(options, wrong)
             if attempt >= FREE_DRAWS and again.get("scale") is None:
                 again["scale"] = again["conditions"]["key"]
-            ids = self._replace_rows(ids, wrong, self._sample_best(len(wrong), again))
+            ids = self._replace_rows(ids, wrong, self._sample_best(len(wrong), count, again))
         return ids
 
     @torch.no_grad()
@@ -475,21 +475,20 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, Interpolat
 
     def _check_candidates(self, candidates: int | None, bars: Any) -> int:
         """Return how many candidates [`sample`] draws for each melody."""
+        is_long = not is_list(bars) and bars > self.config.max_bars
         if candidates is None:
-            is_long = not is_list(bars) and bars > self.config.max_bars
             return 1 if is_long else self.config.sampling_candidates
         count = check_count("candidates", candidates, 1)
         if count > 1 and not self.config.critic_size:
             raise ValueError(f"candidates={count}: this model has no critic to choose among them (critic_size=0)")
-        if count > 1 and not is_list(bars) and bars > self.config.max_bars:
+        if count > 1 and is_long:
             raise ValueError(f"candidates={count} of bars={bars}: the critic reads {self.config.max_bars} bars at most")
         return count
 
     @torch.no_grad()
-    def _sample_best(self, n: int, options: Mapping[str, Any]) -> torch.Tensor:
-        """Draw candidates for `n` melodies, transpose them to their keys, and keep of each the best in its key."""
-        count = options["candidates"]
-        _, options = for_candidates({name: of for name, of in options.items() if name != "candidates"}, n, count)
+    def _sample_best(self, n: int, count: int, options: Mapping[str, Any]) -> torch.Tensor:
+        """Draw `count` candidates for each of `n` melodies, transpose them, and keep of each the best in its key."""
+        _, options = for_candidates(options, n, count)
         ids = self._transpose_to_keys(self._sample_batch(n * count, options), options)
         if count == 1:
             return ids

@@ -30,7 +30,7 @@ SPACE_FILES = (
 
 RUNTIME = "onnxruntime-web"
 RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-OPENING_SEEDS, OPENING_COUNT, OPENING_BARS = 32, 3, 8  # from 0 on, of which the page opens with the best
+OPENING_COUNT = 3
 GRAPH_FILES = ("*.json", "*.npz", "*.onnx")  # of an exported model; what runs them in Python stays at home
 
 
@@ -80,26 +80,23 @@ def write_opening(graphs: Path, file: Path) -> None:
     from publishing.onnx.onnx_melody_vae.latents import make_generators
 
     sys.path.append(str(ROOT / "space"))  # whose modules import one another by their names alone
-    from melody import cut_bars
-    from ranking import Ranking
+    from melody import CHOICES
+    from ranking import OPENING_BARS, OPENING_SEEDS, choose_opening
 
     runtime = OnnxMelodyVAE(graphs)
     generators = [make_generators(1, seed)[0] for seed in range(OPENING_SEEDS)]
     bars = min(OPENING_BARS, runtime.config["max_bars"])
     lines = runtime.read_lines(runtime.sample(OPENING_SEEDS, generator=generators, bars=bars))
-    choices = json.loads((ROOT / "space/choices.json").read_text(encoding="utf-8"))
     open_ = dict.fromkeys(("scale", "time_signature", "tempo", "genre", "voice"), "any")
     origin = {"tab": "make", "count": 1, "bars": bars, **open_, "temperature": 1, "pick": 1}
     columns = ("pitch", "start", "duration", "time_signature", "steps_per_beat", "bars")
+    more = {"tempo": CHOICES["tempos"]["any"], "program": 0}
     melodies = [
-        {column: line[column] for column in columns} | {"origin": origin | {"seed": seed}, "program": 0}
+        {column: line[column] for column in columns} | {"origin": origin | {"seed": seed}, **more}
         for seed, line in enumerate(lines)
     ]
     tunes = json.loads((ROOT / "space/tunes.json").read_text(encoding="utf-8"))
-    best = Ranking([cut_bars(tune, 0, bars) for tune in tunes]).best(melodies, OPENING_COUNT)
-    tempo = choices["tempos"]["any"]
-    opening = [{"title": f"Melody {at}", "tempo": tempo, **melody} for at, melody in enumerate(best, start=1)]
-    file.write_text(json.dumps(opening) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(choose_opening(melodies, tunes, OPENING_COUNT)) + "\n", encoding="utf-8")
 
 
 def gather(graphs: Path, staging: Path) -> dict[str, Path]:

@@ -17,6 +17,7 @@ from engine import Engine
 from harmony import harmonize
 from listening import Ballot, ListeningTest
 from melody import (
+    CHOICES,
     SHARP_NAMES,
     TEMPO_RANGE,
     Melody,
@@ -31,17 +32,15 @@ from melody import (
 )
 from notation import to_abc, to_musicxml
 from originality import judge, load_index
-from ranking import Ranking
+from ranking import OPENING_BARS, OPENING_SEEDS, choose_opening
 
 ANY = "any"
-CHOICES = json.loads((Path(__file__).parent / "choices.json").read_text(encoding="utf-8"))  # the static page's, too
 MODES: tuple[str, ...] = tuple(CHOICES["modes"])
 TEMPOS: dict[str, float] = CHOICES["tempos"]  # quarter notes per minute, as the model has them
 SLOW_BELOW, FAST_FROM = 90.0, 130.0
 VOICES: dict[str, list[int] | None] = CHOICES["voices"]  # lowest and highest MIDI pitch
 MAX_COUNT = 8
 MAX_SEED = 2**31 - 1
-OPENING_SEEDS = 32  # from 0 on, of which the page opens with the best
 MAX_AMOUNT = 3.0  # standard deviations
 PATH_POINTS = 9
 GRID_SIDE = 7
@@ -92,11 +91,10 @@ class Actions:
 
     def opening(self, count: int) -> list[Melody]:
         """Make the melodies that the page opens with: of many seeds', the nearest to the tunes of the Space."""
-        bars = min(8, self.max_bars)
+        bars = min(OPENING_BARS, self.max_bars)
         with ThreadPoolExecutor(OPENING_SEEDS) as pool:  # so that they are made together
             made = list(pool.map(lambda seed: self.make(count=1, bars=bars, seed=seed)[0], range(OPENING_SEEDS)))
-        best = Ranking([cut_bars(tune, 0, bars) for tune in self.tunes.values()]).best(made, count)
-        return [{**melody, "title": f"Melody {number}"} for number, melody in enumerate(best, start=1)]
+        return choose_opening(made, self.tunes.values(), count)
 
     def make(
         self,

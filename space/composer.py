@@ -5,19 +5,28 @@ All of it goes through the model's own methods: `sample`, `encode`, `shift`, `va
 """
 
 import itertools
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from melody import MAX_BARS, MAX_NOTES, Melody, RefusedError, append, check_melody, clamp_tempo, clean_text, cut_bars
+from melody import (
+    CHOICES,
+    MAX_BARS,
+    MAX_NOTES,
+    Melody,
+    RefusedError,
+    append,
+    check_melody,
+    clamp_tempo,
+    clean_text,
+    cut_bars,
+)
 from song import find_place, put_back
 from sound import to_wav
 from transformers import AutoModel, AutoProcessor
 
 # Meters that are offered where the vocabulary has them.
-METERS: list[str] = json.loads((Path(__file__).parent / "choices.json").read_text(encoding="utf-8"))["meters"]
+METERS: list[str] = CHOICES["meters"]
 MAX_TRACKS = 32
 ATTEMPTS = 6  # at a melody in the key that is asked for
 

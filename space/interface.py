@@ -13,14 +13,12 @@ from about import about_text
 from actions import (
     ANY,
     ATTRIBUTE_NAMES,
-    CHOICES,
     GRID_SIDE,
     MAX_AMOUNT,
     MAX_COUNT,
     MAX_FILE_BYTES,
     MAX_SEED,
     MODES,
-    OPENING_SEEDS,
     PATH_POINTS,
     TEMPOS,
     VOICES,
@@ -30,7 +28,8 @@ from actions import (
 )
 from components import BlendPad, Dock, Header, MelodyList, MelodySlot
 from gradio.events import api
-from melody import SHARP_NAMES, Melody, RefusedError, cut_bars
+from melody import CHOICES, SHARP_NAMES, Melody, RefusedError, cut_bars
+from ranking import OPENING_SEEDS
 
 TITLE = "Melody Space"
 FIRST_TUNE, FIRST_BLEND = CHOICES["first_tune"], CHOICES["first_blend"]

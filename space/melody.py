@@ -6,8 +6,10 @@ line; a step is a `steps_per_beat`th of the beat, the beat being the note that t
 a `title`, and `origin`: the settings that made it.
 """
 
+import json
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 from symusic import Note, Score, Tempo, TextMeta, TimeSignature, Track
@@ -16,6 +18,9 @@ Melody = dict[str, Any]
 
 SHARP_NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")  # of the pitch classes
 FLAT_NAMES = ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
+
+CHOICES: dict[str, Any] = json.loads((Path(__file__).parent / "choices.json").read_text(encoding="utf-8"))
+"""What one can ask for, in this Space and in the static one."""
 
 MAX_BARS = 256
 MAX_NOTES = 4096

@@ -5,11 +5,12 @@ standard deviations. That favours the ordinary; it judges neither beauty nor ori
 """
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
-from melody import Melody, steps_per_bar
+from melody import Melody, cut_bars, steps_per_bar
 
+OPENING_SEEDS, OPENING_BARS = 32, 8  # from 0 on, of which a page opens with the best
 MAJOR_SCALE = (0, 2, 4, 5, 7, 9, 11)
 
 
@@ -96,3 +97,10 @@ class Ranking:
     def best(self, melodies: Sequence[Melody], count: int) -> list[Melody]:
         """Return the `count` nearest, the nearest first."""
         return sorted(melodies, key=self.distance)[:count]
+
+
+def choose_opening(melodies: Sequence[Melody], tunes: Iterable[Melody], count: int) -> list[Melody]:
+    """Return the melodies that a page opens with: of many equally long ones, the nearest to the tunes."""
+    ranking = Ranking([cut_bars(tune, 0, melodies[0]["bars"]) for tune in tunes])
+    best = ranking.best(melodies, count)
+    return [{**melody, "title": f"Melody {number}"} for number, melody in enumerate(best, start=1)]

@@ -43,8 +43,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dataset", required=True, help="folder or Hub id of the data set")
     parser.add_argument("--melodies", type=int, default=4096, help="training melodies, and as many samples")
     parser.add_argument("--candidates", type=int, default=4, help="drawn for each melody when the model is used")
-    parser.add_argument("--sampling_noise", type=float, help="noise level of samples, written too; as it is by default")
-    parser.add_argument("--sampling_top_p", type=float, help="share of the probability of tokens, written too")
     parser.add_argument("--max_tokens", type=int, default=400, help="longest window, in tokens")
     parser.add_argument("--num_proc", type=int, default=2, help="processes that tokenise")
     parser.add_argument("--cpu_threads", type=int, help="threads on a CPU")
@@ -60,7 +58,7 @@ def roc_auc(positive: torch.Tensor, negative: torch.Tensor) -> float:
 
 @torch.no_grad()
 def draw_samples(model: MelodyVAEModel, bars: list[int], meters: list[str], seed: int) -> Melodies:
-    """Encode a sample of each number of bars and time signature; those that the grammar does not know are left out."""
+    """Encode a sample of each number of bars and time signature; those that are no condition are left out."""
     known = set((model.config.conditions or {}).get("time_signature", ()))
     asked = sorted((count, meter) for count, meter in zip(bars, meters, strict=True) if not known or meter in known)
     latents, lengths = [], []
@@ -137,17 +135,17 @@ def train_critic(args: argparse.Namespace) -> None:
     """Encode, sample, train, and write the model with its critic.
 
     Raises:
-        UserError: If the model has no latent, or cannot sample as asked for.
+        UserError: If the model has no latent, or `--candidates` is not positive.
     """
     accelerator = start_accelerator(None, args.cpu_threads)
     processor = load_pretrained(MelodyProcessor, str(args.model))
     model = load_pretrained(MelodyVAEModel, str(args.model)).to(accelerator.device).eval()
     if not model.config.latent_size:
         raise UserError(f"{args.model} has no latent for a critic to read; train one with latent_size")
-    fields = {"critic_size": SIZE, "sampling_candidates": args.candidates}
-    fields |= {name: of for name in ("sampling_noise", "sampling_top_p") if (of := getattr(args, name)) is not None}
     try:
-        model = with_parts(model, args.seed, new=("critic.",), **fields).eval()
+        model = with_parts(
+            model, args.seed, new=("critic.",), critic_size=SIZE, sampling_candidates=args.candidates
+        ).eval()
     except ValueError as error:
         raise UserError(f"{args.model}: {error}") from error
     real, meters = encode_split(model, processor, "train", args, accelerator)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LogitsProcessorList
 
+from evaluation.model_evaluation import Evaluation
 from modeling import MelodyProcessor, MelodyVAEModel
 from modeling.logits_process_melody_vae import MelodyLogitsProcessor
 from modeling.modeling_melody_vae import reconstruction_nats
@@ -114,6 +115,17 @@ def test_a_bar_that_is_named_costs_nothing_more(processor, model):
     again = reconstruction_nats(logits, ids.masked_fill(torch.tensor([copied]), -100))
     torch.testing.assert_close(output.reconstruction_nats, again.mean())
     assert output.reconstruction_nats < reconstruction_nats(output.logits, ids).mean()
+
+
+def test_evaluation_counts_no_copied_tokens(processor, model):
+    lines = [line_of_bars("ABAB"), line_of_bars("ABCD", 1)]
+    evaluation = Evaluation(model, processor, lines, batch_size=2, seed=0)
+    ((batch, posterior),) = zip(evaluation.batches, evaluation.posteriors, strict=True)
+    nats = evaluation.nats(batch, posterior.latent_mean)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    output = model(**batch, latent=posterior.latent_mean, labels=labels)
+    assert model._copied_tokens(batch["input_ids"]).any()
+    torch.testing.assert_close(nats.mean(), output.reconstruction_nats)
 
 
 def test_copied_tokens_end_with_their_bar():

@@ -14,6 +14,7 @@
 
 import "./space/player.js"
 import "./space/roll.js"
+import { toPage } from "./melodies.js"
 import { load, writeMidi } from "./src/client.js"
 
 const Space = window.MelodySpace
@@ -118,17 +119,8 @@ class MelodyElement extends HTMLElement {
   #show(melody) {
     const isOn = Space.player.isPlaying && Space.player.melody === this.#played
     this.#melody = melody
-    this.#played = {
-      title: `Melody ${this.#made}`,
-      pitch: melody.notes.map((note) => note.pitch),
-      start: melody.notes.map((note) => note.start),
-      duration: melody.notes.map((note) => note.duration),
-      time_signature: melody.meter.join("/"),
-      steps_per_beat: melody.stepsPerBeat,
-      bars: melody.bars,
-      tempo: this.#number("tempo", 115),
-      program: this.#number("program", 0),
-    }
+    const [tempo, program] = [this.#number("tempo", 115), this.#number("program", 0)]
+    this.#played = toPage(melody, { title: `Melody ${this.#made}`, tempo, program })
     this.roll_ ??= new Space.RollView(this.shadowRoot.querySelector(".card"))
     this.roll_.set(this.#played)
     this.status_.textContent = Space.describe(this.#played)

@@ -252,7 +252,7 @@ function sources(holder, slot, title, maxBars) {
   const titles = [["", ""], ...tunes.map((tune) => [tune.title, tune.title])]
   const tune = select("A tune", titles, title, () => tune.value && (slot.now = cutBars(tuneOf(tune.value), 0, maxBars())))
   const file = el("input", { type: "file", accept: ".mid,.midi,audio/midi", class: "mv-hidden" })
-  const track = select("Track", [], "", () => take())
+  const track = select("Track", [], "", () => take(Number(track.value)))
   const from = slider("From bar", { min: 1, max: 1, value: 1, onChange: () => takeFrom() })
   track.element.hidden = from.element.hidden = true
   let read = null
@@ -265,17 +265,19 @@ function sources(holder, slot, title, maxBars) {
       found: `Bars ${from.value} to ${from.value + window.bars - 1} of ${melody.bars} are taken`, chosen: [] })
     tune.value = ""
   }
+  const show = async () => {
+    melody = read.file.melody
+    const starts = Math.max(1, melody.bars - maxBars() + 1)
+    from.input.max = String(starts)
+    from.value = 1
+    from.element.hidden = starts === 1
+    await takeFrom()
+  }
   const take = async (number) => {
     try {
-      const { stepsPerBeat, maxBars } = await loading
-      read.file = readMidi(read.bytes, { stepsPerBeat, track: number ?? Number(track.value) })
-      melody = read.file.melody
-      if (!melody) throw new Error("No track of this file has notes. Export the tune as standard MIDI (.mid) and bring that.")
-      const starts = Math.max(1, melody.bars - maxBars + 1)
-      from.input.max = String(starts)
-      from.value = 1
-      from.element.hidden = starts === 1
-      await takeFrom()
+      const { stepsPerBeat } = await loading
+      read.file = readMidi(read.bytes, { stepsPerBeat, track: number })
+      await show()
     } catch (error) {
       complain(error)
     }
@@ -294,7 +296,7 @@ function sources(holder, slot, title, maxBars) {
       track.input.replaceChildren(...names.map(([text, value]) => el("option", { value }, text)))
       track.value = String(found.melodyTrack)
       track.element.hidden = false
-      await take(found.melodyTrack)
+      await show()
     } catch (error) {
       complain(error)
     }
