@@ -30,6 +30,8 @@ def summary(results: Path) -> str:
     sets, rates = release["samples"]["sets"], speed["files_per_second"]
     ngram, train, test = sets["floor: 4-gram"], sets["ceiling: train"], sets["split"]
     weights = results.parent / release["model"] / "model.safetensors"
+    candidates = release["samples"]["sampling_candidates"]
+    chosen = f"each the one of {candidates} candidates that a critic keeps" if candidates > 1 else "none of them chosen"
     rows = [
         [
             "Notes that come back from the latent (note F1)",
@@ -71,8 +73,9 @@ def summary(results: Path) -> str:
     ]
     return (
         markdown(["", "Melody VAE", "floor", "ceiling"], rows)
-        + f"\nFrom {release['melodies']} melodies and {sets['model']['melodies']:,} samples of {release['bars']} bars, "
-        f"{release['split']} split; written by `make report`.\n"
+        + f"\nFrom {release['melodies']} melodies of {release['bars']} bars ({release['split']} split) and "
+        f"{sets['model']['melodies']:,} samples, {chosen}; the *floor* is a system\nthat has learned next to nothing, the "
+        "*ceiling* is real melodies or perfection, and [Results](results/README.md) has all the numbers.\n"
     )
 
 
