@@ -1,8 +1,8 @@
 """Export a trained melody VAE to ONNX: `python export_onnx.py --model DIR_OR_ID --output DIR`.
 
 Writes encoder.onnx, bar_conditioner.onnx, decoder.onnx (a step, with a cache of keys and values), prior.onnx,
-onnx_config.json, onnx_tables.npz and `onnx_melody_vae`, which runs them with numpy and onnxruntime alone. Needs
-`pip install -e ".[onnx]"`.
+critic.onnx, onnx_config.json, onnx_tables.npz and `onnx_melody_vae`, which runs them with numpy and onnxruntime alone.
+Needs `pip install -e ".[onnx]"`.
 """
 
 import argparse

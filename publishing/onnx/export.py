@@ -1,4 +1,16 @@
-"""Export a trained melody VAE as ONNX graphs, and see that onnxruntime writes what torch writes."""
+"""Export a trained melody VAE as ONNX graphs, and see that onnxruntime writes what torch writes.
+
+A model with a critic (`config.critic_size`) has a graph `critic.onnx`, which chooses among the candidates of `sample`:
+
+- inputs `latent` `(B, Z)` float32, means of the candidates' posteriors (`latent_mean` of `encoder.onnx`), and `bars`
+  `(B,)` int64, how many bars each candidate has;
+- output `score` `(B,)` float32, higher for what looks more like a training melody.
+
+`onnx_config.json` then says how many candidates are drawn for each melody, `sampling_candidates`. Those of one melody
+stand after each other, the first of the highest score is kept, and one in another key than asked for loses 10,000.
+Candidate j of melody i draws its random numbers from `SeedSequence(seed, spawn_key=(i, j))`; where a melody is sampled
+again j counts on.
+"""
 
 import json
 import logging
@@ -28,7 +40,7 @@ CONFIG_FIELDS = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_prior_layers", "latent_size", "max_bars"),
     *("max_relative_distance", "musical_time", "musical_pitch", "previous_token", "conditions", "attributes"),
     *("decoder_conditions", "section_returns", "noise_probability", "sampling_noise", "variation_levels"),
-    "sampling_top_p",
+    *("sampling_top_p", "critic_size", "sampling_candidates"),
 )
 """What the runtime needs of [`MelodyVAEConfig`]."""
 BATCH, LENGTH, PAST = 3, 5, 7  # of the example that the graphs are traced with; each of them stays free
@@ -203,6 +215,12 @@ def make_graphs(model: Any) -> dict[str, Graph]:
     if config.decoder_conditions:
         inputs["labels"] = label_inputs(model.bar_conditioner.condition_embedding)
     graphs["bar_conditioner"] = Graph(model.bar_conditioner, inputs, ["bar_conditions"])
+    if config.critic_size:
+        inputs = {
+            "latent": (example(BATCH, config.latent_size), batch),
+            "bars": (torch.full((BATCH,), config.max_bars), batch),
+        }
+        graphs["critic"] = Graph(model.critic, inputs, ["score"])
     if config.num_prior_layers:
         shares = (BATCH, config.max_bars, config.latent_size // config.max_bars)
         inputs = {

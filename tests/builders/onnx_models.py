@@ -25,6 +25,7 @@ RICH = {
     "attributes": list(ATTRIBUTES)[:3],
     "decoder_conditions": ["key", "attributes"],
     "section_returns": [0.3, 0.2],
+    "critic_size": 8,
 }
 """All that a model may have beside the plain one's."""
 

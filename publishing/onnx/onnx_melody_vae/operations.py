@@ -54,6 +54,14 @@ def take_rows(options: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]
     return taken
 
 
+def for_candidates(options: Mapping[str, Any], n: int, count: int) -> dict[str, Any]:
+    """Repeat the options of `n` melodies for `count` candidates of each, with generators of their own."""
+    if count == 1:
+        return dict(options)
+    own = [child for source in options["generator"] for child in source.spawn(count)]
+    return take_rows(options, [row for row in range(n) for _ in range(count)]) | {"generator": own}
+
+
 def slerp(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Interpolate on the great circle from `a` to `b`, both `(Z,)`, at positions `(S,)`; lengths change linearly."""
     weight = weight[:, None]
@@ -218,6 +226,7 @@ class OnnxMelodyVAE(LatentModel):
         attempts: int = 12,
         generator: Generators | None = None,
         noise_level: float | None = None,
+        candidates: int | None = None,
         **options,
     ) -> np.ndarray:
         """Sample `n` melodies from the prior, as `MelodyVAEModel.sample` does.
@@ -236,6 +245,8 @@ class OnnxMelodyVAE(LatentModel):
             generator: Instead of a seed, one for each melody.
             noise_level: How much of its latent a melody leaves to the melody decoder, from 0 to 1;
                 `config.sampling_noise` by default.
+            candidates: Drawn for each melody; the one is kept that the critic takes most for a training melody.
+                `config.sampling_candidates` by default; melodies longer than a latent are drawn once.
             options: As in [`generate`]: `scale`, `time_signature`, `top_p`, ...
 
         Returns:
@@ -259,7 +270,8 @@ class OnnxMelodyVAE(LatentModel):
         asked["time_signature"] = self._one_time_signature(asked.get("time_signature"), checked, n)
         if not n:
             return np.empty((0, 0), dtype=np.int64)
-        ids = self._transpose_to_keys(self._sample_batch(n, asked), asked)
+        count = self._check_candidates(candidates, asked["bars"])
+        ids = self._sample_best(n, count, asked)
         for attempt in range(1, attempts):
             wrong = self._rows_in_another_key(ids, checked)
             if not wrong:
@@ -267,7 +279,7 @@ class OnnxMelodyVAE(LatentModel):
             again = take_rows(asked, wrong)
             if attempt >= FREE_DRAWS and again.get("scale") is None:
                 again["scale"] = again["conditions"]["key"]
-            ids = self._replace_rows(ids, wrong, self._transpose_to_keys(self._sample_batch(len(wrong), again), again))
+            ids = self._replace_rows(ids, wrong, self._sample_best(len(wrong), count, again))
         return ids
 
     def vary(
@@ -430,6 +442,37 @@ class OnnxMelodyVAE(LatentModel):
         return np.concatenate([slerp(*triple) for triple in triples], axis=-1)
 
     # Batches and sections of sampled melodies.
+
+    def _check_candidates(self, candidates: int | None, bars: Any) -> int:
+        """Return how many candidates [`sample`] draws for each melody."""
+        is_long = not is_list(bars) and bars > self.config["max_bars"]
+        if candidates is None:
+            return 1 if is_long else self.config["sampling_candidates"]
+        if candidates < 1:
+            raise ValueError(f"candidates={candidates} is not a whole number of 1 or more")
+        if candidates > 1 and not self.config["critic_size"]:
+            raise ValueError(f"candidates={candidates}: this model has no critic to choose among them (critic_size=0)")
+        if candidates > 1 and is_long:
+            most = self.config["max_bars"]
+            raise ValueError(f"candidates={candidates} of bars={bars}: the critic reads {most} bars at most")
+        return candidates
+
+    def _sample_best(self, n: int, count: int, options: Mapping[str, Any]) -> np.ndarray:
+        """Draw `count` candidates for each of `n` melodies, transpose them, and keep of each the best in its key."""
+        options = for_candidates(options, n, count)
+        ids = self._transpose_to_keys(self._sample_batch(n * count, options), options)
+        return ids if count == 1 else self._choose(ids, count, options["conditions"])
+
+    def _choose(self, ids: np.ndarray, count: int, conditions: Mapping[str, list]) -> np.ndarray:
+        """Keep of `ids` `(B count, T)`, candidates of one melody after the other, the best of each by the critic."""
+        (scores,) = self._run("critic", {"latent": self.encode(ids)[0], "bars": self.num_bars(ids)})
+        scores[self._rows_in_another_key(ids, conditions)] -= 1e4  # more than any logit
+        return self._take_candidates(ids, scores.reshape(-1, count).argmax(-1), count)
+
+    def _take_candidates(self, ids: np.ndarray, best: np.ndarray, count: int) -> np.ndarray:
+        """Keep of `ids` `(B count, T)`, those of one melody after the other, the ones numbered by `best` `(B,)`."""
+        chosen = ids[np.arange(len(best)) * count + best]
+        return chosen[:, : int((chosen != self.config["pad_token_id"]).sum(-1).max())]
 
     def _sample_batch(self, n: int, options: Mapping[str, Any]) -> np.ndarray:
         """Write `n` melodies once, by the options of [`sample`]."""
