@@ -44,7 +44,7 @@ export interface LoadOptions {
   ort?: unknown;
   /** How files are fetched; `fetch` by default, in node also from a folder. Must return the file's bytes. */
   fetch?: (url: string) => Promise<Response>;
-  /** Threads of a graph in node; 1 by default. In a page `ort.env.wasm.numThreads` says it. */
+  /** Threads of a graph: 1 in node, what onnxruntime-web chooses in a page; only a page that is isolated has several. */
   threads?: number;
   /** Name of the Cache storage that keeps the graphs; `melody-vae` by default, `null` keeps none. */
   cache?: string | null;

@@ -12,6 +12,7 @@ Candidate j of melody i draws its random numbers from `SeedSequence(seed, spawn_
 again j counts on.
 """
 
+import hashlib
 import json
 import logging
 import shutil
@@ -283,8 +284,6 @@ def export(model: Any, folder: Path) -> None:
     """
     model.float().eval().set_attn_implementation("eager")
     config, tables = model.config, {"token_grammar": model._grammar().numpy()}
-    about = {name: getattr(config, name) for name in CONFIG_FIELDS} | {"max_length": model.generation_config.max_length}
-    (folder / "onnx_config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     if config.num_prior_layers:
         for name in ("mean", "scale", "attribute_mean", "attribute_scale"):
             tables[name] = getattr(model.prior, name).numpy()
@@ -292,10 +291,16 @@ def export(model: Any, folder: Path) -> None:
     # What runs the encoder leaves the tokens of repeated bars out itself.
     config.repeat_token_ids, repeat_token_ids = [], config.repeat_token_ids
     try:
-        for name, graph in tqdm(make_graphs(model).items(), desc="Exporting", unit="graph"):
+        graphs = make_graphs(model)
+        for name, graph in tqdm(graphs.items(), desc="Exporting", unit="graph"):
             write_graph(graph, folder / f"{name}.onnx")
     finally:
         config.repeat_token_ids = repeat_token_ids
+    about = {name: getattr(config, name) for name in CONFIG_FIELDS} | {"max_length": model.generation_config.max_length}
+    # By these a browser sees whether the graphs that it keeps are this model's.
+    files = ["onnx_tables.npz", *(f"{name}.onnx" for name in graphs)]
+    about["sha256"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
+    (folder / "onnx_config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     (folder / RUNTIME.name).mkdir(exist_ok=True)
     for file in RUNTIME.glob("*.py"):
         shutil.copyfile(file, folder / RUNTIME.name / file.name)

@@ -154,7 +154,7 @@ class WorkerModel {
  *   module, by default `../ort/ort.wasm.min.mjs` as seen from this file.
  * @returns {Promise<import("../melody-vae.js").MelodyVAE>}
  */
-export async function load(url, { onProgress, device, cache, ort = ORT } = {}) {
+export async function load(url, { onProgress, ort = ORT, ...options } = {}) {
   let [tell, refuse] = [null, null]
   const complete = new Promise((done, fail) => ([tell, refuse] = [done, fail]))
   complete.catch(() => {}) // whoever needs the melody encoder is told
@@ -165,7 +165,7 @@ export async function load(url, { onProgress, device, cache, ort = ORT } = {}) {
   })
   const folder = new URL(String(url).replace(/\/?$/, "/"), location.href).href
   try {
-    const about = await line.call("load", { url: folder, ort: new URL(ort, location.href).href, device, cache })
+    const about = await line.call("load", { url: folder, ort: new URL(ort, location.href).href, ...options })
     return new WorkerModel(line, complete, about)
   } catch (error) {
     line.close()

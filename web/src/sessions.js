@@ -13,7 +13,7 @@ const SIMD_MODULE = new Uint8Array([
 export class Files {
   #progress = new Map() // of each file: bytes that came, and bytes in all
   #expected = new Set(["decoder.onnx"]) // files without which nothing can be written
-  #version = ""
+  #digests = {} // SHA-256 of each file, as the configuration has it
 
   /**
    * @param {string | URL} url Of the folder; in node also a path.
@@ -23,7 +23,8 @@ export class Files {
     const folder = String(url).replace(/\/?$/, "/")
     this.folder = globalThis.location ? new URL(folder, location.href).href : folder
     this.onProgress = onProgress
-    this.fetch = fetch ?? (IS_NODE ? fetchInNode : (each) => globalThis.fetch(each))
+    // What the browser has from before is asked about: it may be of a model that was here then.
+    this.fetch = fetch ?? (IS_NODE ? fetchInNode : (each) => globalThis.fetch(each, { cache: "no-cache" }))
     this.cacheName = cache
   }
 
@@ -32,22 +33,32 @@ export class Files {
     for (const name of names) this.#expected.add(name)
   }
 
-  /** Read configuration and tables; what they are tells which graphs in the cache are still right. */
+  /** Read configuration and tables; the configuration says which graphs in the cache are still right. */
   async readAbout() {
     const names = ["onnx_config.json", "onnx_tables.npz"]
     const [config, tables] = await Promise.all(names.map((name) => this.#readSmall(name)))
-    const about = new Uint8Array([...config, ...tables])
-    if (globalThis.crypto?.subtle) {
-      const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", about))
-      this.#version = Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("")
-    }
     let parsed
     try {
       parsed = JSON.parse(new TextDecoder().decode(config))
     } catch (error) {
       throw new Error(`${this.folder}onnx_config.json is not JSON; write the folder with export_onnx.py`, { cause: error })
     }
+    this.#digests = parsed.sha256 ?? {}
+    await this.#check(names[1], tables)
     return { config: parsed, tables: await readTables(tables) }
+  }
+
+  /**
+   * See that a file is the one that the configuration means, where the page may compute digests.
+   *
+   * @throws {Error} If it is another: one cut short, or of another model.
+   */
+  async #check(name, bytes) {
+    if (!globalThis.crypto?.subtle) return
+    const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes))
+    if (Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("") !== this.#digests[name]) {
+      throw new Error(`${this.folder}${name} is not the file that onnx_config.json names; write the folder with export_onnx.py`)
+    }
   }
 
   /** Read a small file from the network, from the cache where there is none. */
@@ -68,11 +79,12 @@ export class Files {
 
   /** Read a graph from the cache, else from the network. */
   async readGraph(name) {
-    const cache = this.#version ? await this.#openCache() : null
-    const address = `${this.folder}${name}?${this.#version}`
+    const cache = await this.#openCache()
+    const address = `${this.folder}${name}?${this.#digests[name]}`
     const known = await cache?.match(address)
     if (known) return this.#readBody(name, known)
     const bytes = await this.#readBody(name, await this.#request(name))
+    await this.#check(name, bytes)
     for (const { url } of (await cache?.keys()) ?? []) {
       if (url.startsWith(`${this.folder}${name}?`)) await cache.delete(url) // of a model that was there before
     }
@@ -145,7 +157,7 @@ export class Runtime {
   /**
    * @param {object} ort The module of onnxruntime.
    * @param {"wasm" | "webgpu" | "node"} device
-   * @param {number} threads In node; in a page `ort.env.wasm.numThreads` says it.
+   * @param {number} threads In node; `ort.env.wasm.numThreads` has those of WebAssembly.
    */
   constructor(ort, device, threads) {
     this.ort = ort
@@ -159,11 +171,11 @@ export class Runtime {
    * @param {import("../melody-vae.js").LoadOptions} options
    * @throws {Error} If this machine lacks what was asked for.
    */
-  static async choose({ device = "auto", ort, threads = 1 } = {}) {
+  static async choose({ device = "auto", ort, threads } = {}) {
     const devices = ["auto", "wasm", "webgpu", "node"]
     if (!devices.includes(device)) throw new RangeError(`device='${device}' is none of ${devices.join(", ")}`)
     if (device === "node" || (device === "auto" && IS_NODE)) {
-      return new Runtime(ort ?? (await importModule("onnxruntime-node")), "node", threads)
+      return new Runtime(ort ?? (await importModule("onnxruntime-node")), "node", threads ?? 1)
     }
     if (typeof WebAssembly !== "object" || !WebAssembly.validate(SIMD_MODULE)) {
       throw new Error(
@@ -172,6 +184,7 @@ export class Runtime {
       )
     }
     ort ??= await importModule("onnxruntime-web")
+    if (threads !== undefined) ort.env.wasm.numThreads = threads
     const adapter = device === "wasm" ? null : await globalThis.navigator?.gpu?.requestAdapter().catch(() => null)
     if (device === "webgpu" && !adapter) throw new Error("This browser has no WebGPU: choose device='wasm' or 'auto'.")
     const isSlow = adapter?.info?.isFallbackAdapter ?? adapter?.isFallbackAdapter // software in place of a GPU

@@ -38,9 +38,9 @@ function interruptible(ort) {
   return { env: ort.env, Tensor: ort.Tensor, InferenceSession: { create } }
 }
 
-async function start({ url, ort, device, cache }) {
+async function start({ url, ort, ...options }) {
   const onProgress = (progress) => postMessage({ progress })
-  model = await load(url, { device, cache, onProgress, ort: interruptible(await import(ort)) })
+  model = await load(url, { ...options, onProgress, ort: interruptible(await import(ort)) })
   model.complete.then(
     () => postMessage({ isComplete: true }),
     (error) => postMessage({ isComplete: true, error: describe(error) }),

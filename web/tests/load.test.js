@@ -1,6 +1,7 @@
 /** How a model's files come: progress, what is kept, and what is said where they do not. */
 
 import assert from "node:assert/strict"
+import { createHash } from "node:crypto"
 import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
@@ -89,21 +90,33 @@ test("what was loaded once needs no network", async (t) => {
   assert.equal(caches.kept.size, FILES.length)
 })
 
-test("another model in the same place takes the place of what was kept", async (t) => {
+test("weights that were published anew take the place of what was kept", async (t) => {
   const caches = (globalThis.caches = makeCaches())
   t.after(() => delete globalThis.caches)
   await (await load("models/melody", { ort, fetch: makeNetwork().fetch })).complete
   const config = JSON.parse(readFileSync(join(folder, "onnx_config.json"), "utf-8"))
-  const changed = copyModel(t, { "onnx_config.json": JSON.stringify({ ...config, sampling_top_p: 0.5 }) })
+  const decoder = Buffer.concat([readFileSync(join(folder, "decoder.onnx")), Buffer.from([0x32, 1, 97])]) // a doc_string
+  const sha256 = { ...config.sha256, "decoder.onnx": createHash("sha256").update(decoder).digest("hex") }
+  const changed = copyModel(t, { "decoder.onnx": decoder, "onnx_config.json": JSON.stringify({ ...config, sha256 }) })
   const network = makeNetwork(changed)
-  const model = await load("models/melody", { ort, fetch: network.fetch })
-  await model.complete
-  assert.equal(model.config.sampling_top_p, 0.5)
-  assert.deepEqual(network.asked.sort(), FILES)
+  await (await load("models/melody", { ort, fetch: network.fetch })).complete
+  const always = FILES.filter((name) => !GRAPHS.includes(name))
+  assert.deepEqual(network.asked.sort(), ["decoder.onnx", ...always])
   assert.equal(caches.kept.size, FILES.length)
   const again = makeNetwork(changed)
   await (await load("models/melody", { ort, fetch: again.fetch })).complete
-  assert.deepEqual(again.asked.sort(), FILES.filter((name) => !GRAPHS.includes(name)))
+  assert.deepEqual(again.asked.sort(), always)
+})
+
+test("a file that the configuration does not mean is refused, and not kept", async (t) => {
+  const caches = (globalThis.caches = makeCaches())
+  t.after(() => delete globalThis.caches)
+  const cut = readFileSync(join(folder, "decoder.onnx")).subarray(0, -1)
+  const { fetch } = makeNetwork(copyModel(t, { "decoder.onnx": cut }))
+  await assert.rejects(load("models/melody", { ort, fetch }), /decoder\.onnx is not the file that onnx_config\.json names/)
+  assert.ok([...caches.kept.keys()].every((address) => !address.includes("decoder.onnx")))
+  const tables = makeNetwork(copyModel(t, { "onnx_tables.npz": "no" }))
+  await assert.rejects(load("models/melody", { ort, fetch: tables.fetch }), /onnx_tables\.npz is not the file/)
 })
 
 test("a file that does not come is named", async (t) => {
@@ -111,7 +124,6 @@ test("a file that does not come is named", async (t) => {
   const missing = async () => new Response("no", { status: 404 })
   await assert.rejects(load("models/melody", { ort, fetch: missing }), /HTTP 404.*export_onnx\.py/)
   await assert.rejects(load(copyModel(t, { "onnx_config.json": "{" }), { ort }), /onnx_config\.json is not JSON/)
-  await assert.rejects(load(copyModel(t, { "onnx_tables.npz": "no" }), { ort }), /onnx_tables\.npz is broken/)
   const cut = readFileSync(join(folder, "onnx_tables.npz")).subarray(100)
   await assert.rejects(readTables(new Uint8Array(cut)), /onnx_tables\.npz is broken/)
 })
