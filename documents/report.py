@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from documents import blocks
+from documents.browser import browser
 from documents.compare import markdown
 from documents.reliability import reliability
 from rendering.curves import write_curves
@@ -194,6 +195,7 @@ def tree() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "ablations": lambda: blocks.ablations(RESULTS),
     "baselines": lambda: blocks.baselines(RESULTS),
+    "browser": lambda: browser(RESULTS),
     "dataset": dataset,
     "release": lambda: blocks.release(RESULTS),
     "reliability": lambda: reliability(RESULTS),

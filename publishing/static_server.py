@@ -16,8 +16,13 @@ TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "applicat
 
 
 @contextmanager
-def serving(files: Mapping[str, Path | str]) -> Iterator[str]:
-    """Serve files, or texts, by their paths, and give the address."""
+def serving(files: Mapping[str, Path | str], sent: list[str] | None = None) -> Iterator[str]:
+    """Serve files, or texts, by their paths, and give the address.
+
+    Args:
+        files: By their paths.
+        sent: Filled with the path of each answer.
+    """
     headers = {**RepoCard.load(PAGE / "README.md").data.to_dict()["custom_headers"], "access-control-allow-origin": "*"}
 
     class Handler(BaseHTTPRequestHandler):
@@ -30,6 +35,8 @@ def serving(files: Mapping[str, Path | str]) -> Iterator[str]:
             for name, value in {"content-type": kind, "content-length": str(len(content)), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
+            if sent is not None:
+                sent.append(path)
             self.wfile.write(content)
 
         def log_message(self, *_: object) -> None:

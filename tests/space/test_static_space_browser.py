@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import expect
 
 from publishing import static_space
+from publishing.static_server import serving
 from tests.builders.node import install_packages
 from tests.builders.onnx_models import N, export_rich
 from tests.builders.space_browser import (
@@ -24,7 +25,6 @@ from tests.builders.space_browser import (
     shoot,
     two_tracks,
 )
-from tests.builders.static_server import serving
 
 pytestmark = [*NEEDS_CHROMIUM, pytest.mark.xdist_group("static_space")]
 
