@@ -59,6 +59,7 @@ from training.models import (
     collator_for,
     load_tokenizing_processor,
     save_processors,
+    train_only,
 )
 from training.monitoring import Means, Rates, Stopwatch, start_trackers, trackers_of
 from training.objective import read_conditions, training_loss
@@ -324,6 +325,8 @@ def prepare_model(
 ) -> tuple[torch.nn.Module, torch.nn.Module | None, torch.optim.Optimizer, DataLoader]:
     """Build the model, its adapters if there are any, and the optimizer, and prepare them for all processes."""
     model = build_model(args, processor)
+    if args.train_only:
+        train_only(model, args.train_only)
     adapted = add_adapters(model, args.lora_rank) if args.lora_rank else None
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()

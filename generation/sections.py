@@ -171,8 +171,7 @@ def vary(session: Session) -> Section:
     options, line = session.options, session.lines(1)[0]
     batch = session.processor(lines=line, bars=session.bars, return_tensors="pt")
     session.bars = min(line["bars"], session.bars)
-    with torch.no_grad():
-        latent = session.model.encode(**batch).latent_mean
+    latent = session.encode(batch)
     with session.progress("Varying") as counter:
         varied = session.model.vary(
             latent,
@@ -221,7 +220,7 @@ def shift(session: Session) -> Section:
         raise UserError(f"--attribute {options.attribute}: {options.model} {remedy}")
     batch = session.processor(lines=line, bars=session.bars, return_tensors="pt")
     session.bars = min(line["bars"], session.bars)
-    latent = session.model.encode(**batch).latent_mean
+    latent = session.encode(batch)
     amounts = tqdm(options.amounts, desc="Shifting", unit=" melodies")
     latents = [session.model.shift(latent, options.attribute, amount, bars=session.bars) for amount in amounts]
     shifted = session.model.decode(torch.cat(latents), bars=session.bars)
@@ -266,8 +265,7 @@ def interpolate(session: Session) -> Section:
     if options.midi or options.dataset:
         lines = session.lines(2)
         batch = session.processor(lines=lines, bars=session.bars, return_tensors="pt")
-        with torch.no_grad():
-            latents = model.encode(**batch).latent_mean
+        latents = session.encode(batch)
         for letter, line, ids in zip("AB", lines, batch["input_ids"], strict=True):
             name = f"interpolation-{letter.lower()}-original"
             items.append(session.output_page.melody(name, f"Original {letter}", session.score(ids, line)))

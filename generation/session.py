@@ -179,6 +179,14 @@ class Session:
         random.Random(options.seed).shuffle(fitting)
         return [{**lines[index], "name": lines[index]["melody_id"]} for index in fitting[:count]]
 
+    def encode(self, batch):
+        """Return latents `(B, Z)` that give melodies back, of models that can refine them."""
+        import torch
+
+        with torch.no_grad():
+            latent = self.model.encode(**batch).latent_mean
+        return self.model.refine(latent, batch["input_ids"]) if hasattr(self.model, "refine") else latent
+
     def conditions(self) -> dict[str, Any]:
         """Return what the model is asked for: arguments of `sample`, `infill` and `continue_melody`."""
         from modeling.melody_line_melody_vae import tempo_class

@@ -220,6 +220,7 @@ class MelodyGenerationPipeline(Pipeline):
         """Write melodies anew from their latents, or from latents near by."""
         model, num, mode = self.model, model_inputs["num"], model_inputs["mode"]
         latent = model.encode(model_inputs["input_ids"], model_inputs["attention_mask"]).latent_mean
+        latent = model.refine(latent, model_inputs["input_ids"])
         bars = model.is_bar_token[model_inputs["input_ids"]].sum(-1)  # (B,)
         if mode == "vary":
             variations = [

@@ -8,15 +8,18 @@ from torch.nn.functional import cross_entropy
 
 from .arguments_melody_vae import check_count, check_latent
 
+REFINEMENT_STEPS = 20
+
 
 class ReconstructionMixin:
     """Reconstruction of melodies, amortised or refined."""
 
+    @torch.no_grad()
     def reconstruct(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        refinement_steps: int = 0,
+        refinement_steps: int = REFINEMENT_STEPS,
         **generate_kwargs,
     ) -> torch.Tensor:
         """Decode melodies from their posterior's mean, as many bars as they have, `(B, T)` ids.
@@ -24,7 +27,7 @@ class ReconstructionMixin:
         Args:
             input_ids: `(B, T)`.
             attention_mask: `(B, T)`, 0 at padding.
-            refinement_steps: Of [`refine`] before, for melodies that do not come back whole.
+            refinement_steps: Of [`refine`] before, for melodies that do not come back whole; 0 for amortised inference.
             generate_kwargs: As in [`generate`].
         """
         latent = self._latent_mean(input_ids, attention_mask)
@@ -33,7 +36,7 @@ class ReconstructionMixin:
         return self.decode(latent, bars=self.is_bar_token[input_ids].sum(-1), **generate_kwargs)
 
     def refine(
-        self, latent: torch.Tensor, input_ids: torch.Tensor, steps: int = 20, learning_rate: float = 0.1
+        self, latent: torch.Tensor, input_ids: torch.Tensor, steps: int = REFINEMENT_STEPS, learning_rate: float = 0.1
     ) -> torch.Tensor:
         """Move latents to where the melody decoder gives their melodies back: semi-amortised inference.
 
@@ -43,7 +46,7 @@ class ReconstructionMixin:
 
         Args:
             latent: `(B, Z)` of the melody encoder.
-            input_ids: `(B, T)` the melodies, padded at the end.
+            input_ids: `(B, T)` the melodies.
             steps: At most.
             learning_rate: Of Adam, in standard deviations of the latent.
 
@@ -59,7 +62,8 @@ class ReconstructionMixin:
             moved = best.clone().float().requires_grad_()
             optimizer = torch.optim.Adam([moved], lr=learning_rate)
             padding = self.config.pad_token_id
-            labels = ids.masked_fill(self._copied_tokens(ids), padding)[:, 1:]
+            is_given = self._copied_tokens(ids) | (ids == self.config.bos_token_id)
+            labels = ids.masked_fill(is_given, padding)[:, 1:]
             least = moved.new_full((len(ids),), torch.inf)
             active = torch.arange(len(ids), device=self.device)  # (A,)
             for step in range(check_count("steps", steps) + 1):

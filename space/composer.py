@@ -208,9 +208,9 @@ class Composer(FileReader):
 
     @torch.no_grad()
     def _encode(self, melodies: Sequence[Melody]) -> torch.Tensor:
-        """Return the posterior's means `(B, Z)`."""
+        """Return latents `(B, Z)` that give the melodies back."""
         batch = self.processor(lines=list(melodies), return_tensors="pt")
-        return self.model.encode(**batch).latent_mean
+        return self.model.refine(self.model.encode(**batch).latent_mean, batch["input_ids"])
 
     def _melodies(self, ids: torch.Tensor, tempo: float, program: int) -> list[Melody]:
         """Read generated ids as melodies."""

@@ -188,6 +188,19 @@ def load_model(
     return model
 
 
+def train_only(model: PreTrainedModel, prefix: str) -> None:
+    """Freeze all parameters of a model but those whose names begin with `prefix`.
+
+    Raises:
+        UserError: If none does; names those there are.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(prefix))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        parts = ", ".join(sorted({name.split(".")[0] for name, _ in model.named_parameters()}))
+        raise UserError(f"--train_only {prefix}: the model's parts are {parts}")
+
+
 def depth_of(config: MelodyVAEConfig) -> dict[str, int]:
     """Return how many layers a model has that can become more."""
     return {name: getattr(config, name) for name in ("num_encoder_layers", "num_hidden_layers")}

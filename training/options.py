@@ -158,6 +158,11 @@ def add_model_options(model: argparse._ArgumentGroup) -> None:
         "they are merged in the end, so that the model loads as any other. 8 is usual, 0 trains all weights",
     )
     model.add_argument(
+        "--train_only",
+        default="",
+        help="as in melody_encoder: train only the parameters whose names begin so, and freeze all others",
+    )
+    model.add_argument(
         "--vocab_size",
         type=int,
         default=1024,
@@ -348,6 +353,8 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--model_type {args.model_type}: --init_from goes on from the melody VAE only")
     if args.lora_rank and not args.init_from:
         raise UserError(f"--lora_rank {args.lora_rank}: adapters need a trained model; add --init_from")
+    if args.lora_rank and args.train_only:
+        raise UserError(f"--train_only {args.train_only}: adapters already freeze the model; leave out --lora_rank")
     if args.gradient_checkpointing and args.model_type in RECURRENT:
         raise UserError(f"--gradient_checkpointing computes attention layers again; leave it out for {args.model_type}")
     if args.streaming and (args.curriculum != "none" or args.genre_temperature != 1):

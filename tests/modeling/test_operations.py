@@ -65,6 +65,10 @@ def test_refined_latents_give_their_melodies_back_more_likely(processor, monkeyp
     few = model.refine(latent, ids, steps=5)
     assert (nats(few) < nats(latent)).all()
     torch.testing.assert_close(model.refine(latent[1:], ids[1:], steps=5), few[1:], rtol=1e-3, atol=1e-4)
+    left = torch.nn.functional.pad(ids, (3, 0))
+    torch.testing.assert_close(model.refine(latent, left, steps=5), few, rtol=1e-3, atol=1e-4)  # padding on either side
+    assert torch.equal(model.reconstruct(ids), model.decode(model.refine(latent, ids), bars=1))
+    assert torch.equal(model.reconstruct(ids, refinement_steps=0), model.decode(latent, bars=1))
     forward = model.forward
 
     def knows_the_first(input_ids, **inputs):

@@ -413,8 +413,8 @@ def test_changes_go_through_the_latent(actions, monkeypatch):
     monkeypatch.setattr(model, "shift", shift)
     (moved,) = actions.change(tune, {ATTRIBUTES[1]: -3.0, ATTRIBUTES[0]: 2.0, ATTRIBUTES[2]: 0.5})
     assert asked == [(ATTRIBUTES[1], -3.0, 4), (ATTRIBUTES[0], 2.0, 4), (ATTRIBUTES[2], 0.5, 4)]
-    batch = actions.engine.composer.processor(lines=[tune], return_tensors="pt")
-    ids = model.decode(-model.encode(**batch).latent_mean.detach(), bars=4, time_signature="4/4")
+    latent = actions.engine.composer._encode([tune])
+    ids = model.decode(-latent, bars=4, time_signature="4/4")
     assert notes_of(moved) == notes_of(actions.engine.composer.processor.to_lines(ids)[0])
     assert len(actions.change(tune, similarity=0.5, count=3, seed=2)) == 3
 

@@ -125,6 +125,14 @@ def test_training_goes_on_from_a_model(dataset, trained, tmp_path):
     assert "before" not in earlier
 
 
+def test_what_is_frozen_stays(dataset, trained, tmp_path):
+    options = ("--init_from", str(trained), "--max_train_steps", "2", "--num_warmup_steps", "0")
+    run(arguments(dataset, tmp_path / "out", *options, "--train_only", "melody_encoder"))
+    before, after = (load_file(folder / "model.safetensors") for folder in (trained, tmp_path / "out"))
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"melody_encoder"}
+
+
 def test_evaluation_command(dataset, trained, tmp_path):
     output = tmp_path / "results" / "tiny.json"
     argv = ["--model", str(trained), "--dataset", str(dataset), "--output", str(output), "--importance_samples", "3"]
@@ -196,6 +204,7 @@ def test_errors_name_the_input_and_the_remedy(dataset, trained, tmp_path, capsys
         (["--dataset", str(dataset), "--output_dir", new, "--resume_from_checkpoint", "x"], "x: not a checkpoint"),
         (["--dataset", str(dataset), "--output_dir", str(trained)], "has checkpoints already"),
         (["--dataset", str(dataset), "--output_dir", new, "--config_overrides", "hidden_size=7"], "hidden_size=7"),
+        (["--dataset", str(dataset), "--output_dir", new, "--train_only", "coder"], "coder: the model's parts are"),
         (["--dataset", str(dataset), "--output_dir", new, "--init_from", str(tmp_path / "empty")], "no trained model"),
         (
             ["--dataset", str(dataset), "--output_dir", str(trained), "--resume_from_checkpoint", "latest"],

@@ -436,6 +436,7 @@ def test_streams_of_processes_are_apart_and_never_end(shards):
     ("options", "message"),
     [
         (["--lora_rank", "8"], "--lora_rank 8: adapters need a trained model"),
+        (["--lora_rank", "8", "--init_from", "x", "--train_only", "norm"], "leave out --lora_rank"),
         (["--ema_decay", "1"], "--ema_decay less than 1"),
         (["--label_smoothing", "1.5"], "--label_smoothing 1.5: must be from 0 to 1"),
         (["--max_train_steps", "0"], "--max_train_steps 0: must be more than 0"),
