@@ -47,8 +47,8 @@ ENGINES = {  # pages, and their queries
 }
 TARGETS = {"ms_a_token": 10, "first_melody_seconds": 3, "map_step_ms": 150}
 NOTES = {
-    "starts": "seconds after the navigation, cold cache, loopback; processor seconds until the page is set up, a map of "
-    "blends included; megabytes are those of the files until then, as they lie and gzipped",
+    "starts": "seconds after the navigation, cold cache, loopback; processor seconds until the page is set up, a map "
+    "of blends included; megabytes are those of the files until then, as they lie and gzipped",
     "work": "medians; milliseconds by the clock, and of processors, of all of Chromium's processes together",
     "melody": "16 bars, from the prior; melody-vae draws as many candidates as its page; one_candidate draws one",
     "decode": "16 bars, greedily from a latent; a token is magenta's sixteenth, and melody-vae's word of several notes",

@@ -74,8 +74,8 @@ def summary(results: Path) -> str:
     return (
         markdown(["", "Melody VAE", "floor", "ceiling"], rows)
         + f"\nFrom {release['melodies']} melodies of {release['bars']} bars ({release['split']} split) and "
-        f"{sets['model']['melodies']:,} samples, {chosen}; the *floor* is a system\nthat has learned next to nothing, the "
-        "*ceiling* is real melodies or perfection, and [Results](results/README.md) has all the numbers.\n"
+        f"{sets['model']['melodies']:,} samples, {chosen}; the *floor* is a system\nthat has learned next to nothing, "
+        "the *ceiling* is real melodies or perfection, and [Results](results/README.md) has all the numbers.\n"
     )
 
 

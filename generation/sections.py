@@ -166,8 +166,6 @@ def generators(session: Session) -> list:
 
 def vary(session: Session) -> Section:
     """Draw a melody's latent again, as close to it as is asked for."""
-    import torch
-
     options, line = session.options, session.lines(1)[0]
     batch = session.processor(lines=line, bars=session.bars, return_tensors="pt")
     session.bars = min(line["bars"], session.bars)
