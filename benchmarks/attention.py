@@ -77,7 +77,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="threads that torch uses (default: 2)")
     parser.add_argument("--step_lengths", type=int, nargs="+", default=STEP_LENGTHS, help="tokens, for the time")
     parser.add_argument("--memory_lengths", type=int, nargs="+", default=MEMORY_LENGTHS, help="tokens, for the memory")
-    # A measurement of memory starts this command again, in a process of its own.
+    # A measurement of memory starts this command again, in a process of its own; benchmarks.speed does so as well.
+    parser.add_argument("--without_gradients", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--memory_of", nargs=3, metavar=("FORM", "KIND", "LENGTH"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.repeats < 2:
@@ -193,15 +194,25 @@ def resident_bytes(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def peak_mib_of(form: str, is_causal: bool, length: int) -> float:
-    """Return the memory that one forward and backward pass adds; to be called in a fresh process."""
-    attention = make_attention(is_causal, max_relative_distance=256, heads=1)
-    hidden_states = torch.randn(1, length, HEAD_SIZE)
-    with attention_form(form):
-        attention(hidden_states[:, :WARM_UP_TOKENS]).sum().backward()  # libraries that come with the first call
+def peak_mib_of(form: str, is_causal: bool, length: int, is_training: bool = True) -> float:
+    """Return the memory that one pass adds, forward and in training backward; to be called in a fresh process.
+
+    At inference the attention has all of the model's heads.
+    """
+    heads = 1 if is_training else MODEL["num_attention_heads"]
+    attention = make_attention(is_causal, max_relative_distance=256, heads=heads)
+    hidden_states = torch.randn(1, length, heads * HEAD_SIZE)
+
+    def run(states: torch.Tensor) -> None:
+        attended = attention(states).sum()
+        if is_training:
+            attended.backward()
+
+    with attention_form(form), torch.set_grad_enabled(is_training):
+        run(hidden_states[:, :WARM_UP_TOKENS])  # libraries that come with the first call
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the record of the peak begins here
         before = resident_bytes("VmRSS")
-        attention(hidden_states).sum().backward()
+        run(hidden_states)
     return (resident_bytes("VmHWM") - before) / MIB
 
 
@@ -337,7 +348,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     if options.memory_of:
         form, kind, length = options.memory_of
-        print(peak_mib_of(form, kind == "causal", int(length)))
+        print(peak_mib_of(form, kind == "causal", int(length), not options.without_gradients))
         return 0
     return report_to(options.output, lambda: rounded(measure(options)), summary)
 

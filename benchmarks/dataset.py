@@ -30,9 +30,9 @@ import tarfile
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,6 +42,7 @@ from symusic.core import ScoreTick
 from tqdm import tqdm
 
 from benchmarks.reports import report_to, rounded, versions
+from benchmarks.timing import one_core, processor_seconds
 from command import machine
 from dataset_script.build import LIBRARIES
 from dataset_script.midi_sources import InputError, in_folder
@@ -57,7 +58,6 @@ CHUNK_FILES = 64  # to a process at a time, as dataset_script does
 WARM_UP_FILES = 20
 SAMPLE_SEED = 0
 SAMPLING_SECONDS = 0.05  # between two looks at the memory
-IDLE_SECONDS = 0.3  # so long it is watched which core has least to do
 MIB = 1 << 20
 
 TARGETS = {  # path in "ratios" -> what is wanted at least
@@ -161,24 +161,6 @@ def note_seq_interpreter(given: Path | None) -> Path:
                 raise InputError(f"note_seq cannot be installed ({why}); give --note_seq_python or --note_seq_files 0")
         is_done.write_text("\n".join(NOTE_SEQ_PINS), encoding="utf-8")
     return python
-
-
-@contextmanager
-def one_core() -> Iterator[None]:
-    """Bind this thread to the core with the least to do; processes that are started meanwhile stay there."""
-    cores = os.sched_getaffinity(0)
-    busy = psutil.cpu_percent(IDLE_SECONDS, percpu=True)
-    os.sched_setaffinity(0, {min(cores, key=lambda core: busy[core] if core < len(busy) else 100.0)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, cores)
-
-
-def processor_seconds() -> float:
-    """Return the processor time of all processes that were started here and have ended."""
-    used = os.times()
-    return used.children_user + used.children_system
 
 
 def parse_chunk(paths: list[Path]) -> tuple[float, float, int]:
