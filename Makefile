@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 HAS_TORCH := -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("torch"))'
 
 .PHONY: help install lock demo demo-training space test test-slow test-real test-gpu test-oldest test-newest resolve always \
-  quality report torture docs figures dataset-results evaluate release clean
+  quality report benchmark torture docs figures dataset-results evaluate release clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -111,6 +111,11 @@ quality: install  ## lint, format, types, and whether documents say what results
 
 torture: install  ## try mutated files, kills, full disks, hostile clients; TORTURE holds the sizes
 	$(RUN)python -m benchmarks.reliability $(TORTURE)
+
+benchmark: install  ## time the release beside GPT-2, Llama, MidiTok and the limits, some minutes; best on an idle machine
+	$(RUN)python -m benchmarks.speed --output outputs/benchmark.json
+	mv outputs/benchmark.json results/benchmark.json
+	$(MAKE) report
 
 report: install  ## write the numbers and pictures of results/ into the documents
 	$(RUN)python -m documents.report

@@ -15,7 +15,8 @@ wall time as well. The parts:
     profile                where the time of a token goes
     guard                  the ratios of small sizes, which a test compares with its own
 
-What is in the output file is not measured again, unless --parts names it: so the command goes on where it was stopped.
+What is in the output file is not measured again, unless --parts names it: the same command goes on where it was
+stopped.
 """
 
 from __future__ import annotations

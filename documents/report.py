@@ -15,6 +15,8 @@ from documents import blocks
 from documents.browser import browser
 from documents.compare import markdown
 from documents.reliability import reliability
+from documents.speed import speed
+from documents.speed import summary as speed_summary
 from rendering.curves import write_curves
 
 ROOT = Path(__file__).parents[1]
@@ -200,6 +202,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "release": lambda: blocks.release(RESULTS),
     "reliability": lambda: reliability(RESULTS),
     "operations": operations,
+    "speed": lambda: speed(RESULTS),
+    "speed_summary": lambda: speed_summary(RESULTS),
     "originality": lambda: blocks.originality_index(RESULTS),
     "summary": lambda: blocks.summary(RESULTS),
     "training_time": lambda: blocks.training_time(RESULTS),

@@ -18,9 +18,9 @@ def read(results: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def milliseconds(part: Mapping[str, Any], side: str) -> float | None:
-    """Return the milliseconds a unit of a side; None where it was not measured."""
-    return part["sides"].get(side, {}).get("milliseconds")
+def milliseconds(part: Mapping[str, Any], side: str) -> float:
+    """Return the milliseconds a unit of a side."""
+    return part["sides"][side]["milliseconds"]
 
 
 def sampling_rows(parts: Mapping[str, Any]) -> list[list[str]]:
@@ -30,7 +30,7 @@ def sampling_rows(parts: Mapping[str, Any]) -> list[list[str]]:
         if name not in parts:
             continue
         part = parts[name]
-        each = [milliseconds(part, side) for side in SIDES]
+        each = [milliseconds(part, side) if side in part["sides"] else None for side in SIDES]
         if name == "one":
             cells = [DASH if value is None else f"{value:.2f}" for value in each]
             rows.append([f"{what}, ms a token", *cells])
@@ -50,7 +50,7 @@ def other_rows(parts: Mapping[str, Any]) -> list[list[str]]:
         if name not in parts:
             continue
         part = parts[name]
-        figures = part["mib"] if "mib" in part else {side: milliseconds(part, side) for side in part["sides"]}
+        figures: dict[str, float] = part.get("mib") or {side: milliseconds(part, side) for side in part["sides"]}
         for side, value in figures.items():
             if name == "training":
                 value = 1e3 / value
