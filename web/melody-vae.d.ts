@@ -88,6 +88,11 @@ export interface SampleOptions extends WritingOptions, ConditionOptions {
   bars?: number;
   /** Such as `6/8` or `[6, 8]`; the model's choice by default. */
   meter?: string | [number, number];
+  /**
+   * Drawn for each melody; the one is kept that the model's critic takes most for a training melody. The model's own
+   * number by default; 1 is the fastest, and what melodies longer than the model's most have.
+   */
+  candidates?: number;
 }
 
 export interface DecodeOptions extends WritingOptions {

@@ -86,6 +86,16 @@ def operations(runtime: OnnxMelodyVAE, latents: np.ndarray, ids: np.ndarray) -> 
     most = config["max_bars"]
     asked: dict[str, Any] = {"key": "D minor", "time_signature": "3/4"} if config["num_prior_layers"] else {}
     attributes = {"note_density": [1.0, None]} if config["num_prior_layers"] else {}
+    choices: dict[str, dict[str, Any]] = {
+        "chosen": {"n": 3, "seed": 11, "temperature": 2.0, "candidates": 3},
+        "chosen in a key": {
+            "n": 2,
+            "seed": 12,
+            "bars": [2, most],
+            "candidates": 4,
+            "conditions": {"key": ["D major", None]},
+        },
+    }
     for name, options in {
         "plain": {"n": 3, "seed": 0},
         "hot": {"n": 2, "seed": 2, "temperature": [1.0, 2.5], "bars": [2, most], "top_p": 0.8},
@@ -93,6 +103,7 @@ def operations(runtime: OnnxMelodyVAE, latents: np.ndarray, ids: np.ndarray) -> 
         "limited": {"n": 2, "seed": 4, "scale": "D dorian", "lowest_pitch": 57, "time_signature": ["6/8", None]},
         "measured": {"n": 2, "seed": 5, "conditions": attributes, "highest_pitch": 70},
         "long": {"n": 2, "seed": 6, "bars": 2 * most + 1},
+        **(choices if config["critic_size"] else {}),
     }.items():
         found = runtime.sample(**options)
         yield {"name": f"sample {name}", "method": "sample", "options": options, "ids": trimmed(runtime, found)}

@@ -16,7 +16,7 @@ export { MidiError, readMidi, writeMidi } from "./midi.js"
 /**
  * Load a model from the URL (in node also the path) of the folder that `export_onnx.py` wrote.
  *
- * Resolves when melodies can be sampled; the melody encoder comes after that, see `model.complete`.
+ * Resolves when a melody can be drawn; the melody encoder, and the critic, come after that, see `model.complete`.
  *
  * @param {string | URL} url
  * @param {import("../melody-vae.js").LoadOptions} [options]
@@ -36,11 +36,12 @@ export async function load(url, options = {}) {
     }
     return graphs.get(name)
   }
-  const { latent_size: hasLatent, num_prior_layers: hasPrior } = about.config
+  const { latent_size: hasLatent, num_prior_layers: hasPrior, critic_size: hasCritic } = about.config
   const needed = ["decoder", ...(hasLatent ? ["bar_conditioner"] : []), ...(hasPrior ? ["prior"] : [])]
   files.expect(needed.map((name) => `${name}.onnx`))
   await Promise.all(needed.map(graph))
-  const complete = hasLatent ? graph("encoder").then(() => {}) : Promise.resolve()
+  const late = [...(hasLatent ? ["encoder"] : []), ...(hasCritic ? ["critic"] : [])]
+  const complete = Promise.all(late.map(graph)).then(() => {})
   complete.catch(() => {}) // whoever needs it is told
   return new MelodyVAE(about, graph, { runtime, graphs, complete })
 }

@@ -21,7 +21,7 @@ export function drawNormal(size, generator) {
 }
 
 /** Join arrays of one length, as a feed of a graph. */
-function stack(rows, dims) {
+export function stack(rows, dims) {
   const data = new Float32Array(rows.length * rows[0].length)
   rows.forEach((row, at) => data.set(row, at * row.length))
   return { type: "float32", data, dims: [rows.length, ...dims] }

@@ -43,8 +43,8 @@ export class MelodyVAE {
     return this.#runtime.device
   }
 
-  async sample({ count = 1, bars, meter, ...options } = {}) {
-    const asked = { ...this.#writing(options), ...this.#conditions(options), bars, timeSignature: meterName(meter) }
+  async sample({ count = 1, bars, meter, candidates, ...options } = {}) {
+    const asked = { ...this.#writing(options), ...this.#conditions(options), bars, candidates, timeSignature: meterName(meter) }
     return this.#run(async (model) => this.#melodies(await model.sample(count, given(asked))))
   }
 

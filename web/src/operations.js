@@ -1,54 +1,19 @@
 /**
- * What one does with melodies, as `MelodyVAEModel` has it: sample, vary, infill, continue, interpolate, reconstruct; as
+ * What one does with melodies, as `MelodyVAEModel` has it: reconstruct, vary, infill, continue, interpolate; as
  * `onnx_melody_vae/operations.py` has it, with the same random numbers in the same order.
  *
  * Dimension key: B batch, T tokens, N bars, Z latent size, S points of a path. Melodies are arrays of token ids,
  * latents arrays of `(Z,)`.
  */
 
-import { StepDecoder, drawToken, writeMelodies } from "./decoding.js"
-import { GrammarState } from "./grammar.js"
-import { LatentModel, drawNormal } from "./latents.js"
-import { keyOf, majorTonic, sum, transposeLine } from "./melody_line.js"
+import { drawNormal } from "./latents.js"
+import { keyOf, majorTonic, transposeLine } from "./melody_line.js"
 import { makeGenerators } from "./random.js"
-import { COLUMN, scaleMask } from "./token_grammar.js"
+import { SamplingModel, checkBars, forEach } from "./sampling.js"
 
-/** Options of `sample` that may be arrays with one for each melody. */
-const PER_MELODY = ["generator", "bars", "temperature", "scale", "timeSignature", "lowestPitch", "highestPitch"]
-
-// As in the model's own operations.
-const LONGEST_REST = 1
-const FREE_DRAWS = 4
-const SECTION_NOISE_FACTOR = 0.75
 const PATH_SPREAD = 7
 const PATH_NOISE = 0.5
 const f = Math.fround
-
-/**
- * Return an option as an array with one for each of `n` melodies.
- *
- * @throws {RangeError} If there are not `n`.
- */
-function forEach(name, value, n) {
-  const values = Array.isArray(value) ? value : new Array(n).fill(value)
-  if (values.length !== n) throw new RangeError(`${values.length} values of ${name} for ${n} melodies`)
-  return values
-}
-
-/** @throws {RangeError} If not each is a number of bars. */
-function checkBars(counts) {
-  const wrong = counts.find((count) => !(Number.isInteger(count) && count >= 1))
-  if (wrong !== undefined) throw new RangeError(`bars=${wrong}: a melody has a whole number of bars, at least one`)
-}
-
-/** Keep of the options, and of the conditions among them, those of some melodies; what is for all stays. */
-function takeRows(options, rows) {
-  const take = (values) => rows.map((row) => values[row])
-  const taken = { ...options }
-  for (const name of PER_MELODY) if (Array.isArray(options[name])) taken[name] = take(options[name])
-  const conditions = Object.entries(options.conditions).map(([name, values]) => [name, take(values)])
-  return { ...taken, conditions: Object.fromEntries(conditions) }
-}
 
 const lengthOf = (values) => Math.max(Math.sqrt(values.reduce((total, value) => total + value * value, 0)), 1e-12)
 
@@ -70,162 +35,10 @@ function linspace(steps) {
 }
 
 /** A melody VAE of ONNX graphs, with the operations of `MelodyVAEModel`; `OnnxMelodyVAE` in Python. */
-export class OnnxMelodyVAE extends LatentModel {
-  /** Decode latents; greedily, unless there is a seed or a generator for each. Options are those of `generate`. */
-  async decode(latent, { seed, ...options } = {}) {
-    if (seed != null) options.generator = makeGenerators(latent.length, seed)
-    return this.generate({ latent, ...options })
-  }
-
+export class OnnxMelodyVAE extends SamplingModel {
   /** Decode melodies from their posterior's mean, as many bars as they have. */
   async reconstruct(ids, options = {}) {
     return this.decode((await this.encode(ids)).mean, { bars: this.numBars(ids), ...options })
-  }
-
-  /**
-   * Write melodies.
-   *
-   * @param {object} options
-   * @param {Float32Array[]} [options.latent] Needed unless the model has none.
-   * @param {number[][]} [options.ids] Beginnings of the melodies; the start token by default.
-   * @param {number | number[]} [options.bars] Bars that each melody shall have; the model decides by default.
-   * @param {number | number[][]} [options.noiseLevel] How much of the latent is noise, from 0 to 1; of all, or of each bar.
-   * @param {Record<string, any>} [options.conditions] What the melody decoder is told, as in `sample`.
-   * @param {string | (string | null)[]} [options.scale] Such as `D dorian`: the only pitches. For all, or one for each,
-   *   as the three that follow.
-   * @param {string | (string | null)[]} [options.timeSignature] Such as `6/8`; the model's choice by default.
-   * @param {number | (number | null)[]} [options.lowestPitch]
-   * @param {number | (number | null)[]} [options.highestPitch]
-   * @param {number[][]} [options.template] Melodies to keep bars of.
-   * @param {number[]} [options.regenerate] Which of their bars to write anew, from 0.
-   * @param {number} [options.maxRest] Bars that a rest between notes may last; any by default.
-   * @param {import("./random.js").Generator[]} [options.generator] For each melody; by default the most likely token
-   *   is taken.
-   * @param {number | number[]} [options.temperature] Of the softmax over tokens, for all or for each.
-   * @param {number} [options.topP] Share of the probability that tokens are drawn from.
-   * @param {number} [options.maxLength] Tokens to stop at, the beginning's included.
-   * @param {boolean} [options.opensBar] Whether the first new token has to open a bar.
-   * @param {AbortSignal} [options.signal]
-   * @returns {Promise<number[][]>} Ids, without padding.
-   * @throws {RangeError} If no melody can be like this, or there is a latent too much or none.
-   */
-  async generate(options) {
-    const { config, table } = this
-    const { latent, ids, template, bars, noiseLevel, conditions, generator, opensBar, signal } = options
-    const { maxRest, temperature = 1, topP = 1, maxLength, regenerate = [] } = options
-    if (!latent === Boolean(config.latent_size)) {
-      throw new RangeError(`latent_size=${config.latent_size}, and ${latent ? "a" : "no"} latent given`)
-    }
-    if (!(topP >= 0 && topP <= 1)) throw new RangeError(`topP=${topP} is not a number from 0 to 1`)
-    const n = [latent, ids, template].find((part) => part)?.length ?? 1
-    if (!n) return []
-    const temperatures = forEach("temperature", temperature, n).map(f)
-    for (const each of temperatures) {
-      if (!(each > 0 && each < Infinity)) throw new RangeError(`temperature=${each} is not a number above 0`)
-    }
-    const wanted = this.#wanted(n, bars, maxRest, options)
-    let length = maxLength ?? config.max_length
-    if (template) {
-      if (maxLength == null) length += Math.max(...template.map((row) => row.length))
-      this.#keepTemplate(wanted, template, regenerate, bars == null)
-    }
-    let barConditions = null
-    if (latent) {
-      const level = typeof noiseLevel === "number" ? latent.map(() => new Array(config.max_bars).fill(noiseLevel)) : noiseLevel
-      barConditions = await this.barConditions(latent, level, this.checkConditions(conditions, n))
-    }
-    let isFirst
-    if (opensBar) { // a token that opens none could put more notes into the last bar that is there
-      isFirst = Uint8Array.from(table.opensBar)
-      for (const token of this.repeats.values()) isFirst[token] = 1
-    } // prettier-ignore
-    const rows = await writeMelodies(
-      new StepDecoder(await this.graph("decoder"), config, table, n, barConditions),
-      wanted.map((each) => new GrammarState(table, each)),
-      ids ?? wanted.map(() => [config.bos_token_id]),
-      { maxLength: length, generator, temperature: temperatures, topP, isFirst, signal },
-    )
-    return rows.map((row) => row.filter((token) => token !== config.pad_token_id))
-  }
-
-  /** Write options of `generate` as what each melody is to be. */
-  #wanted(n, bars, maxRest, asked) {
-    const { max_bars: most, latent_size: size } = this.config
-    const all = (name, value) => forEach(name, value, n)
-    const options = PER_MELODY.slice(3).map((name) => all(name, asked[name]))
-    return all("bars", bars).map((count, row) => {
-      if (count != null && count > most && size) {
-        throw new RangeError(`bars=${count}: a latent holds at most max_bars=${most}; sample({ bars }) writes longer ones`)
-      }
-      if (count != null) checkBars([count])
-      const [scale, signature, low, high] = options.map((values) => values[row])
-      const pitches = [scale == null ? 0xfff : scaleMask(scale), low ?? 0, high ?? 127]
-      this.table.usablePhases(pitches)
-      return {
-        bars: count ?? most,
-        modelEnds: count == null,
-        signature: signature == null ? [0, 0] : this.table.timeSignature(signature),
-        pitches,
-        maxRest: maxRest ?? null,
-        kept: new Map(),
-      }
-    })
-  }
-
-  /** Let melodies keep the bars of a template but for some; `own` bars are those that it has. */
-  #keepTemplate(wanted, template, regenerate, own) {
-    this.splitBars(template).forEach((melody, row) => {
-      const each = wanted[row]
-      each.kept = new Map([...melody.entries()].filter(([index]) => !regenerate.includes(index)))
-      if (own && melody.length) each.bars = melody.length
-      each.modelEnds = false
-      const signed = melody.flat().map((token) => this.table.rows[token]).find((entry) => entry[COLUMN.TIME_SIGNATURE])
-      if (signed) each.signature = [signed[COLUMN.TIME_SIGNATURE], signed[COLUMN.BAR_STEPS]]
-    })
-  }
-
-  /**
-   * Sample `n` melodies from the prior, as `MelodyVAEModel.sample` does.
-   *
-   * @param {number} n
-   * @param {object} options Those of `generate`, and these:
-   * @param {number} [options.seed] Makes the result repeatable: melody i of a seed is the same for every `n`.
-   * @param {number | number[]} [options.bars] Bars per melody; `max_bars` by default; more are written section by
-   *   section. One number for all, or one for each, none of them more than `max_bars`.
-   * @param {Record<string, any>} [options.conditions] Such as `{key: "D minor", note_density: 1}`; for all, or an array
-   *   with one for each, in which null leaves it open.
-   * @param {number} [options.guidance] Scale of classifier-free guidance; 1 is none.
-   * @param {number} [options.attempts] How often a melody in another key than asked for is sampled at most.
-   * @param {number} [options.noiseLevel] How much of its latent a melody leaves to the melody decoder, from 0 to 1;
-   *   `config.sampling_noise` by default.
-   */
-  async sample(n, { seed, bars, conditions, guidance = 1, attempts = 12, generator, noiseLevel, ...options } = {}) {
-    const checked = this.checkConditions(conditions, n)
-    const asked = {
-      ...this.#samplingOptions(),
-      temperature: 1,
-      bars: bars ?? this.config.max_bars,
-      conditions: checked,
-      guidance,
-      noiseLevel,
-      generator: generator ?? makeGenerators(n, seed),
-      ...options,
-    }
-    for (const name of PER_MELODY) forEach(name, asked[name], n)
-    checkBars(forEach("bars", asked.bars, n))
-    asked.timeSignature = this.#oneTimeSignature(asked.timeSignature, checked, n)
-    if (!n) return []
-    const draw = async (count, what) => this.#transposeToKeys(await this.#sampleBatch(count, what), what)
-    const ids = await draw(n, asked)
-    for (let attempt = 1; attempt < attempts; attempt++) {
-      const wrong = this.#rowsInAnotherKey(ids, checked)
-      if (!wrong.length) break
-      const again = takeRows(asked, wrong)
-      if (attempt >= FREE_DRAWS && again.scale == null) again.scale = again.conditions.key
-      const drawn = await draw(wrong.length, again)
-      wrong.forEach((row, at) => (ids[row] = drawn[at]))
-    }
-    return ids
   }
 
   /**
@@ -247,7 +60,7 @@ export class OnnxMelodyVAE extends LatentModel {
       const noise = drawNormal(config.latent_size, sources)
       if (config.noise_probability) {
         const level = this.#variationLevel(similarity)
-        own = { ...this.#samplingOptions(), conditions: await this.#conditionsLike(latent, options), generator: sources }
+        own = { ...this.samplingOptions(), conditions: await this.#conditionsLike(latent, options), generator: sources }
         own.noiseLevel = latents.map(() => new Array(config.max_bars).fill(level))
         latents = this.addNoise(latents, own.noiseLevel, noise)
       } else if (config.num_prior_layers) {
@@ -268,12 +81,10 @@ export class OnnxMelodyVAE extends LatentModel {
 
   /** Read key and attributes of the melody of a latent, as far as the melody decoder is told of them. */
   async #conditionsLike(latent, { bars, signal }) {
-    const { decoder_conditions: told, conditions: known, attributes } = this.config
+    const { decoder_conditions: told, attributes } = this.config
     if (!told.length) return {}
     const [line] = this.readLines(await this.decode([latent], { bars: typeof bars === "number" ? bars : undefined, signal }))
-    const key = line.pitch.length ? keyOf(line) : null
-    const isKnown = (known.key ?? []).includes(key) // the training data may have had none in it
-    const conditions = told.includes("key") ? { key: isKnown ? key : null } : {}
+    const conditions = told.includes("key") ? { key: this.knownKey(line) } : {}
     if (told.includes("attributes") && line.pitch.length) {
       this.attributesOf(line).forEach((value, at) => (conditions[attributes[at]] = value))
     }
@@ -296,12 +107,12 @@ export class OnnxMelodyVAE extends LatentModel {
         throw new RangeError(`bar ${bar} cannot be filled: bars count from 0 to ${shortest - 1} here`)
       }
     }
-    let asked = { ...this.#samplingOptions(), generator: generator ?? makeGenerators(n, seed), ...options }
+    let asked = { ...this.samplingOptions(), generator: generator ?? makeGenerators(n, seed), ...options }
     const checked = this.checkConditions(conditions, n)
     if (config.latent_size) {
       const isKnown = ids.map(() => Array.from({ length: config.max_bars }, (_, bar) => !bars.includes(bar)))
       asked = { ...asked, conditions: checked, guidance, noiseLevel }
-      asked = await this.#withLatent(asked, (await this.encode(ids)).mean, isKnown, numBars)
+      asked = await this.withLatent(ids, asked, (await this.encode(ids)).mean, isKnown, numBars)
     }
     return this.generate({ template: ids, regenerate: bars, ...asked })
   }
@@ -326,9 +137,9 @@ export class OnnxMelodyVAE extends LatentModel {
       throw new RangeError(`timeSignature=${options.timeSignature}: the melody has its own`)
     }
     const primer = this.joinBars(this.splitBars(ids), true)
-    const asked = { ...this.#samplingOptions(), generator: generator ?? makeGenerators(n, seed), ...options }
+    const asked = { ...this.samplingOptions(), generator: generator ?? makeGenerators(n, seed), ...options }
     const drawn = { conditions: this.checkConditions(conditions, n), guidance, noiseLevel, opensBar: true }
-    return this.#generateAfter(primer, bars, bars, { ...asked, ...drawn })
+    return this.generateAfter(primer, bars, bars, { ...asked, ...drawn })
   }
 
   /** Decode a path between two latents, ends included, as `MelodyVAEModel` does. */
@@ -393,151 +204,5 @@ export class OnnxMelodyVAE extends LatentModel {
       blended.set(slerp(a.subarray(begin, end), b.subarray(begin, end), own), begin)
     }
     return blended
-  }
-
-  // Batches and sections of sampled melodies.
-
-  /** Write `n` melodies once, by the options of `sample`. */
-  async #sampleBatch(n, { bars, ...options }) {
-    const { max_bars: most, conditions, latent_size: size, bos_token_id: bos } = this.config
-    if (!Array.isArray(bars) && bars > most) return this.#sampleSections(n, bars, options)
-    const known = conditions.time_signature ?? []
-    const signature = options.timeSignature
-    if (known.length && signature != null && !("time_signature" in options.conditions) && size) {
-      const asked = forEach("timeSignature", signature, n).map((name) => (known.includes(name) ? name : null))
-      options.conditions = { ...options.conditions, time_signature: asked }
-    }
-    return this.#generateAfter(Array.from({ length: n }, () => [bos]), bars, bars, options)
-  }
-
-  /** Sample latents that fit a primer, and write what follows it, up to so many bars. */
-  async #generateAfter(primer, bars, barsOfLatent, options) {
-    const numBars = this.numBars(primer)
-    if (this.config.latent_size) {
-      const isKnown = numBars.map((has) => Array.from({ length: this.config.max_bars }, (_, bar) => bar < has))
-      const known = numBars.some((has) => has) ? (await this.encode(primer)).mean : null
-      options = await this.#withLatent(options, known, isKnown, barsOfLatent)
-    } else {
-      // It has no prior that could read them.
-      options = { ...options, conditions: undefined, noiseLevel: undefined }
-    }
-    return this.generate({ ids: primer, bars, ...options })
-  }
-
-  /** Put latents, and the noise level of each bar, in place of the options that say how to sample them. */
-  async #withLatent({ guidance, noiseLevel, ...options }, known, isKnown, bars) {
-    const { conditions, generator } = options
-    noiseLevel ??= this.#defaultNoiseLevel(conditions)
-    if (!(noiseLevel >= 0 && noiseLevel <= 1)) throw new RangeError(`noise=${noiseLevel} is not a number from 0 to 1`)
-    if (noiseLevel && !this.config.noise_probability) {
-      throw new RangeError(`noise=${noiseLevel} and a model trained without (noise_probability=0)`)
-    }
-    const latent = await this.sampleLatent(generator, { known, isKnown, conditions, guidance, noiseLevel, bars })
-    const levels = isKnown.map((row) => row.map((each) => (each ? 0 : noiseLevel)))
-    return { ...options, latent, ...(noiseLevel ? { noiseLevel: levels } : {}) }
-  }
-
-  /** Write melodies longer than a latent, section by section of half a latent, as `MelodyVAEModel` does. */
-  async #sampleSections(n, bars, options) {
-    const size = Math.max(1, Math.floor(this.config.max_bars / 2))
-    const melodies = Array.from({ length: n }, () => []) // of each its sections, their bars' tokens
-    while (size * melodies[0].length < bars) {
-      const count = Math.min(size, bars - size * melodies[0].length)
-      // Half a section could end within a note, so the last one repeats none unless it is whole.
-      const lags = count === size ? this.#drawLags(n, melodies[0].length, options.generator) : new Array(n).fill(-1)
-      const sections = melodies.map((melody, row) => (lags[row] >= 0 ? melody.at(-1 - lags[row]) : []))
-      const rows = [...lags.keys()].filter((row) => lags[row] < 0)
-      if (rows.length) {
-        const before = rows.map((row) => melodies[row].at(-1) ?? [])
-        const ids = await this.#sampleNextSection(before, count, takeRows(options, rows))
-        this.splitBars(ids).forEach((section, at) => (sections[rows[at]] = section.slice(before[at].length)))
-      }
-      melodies.forEach((melody, row) => melody.push(sections[row]))
-    }
-    return this.joinBars(melodies.map((melody) => melody.flat()))
-  }
-
-  /** Draw for each melody how many sections back the one is that it repeats now, from 0; -1 for none. */
-  #drawLags(n, numSections, generator) {
-    const returns = this.config.section_returns.slice(0, numSections)
-    if (!returns.length) return new Array(n).fill(-1)
-    const scores = Float64Array.from([...returns, Math.max(1 - sum(returns), 0)], Math.log)
-    return generator.map((source) => {
-      const lag = drawToken(scores, source.random(), 1)
-      return lag < returns.length ? lag : -1
-    })
-  }
-
-  /** Write `count` bars after the section before; returns ids with both. */
-  async #sampleNextSection(before, count, options) {
-    const known = before[0].length
-    if (known) {
-      options.timeSignature = undefined // the primer has its own
-      options.noiseLevel ??= SECTION_NOISE_FACTOR * this.#defaultNoiseLevel(options.conditions)
-    }
-    const primer = this.joinBars(before, true)
-    return this.#generateAfter(primer, known + count, this.config.max_bars, options) // the melody goes on
-  }
-
-  /** List the melodies whose key is not the condition's. */
-  #rowsInAnotherKey(ids, { key }) {
-    if (!key) return []
-    const lines = this.readLines(ids)
-    return [...lines.keys()].filter((row) => key[row] != null && keyOf(lines[row]) !== key[row])
-  }
-
-  /**
-   * Transpose melodies to the keys asked for where their mode is the same.
-   *
-   * Those stay as they are whose scale or range was asked for, or that would leave the vocabulary.
-   */
-  #transposeToKeys(ids, options) {
-    const wrong = this.#rowsInAnotherKey(ids, options.conditions)
-    if (["scale", "lowestPitch", "highestPitch"].some((name) => options[name] != null)) return ids
-    const moved = [...ids]
-    for (const row of wrong) {
-      const [line] = this.readLines([ids[row]])
-      const [has, wanted] = [keyOf(line), options.conditions.key[row]]
-      if (has.split(" ")[1] !== wanted.split(" ")[1]) continue
-      const transposed = transposeLine(line, majorTonic(has), majorTonic(wanted), this.pitches)
-      if (transposed) [moved[row]] = this.writeLines([transposed])
-    }
-    return moved
-  }
-
-  /** Pitches of the vocabulary, ascending. */
-  get pitches() {
-    return this.writer.values("Pitch")
-  }
-
-  // Options and conditions.
-
-  /** Return the options of `generate` with which this model samples tokens. */
-  #samplingOptions() {
-    return { topP: this.config.sampling_top_p, maxRest: LONGEST_REST }
-  }
-
-  /** How noisy the latents of melodies under these conditions are by default. */
-  #defaultNoiseLevel(conditions) {
-    const { decoder_conditions: told, attributes, sampling_noise: level } = this.config
-    // What the melody decoder is not told reaches it through the latent alone; the time signature is in the tokens.
-    const heard = new Set(["time_signature", ...told, ...(told.includes("attributes") ? attributes : [])])
-    return Object.keys(conditions).some((name) => !heard.has(name)) ? level / 2 : level
-  }
-
-  /**
-   * Return the time signature that an option and a condition ask for together.
-   *
-   * @throws {RangeError} If they ask for different ones.
-   */
-  #oneTimeSignature(signature, { time_signature: asked }, n) {
-    if (!asked) return signature
-    return forEach("timeSignature", signature, n).map((one, row) => {
-      const other = asked[row]
-      if (one != null && other != null && one !== other) {
-        throw new RangeError(`meter=${one} and the condition time_signature=${other} differ`)
-      }
-      return one ?? other
-    })
   }
 }

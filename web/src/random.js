@@ -37,11 +37,11 @@ function mix(x, y) {
   return (result ^ (result >>> 16)) >>> 0
 }
 
-/** Spread a seed and the number of a child over four words of 64 bits. */
-function seedState(seed, child) {
+/** Spread a seed, and the numbers of a child, its child and so on, over four words of 64 bits. */
+function seedState(seed, children) {
   const entropy = wordsOf(seed)
   while (entropy.length < POOL_SIZE) entropy.push(0)
-  entropy.push(...wordsOf(child))
+  entropy.push(...children.flatMap(wordsOf))
   const hash = makeHash(0x43b0d7e5, 0x931e8875)
   const pool = entropy.slice(0, POOL_SIZE).map(hash)
   for (let from = 0; from < POOL_SIZE; from++) {
@@ -83,21 +83,31 @@ function makeLayers() {
   return [inside, width, height]
 }
 
-/** A source of random numbers: `numpy.random.default_rng(numpy.random.SeedSequence(seed).spawn(n)[child])`. */
+/** A source of random numbers: `numpy.random.default_rng(numpy.random.SeedSequence(seed, spawn_key=children))`. */
 export class Generator {
+  #seed
+  #children
+  #spawned = 0
   #state
   #increment
   #half = null // of 64 bits, drawn and not yet used
 
   /**
    * @param {number | bigint} seed
-   * @param {number} child
+   * @param {number[]} children Number of the seed's child, of that one's child, and so on.
    */
-  constructor(seed, child) {
-    const [high, low, sequenceHigh, sequenceLow] = seedState(seed, child)
+  constructor(seed, children) {
+    this.#seed = seed
+    this.#children = children
+    const [high, low, sequenceHigh, sequenceLow] = seedState(seed, children)
     this.#increment = ((((sequenceHigh << 64n) | sequenceLow) << 1n) | 1n) & MASK_128
     this.#state = (this.#increment + ((high << 64n) | low)) & MASK_128
     this.#step()
+  }
+
+  /** Make `count` generators whose numbers are their own: `spawn(count)`. */
+  spawn(count) {
+    return Array.from({ length: count }, () => new Generator(this.#seed, [...this.#children, this.#spawned++]))
   }
 
   #step() {
@@ -176,5 +186,5 @@ export function makeGenerators(n, seed) {
   if (!Number.isSafeInteger(seed) || seed < 0) {
     throw new RangeError(`seed=${seed} is not a whole number from 0 to 2**53 - 1`)
   }
-  return Array.from({ length: n }, (_, child) => new Generator(seed, child))
+  return Array.from({ length: n }, (_, child) => new Generator(seed, [child]))
 }

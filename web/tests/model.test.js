@@ -26,6 +26,8 @@ test("a seed is repeatable, and each melody has its own generator", async () => 
   assert.deepEqual(await model.sample({ ...options, count: 2 }), melodies.slice(0, 2))
   assert.equal(new Set(notesOf(melodies).map(String)).size, 4)
   assert.notDeepEqual(await model.sample({ ...options, count: 4, seed: 4 }), melodies)
+  const chosen = await model.sample({ ...options, count: 2, candidates: 3 })
+  assert.deepEqual(await model.sample({ ...options, count: 1, candidates: 3 }), chosen.slice(0, 1))
   assert.notDeepEqual(...(await Promise.all([1, 2].map(() => model.sample({ temperature: 4 })))))
 })
 
@@ -112,6 +114,8 @@ test("what cannot be done is said in a sentence", async () => {
     [() => model.continueMelody(melody, { bars: 2.5 }), /bars=2.5: a melody has a whole number of bars/],
     [() => model.sample({ seed: -1 }), /seed=-1 is not a whole number/],
     [() => model.sample({ noise: 2 }), /noise=2 is not a number from 0 to 1/],
+    [() => model.sample({ candidates: 1.5 }), /candidates=1.5 is not a whole number of 1 or more/],
+    [() => model.sample({ candidates: 2, bars: BARS + 1 }), /candidates=2 of bars=8: the critic reads 7 bars at most/],
     [() => model.vary(melody, { similarity: 2 }), /similarity=2 is not a finite number/],
     [() => model.infill(melody, { bars: [2] }), /bar 2 cannot be filled: bars count from 0 to 1/],
     [() => model.continueMelody(melody, { bars: 2 }), /2 bars cannot be continued to bars=2/],
