@@ -251,6 +251,10 @@ def quiet_exporter():
 
 def write_graph(graph: Graph, path: Path) -> None:
     """Trace a module and write it as ONNX, weights included."""
+    import onnx  # an extra; whether it is there is seen before
+
+    from publishing.onnx.compact import compact
+
     names: list[str] = []
     for name, value in graph.examples.items():
         if isinstance(value, list | dict):
@@ -270,6 +274,9 @@ def write_graph(graph: Graph, path: Path) -> None:
             external_data=False,
             verbose=False,
         )
+    program = onnx.load(path)
+    compact(program)
+    onnx.save(program, path)
 
 
 def export(model: Any, folder: Path) -> None:
