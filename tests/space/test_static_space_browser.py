@@ -71,6 +71,26 @@ def visit(browser, address):
     assert complaints == []
 
 
+# Memory of WebAssembly is counted where it is made; heap usage is asked of V8.
+WATCH_MEMORY = """() => {
+  window.memories = []
+  WebAssembly.Memory = class extends WebAssembly.Memory {
+    constructor(...all) { super(...all); memories.push(this) }
+  }
+}"""
+MAKE_MELODIES = """async (seeds) => {
+  const ort = await import("./ort/ort.wasm.min.mjs")
+  const { load } = await import("./src/index.js")
+  window.model ??= await load("model/", { ort, device: "wasm", threads: 1 })
+  for (const seed of seeds) {
+    const [melody] = await model.sample({ seed, bars: 3 })
+    if (seed % 2) await model.vary(melody, { seed, count: 1 })
+    else await model.decode(await model.encode(melody))
+  }
+  return memories.reduce((sum, { buffer }) => sum + buffer.byteLength, 0)
+}"""
+
+
 def wait_for_model(page):
     expect(page.get_by_role("button", name="Make melodies")).to_be_enabled()
     return page
@@ -238,13 +258,36 @@ def test_a_call_is_stopped_and_the_page_goes_on_meanwhile(visit):
     assert "bars=-1" in found["refusal"][1]
 
 
-def test_a_browser_without_webassembly_is_told(browser, visit):
+def test_memory_is_flat_over_200_melodies(visit):
+    page = wait_for_model(visit())
+    page.evaluate(WATCH_MEMORY)
+    devtools = page.context.new_cdp_session(page)
+
+    def after(seeds: list[int]) -> dict[str, int]:
+        wasm = page.evaluate(MAKE_MELODIES, seeds)
+        devtools.send("HeapProfiler.collectGarbage")
+        usage = devtools.send("Runtime.getHeapUsage")
+        return {"wasm": wasm, "heap": usage["usedSize"], "arrays": usage["backingStorageSize"]}
+
+    seeds = list(range(10))
+    first = after(seeds * 2)  # what the grammar remembers of these melodies is there then
+    last = after(seeds * 20)
+    assert first["wasm"] == last["wasm"] > 0
+    assert last["heap"] < first["heap"] + 300_000
+    assert last["arrays"] < first["arrays"] + 300_000
+
+
+def test_a_browser_without_webassembly_is_told(browser, visit, address):
     flags = ["--no-sandbox", "--js-flags=--jitless"]  # V8 then has no WebAssembly
     chromium = browser.browser_type.launch(executable_path=CHROMIUM, args=flags)
     page = visit(of=chromium)
     expect(page.locator(".mv-status")).to_contain_text("no WebAssembly with SIMD")
     expect(page.locator("#tab-make .mv-card")).to_have_count(3)  # those that came with the page
     assert page.locator(".mv-do:enabled").count() == 0
+    with serving({"index.html": BLOG.format(url=address)}) as blog:
+        element = visit(blog, of=chromium)
+        element.get_by_role("button", name="Make a melody").click()
+        expect(element.locator("melody-vae [role=status]")).to_contain_text("no WebAssembly with SIMD")
 
 
 def test_a_missing_model_is_said(files, visit):
