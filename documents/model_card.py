@@ -31,7 +31,8 @@ TASKS = (
     "two_sample_auc",
 )
 """What models are measured by on the test split; `.eval_results/` of a model refers to these ids in eval.yaml."""
-LOGS = {"training": "training_log.json", "prior": "prior_log.json"}  # what the commands leave beside the weights
+LOGS = {"training": "training_log.json", "prior": "prior_log.json", "critic": "critic_log.json"}
+"""What the commands leave beside the weights."""
 
 # A server's processor, memory and cooling, by thread in use: rather too much than too little.
 WATTS_PER_CPU_THREAD = 10.0
@@ -48,7 +49,7 @@ class Published:
         repo_id: `owner/name`.
         config: What its config.json holds.
         parameters: How many it has.
-        logs: `training` and `prior` where there are such logs.
+        logs: `training`, `prior` and `critic` where there are such logs.
         samples: Names of the melodies in samples/, without ending.
         has_onnx: Whether ONNX graphs come with it.
         metrics: Names of the `evaluate` modules that come with it.
@@ -396,6 +397,7 @@ def render(published: Published, results: Mapping[str, Any]) -> tuple[str, Evalu
         "metrics_of": table_of_metrics,
         "training": logs.get("training"),
         "prior": logs.get("prior"),
+        "critic": logs.get("critic"),
         "costs": costs,
         "grams_co2_per_kwh": GRAMS_CO2_PER_KWH,
         "data": data,
