@@ -1,68 +1,20 @@
-"""Checks of arguments: one for each kind, used by every operation, so that a wrong one is refused in words.
+"""Checks of tensors among the arguments, and random numbers: one for each kind, used by every operation.
 
 Each returns its argument in the one form that the operations work with. Dimension key: B batch, T tokens,
 Z latent size, V vocabulary.
 """
 
-import math
-import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from .melody_line_melody_vae import PITCH_NAMES, tonic_of
-
-Conditions = Mapping[str, Any]
-"""For each condition a value, and for each attribute standard deviations; one for all melodies, or one for each."""
+from .options_melody_vae import check_count, is_list
 
 Generators = Sequence[torch.Generator]
 """A source of random numbers for each melody, which then depends on its own alone, not on what else is in the batch."""
 
 LARGEST_SEED = 2**63 - 1
-
-
-def check_count(name: str, value: Any, least: int = 0) -> int:
-    """Return a whole number of at least `least`, such as the melodies to sample.
-
-    Raises:
-        ValueError: If it is another number, or none.
-    """
-    try:
-        count = operator.index(value)
-    except TypeError:
-        count = None
-    if count is None or isinstance(value, bool) or count < least:
-        raise ValueError(f"{name}={value!r} is not a whole number of {least} or more")
-    return count
-
-
-def check_number(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float:
-    """Return a finite number from `least` to `most`.
-
-    Raises:
-        ValueError: If it is another number, or none.
-    """
-    try:
-        number = math.nan if isinstance(value, bool | str) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not (math.isfinite(number) and least <= number <= most):
-        within = "" if math.isinf(least) else f" from {least:g} to {most:g}"
-        raise ValueError(f"{name}={value!r} is not a finite number{within}")
-    return number
-
-
-def check_temperature(value: Any) -> Any:
-    """Return a temperature, or a list of them, positive and finite.
-
-    Raises:
-        ValueError: If one is not.
-    """
-    for temperature in value if isinstance(value, list | tuple) else (value,):
-        if check_number("temperature", temperature, 0.0) == 0:
-            raise ValueError("temperature=0: greedy decoding is do_sample=False; give a positive number")
-    return value
 
 
 def check_bars(value: Any, n: int, most: int | None = None) -> int | list[int]:
@@ -77,7 +29,7 @@ def check_bars(value: Any, n: int, most: int | None = None) -> int | list[int]:
         ValueError: If a number is not whole, less than 1 or more than `most`, or there are not `n`.
     """
     value = value.tolist() if isinstance(value, torch.Tensor) else value
-    if not isinstance(value, list | tuple):
+    if not is_list(value):
         numbers: int | list[int] = check_count("bars", value, 1)
         largest = numbers
     else:
@@ -123,13 +75,6 @@ def check_ids(input_ids: Any, vocab_size: int) -> torch.Tensor:
     if input_ids.numel() and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < vocab_size:
         raise ValueError(f"input_ids: from {int(input_ids.min())} to {int(input_ids.max())}, of {vocab_size} tokens")
     return input_ids
-
-
-def check_key(value: str) -> str:
-    """Write a key such as `Bb major` as conditions name it, `A# major`; anything else stays as it is."""
-    tonic, _, mode = value.strip().partition(" ")
-    pitch = tonic_of(tonic)
-    return value if pitch is None else f"{PITCH_NAMES[pitch]} {' '.join(mode.lower().split())}"
 
 
 def make_generators(n: int, seed: Any = None, generator: Generators | None = None) -> Generators:

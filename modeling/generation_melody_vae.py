@@ -11,14 +11,10 @@ import torch
 from transformers import LogitsProcessorList
 
 from .arguments_melody_vae import (
-    Conditions,
     Generators,
     check_bars,
-    check_count,
     check_ids,
     check_latent,
-    check_number,
-    check_temperature,
     draw_normal,
     draw_uniform,
     make_generators,
@@ -27,36 +23,29 @@ from .arguments_melody_vae import (
 from .decoding_melody_vae import LOOP_OPTIONS, choose, sample_with_generators
 from .interpolation_melody_vae import InterpolationMixin, one_for_all, slerp
 from .logits_process_melody_vae import BarCountLogitsProcessor, MelodyLogitsProcessor
-from .melody_line_melody_vae import key_of, major_tonic, transpose_line
+from .melody_line_melody_vae import key_of
 from .note_editing_melody_vae import NoteEditingMixin
+from .options_melody_vae import (
+    FREE_DRAWS,
+    LONGEST_REST,
+    PER_MELODY,
+    SECTION_NOISE_FACTOR,
+    Conditions,
+    check_count,
+    check_number,
+    check_temperature,
+    for_each,
+    is_list,
+    one_time_signature,
+    rows_in_another_key,
+    take_rows,
+    transpose_to_key,
+    with_time_signature,
+    write_sections,
+)
 from .prior_melody_vae import FEWEST_ROWS, LatentSamplingMixin
 from .reconstruction_melody_vae import ReconstructionMixin
 from .token_grammar_melody_vae import NO_ONSET, TokenColumn, TokenWriter, mark_repeats, scale_mask
-
-PER_MELODY = ("generator", "bars", "temperature", "scale", "time_signature", "lowest_pitch", "highest_pitch")
-"""Options of `sample` that may be lists with one for each melody."""
-
-LONGEST_REST = 1.0  # bars between notes, in what is sampled: lines of the data end where they rest for longer
-FREE_DRAWS = 4  # of a melody in a key; in further ones nothing lies outside the key
-# Of a new section's noise level, against a melody's: the melody decoder alone would go on as before, and ever more so.
-SECTION_NOISE_FACTOR = 0.75
-
-
-def is_list(value: Any) -> bool:
-    """Whether an option has a value for each melody."""
-    return isinstance(value, list | tuple)
-
-
-def take_rows(options: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
-    """Keep of the options, and of the conditions among them, those of some melodies; what is for all stays."""
-    taken = {}
-    for name, value in options.items():
-        if name == "conditions":
-            value = {condition: [values[row] for row in rows] for condition, values in value.items()}
-        elif name in PER_MELODY and is_list(value):
-            value = [value[row] for row in rows]
-        taken[name] = value
-    return taken
 
 
 def for_candidates(options: Mapping[str, Any], n: int, count: int) -> tuple[list[int], dict[str, Any]]:
@@ -136,11 +125,11 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, Interpolat
             **generate_kwargs,
         }
         for name in PER_MELODY:
-            if is_list(options.get(name)) and len(options[name]) != n:
-                raise ValueError(f"{len(options[name])} values of {name} for {n} melodies")
+            for_each(name, options.get(name), n)
         if is_list(options["bars"]):
             check_bars(options["bars"], n, self.config.max_bars)
-        options["time_signature"] = self._one_time_signature(options.get("time_signature"), conditions, n)
+        if self.config.grammar_columns:
+            options["time_signature"] = one_time_signature(options.get("time_signature"), conditions, n)
         if not n:
             return self._no_ids()
         count = self._check_candidates(candidates, options["bars"])
@@ -356,7 +345,7 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, Interpolat
         most = self.config.max_bars if self.config.latent_size else None
         bars = check_bars(self.config.max_bars if bars is None else bars, n, most)
         num_bars = self.is_bar_token[input_ids].sum(-1)
-        for has, wanted in zip(num_bars.tolist(), bars if is_list(bars) else [bars] * n, strict=True):
+        for has, wanted in zip(num_bars.tolist(), for_each("bars", bars, n), strict=True):
             if not 1 <= has < wanted:
                 raise ValueError(f"{has} bars cannot be continued to bars={wanted}: give at least 1, and fewer")
         if generate_kwargs.get("time_signature") is not None:
@@ -506,12 +495,8 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, Interpolat
         options = dict(options)
         bars = options.pop("bars")
         if self.config.latent_size:  # the grammar enforces any time signature; the prior knows some
-            known = (self.config.conditions or {}).get("time_signature", ())
-            signature = options.get("time_signature")
-            if known and signature and "time_signature" not in options["conditions"]:
-                signatures = signature if is_list(signature) else [signature] * n
-                asked = [name if name in known else None for name in signatures]
-                options["conditions"] = {**options["conditions"], "time_signature": asked}
+            known, signature = (self.config.conditions or {}).get("time_signature", ()), options.get("time_signature")
+            options["conditions"] = with_time_signature(options["conditions"], signature, known, n)
         if not is_list(bars) and bars > self.config.max_bars:
             return self._sample_sections(n, bars, options)
         bos = torch.full((n, 1), self.config.bos_token_id, device=self.device)
@@ -592,7 +577,7 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, Interpolat
         """Generate melodies longer than a latent, section by section.
 
         A section is half a latent. It either repeats an earlier one, as often as in the training data
-        (`config.section_returns`), or it is generated to follow the one before. No note rings from one into the next.
+        (`config.section_returns`), or it is generated to follow the one before.
 
         Args:
             n: Number of melodies.
@@ -602,22 +587,14 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, Interpolat
         Returns:
             `(n, T)` ids, padded at the end.
         """
-        size = max(1, self.config.max_bars // 2)
-        melodies: list[list[list[list[int]]]] = [[] for _ in range(n)]  # of each its sections, their bars' tokens
-        while size * len(melodies[0]) < bars:
-            count = min(size, bars - size * len(melodies[0]))
-            # Half a section could end within a note, so the last one repeats none unless it is whole.
-            lags = self._draw_lags(n, len(melodies[0]), options["generator"]) if count == size else [-1] * n
-            sections = [list(melody[-1 - lag]) if lag >= 0 else [] for melody, lag in zip(melodies, lags, strict=True)]
-            new = [row for row, lag in enumerate(lags) if lag < 0]
-            if new:
-                before = [melodies[row][-1:] for row in new]
-                ids, known = self._sample_next_section(before, count, take_rows(options, new))
-                for row, section in zip(new, self._split_bars(ids), strict=True):
-                    sections[row] = section[known:]
-            for melody, section in zip(melodies, sections, strict=True):
-                melody.append(section)
-        return self._join_bars([[bar for section in melody for bar in section] for melody in melodies])
+
+        def draw_lags(num_sections: int) -> list[int]:
+            return self._draw_lags(n, num_sections, options["generator"])
+
+        def write(rows: list[int], before: list[list[list[int]]], count: int) -> list[list[list[int]]]:
+            return self._split_bars(self._sample_next_section(before, count, take_rows(options, rows)))
+
+        return self._join_bars(write_sections(n, bars, max(1, self.config.max_bars // 2), draw_lags, write))
 
     def _draw_lags(self, n: int, num_sections: int, generator: Generators) -> list[int]:
         """Draw for each melody how many sections back the one is that it repeats now, from 0; -1 for none."""
@@ -628,24 +605,21 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, Interpolat
         drawn = choose(chance.expand(n, -1), draw_uniform((1,), generator, self.device).squeeze(1))
         return [lag if lag < len(returns) else -1 for lag in drawn.tolist()]
 
-    def _sample_next_section(
-        self, before: list[list[list[list[int]]]], count: int, options: dict[str, Any]
-    ) -> tuple[torch.Tensor, int]:
-        """Generate `count` bars after the section before; returns ids with both, and how many bars were there."""
-        known = len(before[0][0]) if before[0] else 0
-        primer = self._join_bars([section[0] if section else [] for section in before], is_open=True)
+    def _sample_next_section(self, before: list[list[list[int]]], count: int, options: dict[str, Any]) -> torch.Tensor:
+        """Generate `count` bars after the section before; returns ids with both."""
+        known = len(before[0])
+        primer = self._join_bars(before, is_open=True)
         if known:
             options["time_signature"] = None  # the primer has its own
             if options.get("noise_level") is None:
                 options["noise_level"] = SECTION_NOISE_FACTOR * self._default_noise_level(options["conditions"])
-        return self._generate_after(primer, known + count, self.config.max_bars, options), known  # the melody goes on
+        return self._generate_after(primer, known + count, self.config.max_bars, options)  # the melody goes on
 
     def _rows_in_another_key(self, ids: torch.Tensor, conditions: Mapping[str, list]) -> list[int]:
         """List the melodies of `ids` `(B, T)` whose key is not the condition's; none if the model cannot read."""
         if "key" not in conditions or not self.config.grammar_columns:
             return []
-        pairs = enumerate(zip(self.read_lines(ids), conditions["key"], strict=True))
-        return [row for row, (line, key) in pairs if key is not None and key_of(line) != key]
+        return rows_in_another_key(self.read_lines(ids), conditions["key"])
 
     def _transpose_to_keys(self, ids: torch.Tensor, options: Mapping[str, Any]) -> torch.Tensor:
         """Transpose melodies `(B, T)` to the keys asked for, by six semitones at most, where their mode is the same.
@@ -658,10 +632,8 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, Interpolat
         writer, moved = TokenWriter(self.token_grammar.cpu()), {}
         pitches = writer.values("Pitch")
         for row, line in zip(wrong, self.read_lines(ids[wrong]), strict=True):
-            has, wanted = key_of(line), options["conditions"]["key"][row]
-            if has.split()[1] == wanted.split()[1]:
-                transposed = transpose_line(line, major_tonic(has), major_tonic(wanted), pitches)
-                moved |= {row: transposed} if transposed else {}
+            if transposed := transpose_to_key(line, options["conditions"]["key"][row], pitches):
+                moved[row] = transposed
         return self._replace_rows(ids, list(moved), self.write_lines(list(moved.values()), writer)) if moved else ids
 
     def _replace_rows(self, ids: torch.Tensor, rows: list[int], new: torch.Tensor) -> torch.Tensor:
@@ -718,18 +690,3 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, Interpolat
             if is_list(options.get("temperature")):
                 options["temperatures"] = torch.tensor(options.pop("temperature"), device=self.device)
         return options
-
-    def _one_time_signature(self, signature: Any, conditions: Mapping[str, list], n: int) -> Any:
-        """Return the time signature that an option and a condition ask for together.
-
-        Raises:
-            ValueError: If they ask for different ones.
-        """
-        asked = conditions.get("time_signature")
-        if asked is None or not self.config.grammar_columns:
-            return signature
-        signatures = signature if is_list(signature) else [signature] * n
-        for one, other in zip(signatures, asked, strict=True):
-            if None not in (one, other) and one != other:
-                raise ValueError(f"time_signature={one!r} and the condition time_signature={other!r} differ")
-        return [other if one is None else one for one, other in zip(signatures, asked, strict=True)]

@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 
-from .arguments_melody_vae import check_count, check_latent
+from .arguments_melody_vae import check_latent
 from .melody_line_melody_vae import key_of, major_tonic, transpose_line
+from .options_melody_vae import PATH_NOISE, PATH_SPREAD, check_count
 from .token_grammar_melody_vae import TokenWriter
-
-PATH_SPREAD = 7.0  # of the bars' turns along a path between melodies, each of which takes 1 / (1 + spread) of it
-PATH_NOISE = 0.5  # that the melody decoder is told of half way
 
 
 def one_for_all(bars: Any) -> int | None:

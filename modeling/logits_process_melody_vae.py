@@ -18,6 +18,7 @@ from .token_grammar_melody_vae import (
     AFTER_PITCH,
     AFTER_POSITION,
     GRAMMAR_COLUMNS,
+    MAX_TOKENS_PER_BAR,
     NO_ONSET,
     RESTING,
     TOKENS_TO_REST,
@@ -26,8 +27,6 @@ from .token_grammar_melody_vae import (
     TokenColumn,
     time_signature_id,
 )
-
-MAX_TOKENS_PER_BAR = 64  # in generation; 16 notes are 50 tokens before any BPE
 
 
 class StateColumn(IntEnum):

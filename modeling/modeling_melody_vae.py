@@ -29,11 +29,10 @@ from .configuration_melody_vae import MelodyVAEConfig
 from .critic_melody_vae import MelodyCritic
 from .fingerprint_melody_vae import Fingerprint, FingerprintedModel, check, hash_grammar
 from .generation_melody_vae import MelodyVAEGenerationMixin
-from .logits_process_melody_vae import MAX_TOKENS_PER_BAR
 from .pipeline_melody_vae import custom_pipelines
 from .prior_melody_vae import LatentPrior
 from .relative_attention import MelodyVAELayer, RelativeAttention, ResidualLinear, ZeroLinear, rotation_of
-from .token_grammar_melody_vae import NO_ONSET, SPECIAL_ROW, TokenColumn, copied_tokens
+from .token_grammar_melody_vae import MAX_TOKENS_PER_BAR, NO_ONSET, SPECIAL_ROW, TokenColumn, copied_tokens
 
 NATS_PER_BIT = 0.6931471805599453  # ln 2
 BAR_HARMONICS = 24  # of the bar-position embedding: 48 positions in a bar can be distinguished

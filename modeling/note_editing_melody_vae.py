@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import cross_entropy
 
-from .arguments_melody_vae import check_bars, check_latent, check_number
+from .arguments_melody_vae import check_bars, check_latent
 from .melody_line_melody_vae import ATTRIBUTES, key_of, read_line, steps_per_bar, write_line
+from .options_melody_vae import check_number
 from .token_grammar_melody_vae import TokenColumn, TokenWriter, runs_of_tokens, scale_mask
 
 Notes = list[tuple[int, int, int]]

@@ -11,23 +11,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from .arguments_melody_vae import (
-    Conditions,
-    Generators,
-    check_count,
-    check_key,
-    check_latent,
-    check_number,
-    draw_normal,
-    make_generators,
-)
+from .arguments_melody_vae import Generators, check_latent, draw_normal, make_generators
 from .conditioning_melody_vae import ConditionEmbedding
 from .configuration_melody_vae import MelodyVAEConfig
+from .options_melody_vae import (
+    FEWEST_STEPS,
+    PRIOR_STEPS,
+    Conditions,
+    check_conditions,
+    check_count,
+    check_number,
+    default_noise_level,
+)
 from .relative_attention import MelodyVAELayer, ZeroLinear
 
-FEWEST_STEPS = 4  # for a part of the way, however short
-# Of Heun's method when sampling; latents of 64 steps then differ by 0.013 of their standard deviation, at 32 by 0.005.
-PRIOR_STEPS = 8
 FEWEST_ROWS = 4  # products of fewer rows are summed up in another order (MKL), and might round to another token
 
 
@@ -282,10 +279,10 @@ class LatentSamplingMixin:
 
     def _default_noise_level(self, conditions: Mapping[str, list]) -> float:
         """How noisy the latents of melodies under these conditions are by default."""
-        # What the melody decoder is not told reaches it through the latent alone; the time signature is in the tokens.
-        told = {"time_signature", *(self.config.decoder_conditions or [])}
-        told |= set(self.config.attributes or []) if "attributes" in told else set()
-        return self.config.sampling_noise / (2 if conditions.keys() - told else 1)
+        config = self.config
+        return default_noise_level(
+            config.sampling_noise, conditions, config.decoder_conditions or [], config.attributes or []
+        )
 
     def _conditions(self, conditions: Conditions | None, n: int) -> dict[str, list]:
         """Write conditions as a list for each of `n` melodies.
@@ -295,26 +292,7 @@ class LatentSamplingMixin:
         """
         if conditions and not self.config.num_prior_layers and not self.config.decoder_conditions:
             raise ValueError(f"conditions {list(conditions)}: this model has no learned prior (train_prior.py)")
-        known = self.config.conditions or {}
-        attributes = self.config.attributes or []
-        lists = {}
-        for name, value in (conditions or {}).items():
-            if name not in known and name not in attributes:
-                raise ValueError(f"unknown condition {name!r}; this model has {', '.join([*known, *attributes])}")
-            values = [value] * n if value is None or isinstance(value, str | int | float) else list(value)
-            if len(values) != n:
-                raise ValueError(f"{len(values)} values of {name} for {n} melodies")
-            if name == "key":
-                values = [check_key(key) if isinstance(key, str) else key for key in values]
-            for wanted in values:
-                if wanted is None:
-                    continue
-                if name in known and wanted not in known[name]:
-                    raise ValueError(f"unknown {name} {wanted!r}; this model has {', '.join(known[name])}")
-                if name in attributes:
-                    check_number(f"{name} (in standard deviations)", wanted)
-            lists[name] = values
-        return lists
+        return check_conditions(conditions, n, self.config.conditions or {}, self.config.attributes or [])
 
     def _condition_labels(
         self,

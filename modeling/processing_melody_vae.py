@@ -26,7 +26,6 @@ from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 from transformers.utils import CONFIG_NAME, logging
 from transformers.utils.hub import cached_file
 
-from .arguments_melody_vae import check_count, check_number
 from .fingerprint_melody_vae import Fingerprint, check, fingerprint_of_tokens
 from .melody_line_melody_vae import (
     MAX_NOTE_BEATS,
@@ -39,6 +38,7 @@ from .melody_line_melody_vae import (
     steps_per_bar,
 )
 from .midi_reading_melody_vae import MidiInput, each_file
+from .options_melody_vae import check_count, check_number
 from .token_grammar_melody_vae import (
     SPECIAL_ROW,
     UNUSABLE,

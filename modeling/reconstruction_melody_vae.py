@@ -6,7 +6,8 @@ Dimension key: B melodies, T tokens, N bars, Z latent size, A melodies that do n
 import torch
 from torch.nn.functional import cross_entropy
 
-from .arguments_melody_vae import check_count, check_latent
+from .arguments_melody_vae import check_latent
+from .options_melody_vae import check_count
 
 REFINEMENT_STEPS = 20
 

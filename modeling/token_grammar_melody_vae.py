@@ -55,6 +55,7 @@ class TokenColumn(IntEnum):
 
 GRAMMAR_COLUMNS = len(TokenColumn)
 NO_ONSET = 1 << 14
+MAX_TOKENS_PER_BAR = 64  # in generation; 16 notes are 50 tokens before any BPE
 SPECIAL_ROW: tuple[int, ...] = (UNUSABLE, UNCHANGED, 0, 0, NO_ONSET, -1, 0, 127, 0, 0, 0, 0)
 
 MODES = {

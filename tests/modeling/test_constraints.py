@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LogitsProcessorList
 
-from modeling.logits_process_melody_vae import MAX_TOKENS_PER_BAR, MelodyLogitsProcessor
+from modeling.logits_process_melody_vae import MelodyLogitsProcessor
 from modeling.modeling_melody_vae import MelodyVAEModel
 from modeling.processing_melody_vae import (
     FIRST_CHARACTER,
@@ -25,6 +25,7 @@ from modeling.token_grammar_melody_vae import (
     AFTER_POSITION,
     AFTER_PREFIX,
     GRAMMAR_COLUMNS,
+    MAX_TOKENS_PER_BAR,
     MODES,
     RESTING,
     UNCHANGED,

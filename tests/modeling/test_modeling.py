@@ -14,9 +14,10 @@ import torch
 from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel, MelodyVAEPosterior
 from modeling.cache_melody_vae import CACHE_NAME, CACHE_NAMES
 from modeling.interpolation_melody_vae import slerp
-from modeling.logits_process_melody_vae import MAX_TOKENS_PER_BAR, BarCountLogitsProcessor
+from modeling.logits_process_melody_vae import BarCountLogitsProcessor
 from modeling.modeling_melody_vae import reconstruction_nats
 from modeling.processing_melody_vae import line_to_words
+from modeling.token_grammar_melody_vae import MAX_TOKENS_PER_BAR
 from tests.builders.models import (
     BAR_TOKENS,
     BOS,

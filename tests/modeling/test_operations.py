@@ -9,8 +9,8 @@ import torch
 from evaluation.operations import is_valid
 from modeling import MelodyVAEModel
 from modeling.decoding_melody_vae import choose, sample_with_generators
-from modeling.generation_melody_vae import FREE_DRAWS
 from modeling.melody_line_melody_vae import KEY_NAMES, MAX_PITCH, MIN_PITCH, key_of
+from modeling.options_melody_vae import FREE_DRAWS
 from tests.builders.lines import processor_for
 from tests.builders.models import make_model, model_for
 

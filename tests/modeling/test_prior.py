@@ -12,7 +12,8 @@ from modeling import MelodyVAEModel
 from modeling.arguments_melody_vae import make_generators
 from modeling.interpolation_melody_vae import slerp
 from modeling.melody_line_melody_vae import ATTRIBUTES, tempo_class
-from modeling.prior_melody_vae import FEWEST_ROWS, PRIOR_STEPS
+from modeling.options_melody_vae import PRIOR_STEPS
+from modeling.prior_melody_vae import FEWEST_ROWS
 from tests.builders.models import IDS, SHORT_IDS, N, Z, make_bare_model, make_latent
 from tests.builders.training import fit_prior
 from training.prior import LONGEST_RETURN, count_returns

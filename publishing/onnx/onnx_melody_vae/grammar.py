@@ -16,6 +16,7 @@ from .token_grammar_melody_vae import (
     AFTER_PITCH,
     AFTER_POSITION,
     GRAMMAR_COLUMNS,
+    MAX_TOKENS_PER_BAR,
     NO_ONSET,
     RESTING,
     TOKENS_TO_REST,
@@ -25,7 +26,6 @@ from .token_grammar_melody_vae import (
     time_signature_id,
 )
 
-MAX_TOKENS_PER_BAR = 64
 MOST_REMEMBERED = 8192  # masks, of V bytes each
 
 

@@ -16,10 +16,9 @@ import numpy as np
 import onnxruntime
 
 from .grammar import TokenTable
-from .melody_line_melody_vae import ATTRIBUTES, PITCH_NAMES, read_line, tonic_of, write_line
+from .melody_line_melody_vae import ATTRIBUTES, read_line, write_line
+from .options_melody_vae import FEWEST_STEPS, PRIOR_STEPS, check_conditions
 from .token_grammar_melody_vae import NO_ONSET, TokenColumn, TokenWriter, mark_repeats, runs_of_tokens
-
-PRIOR_STEPS, FEWEST_STEPS = 8, 4  # of Heun's method, as the model's own prior has them
 
 Generators = Sequence[np.random.Generator]
 """A source of random numbers for each melody."""
@@ -326,24 +325,4 @@ class LatentModel:
         config = self.config
         if conditions and not config["num_prior_layers"] and not config["decoder_conditions"]:
             raise ValueError(f"conditions {list(conditions)}: this model has no learned prior (train_prior.py)")
-        known, attributes, lists = config["conditions"], config["attributes"], {}
-        for name, value in (conditions or {}).items():
-            if name not in known and name not in attributes:
-                raise ValueError(f"unknown condition {name!r}; this model has {', '.join([*known, *attributes])}")
-            values = [value] * n if value is None or isinstance(value, str | int | float) else list(value)
-            if len(values) != n:
-                raise ValueError(f"{len(values)} values of {name} for {n} melodies")
-            if name == "key":
-                values = [self._key(key) for key in values]
-            for wanted in values:
-                if name in known and wanted is not None and wanted not in known[name]:
-                    raise ValueError(f"unknown {name} {wanted!r}; this model has {', '.join(known[name])}")
-            lists[name] = values
-        return lists
-
-    @staticmethod
-    def _key(value: Any) -> Any:
-        """Write a key such as `Bb major` as conditions name it, `A# major`; anything else stays as it is."""
-        tonic, _, mode = value.strip().partition(" ") if isinstance(value, str) else ("", "", "")
-        pitch = tonic_of(tonic)
-        return value if pitch is None else f"{PITCH_NAMES[pitch]} {' '.join(mode.lower().split())}"
+        return check_conditions(conditions, n, config["conditions"], config["attributes"])

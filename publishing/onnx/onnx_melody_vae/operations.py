@@ -13,45 +13,32 @@ from .decoding import StepDecoder, draw_tokens, write_melodies
 from .grammar import GrammarState, Wanted
 from .latents import Generators, LatentModel, draw_normal, make_generators
 from .melody_line_melody_vae import key_of, major_tonic, transpose_line
+from .options_melody_vae import (
+    FREE_DRAWS,
+    LONGEST_REST,
+    PATH_NOISE,
+    PATH_SPREAD,
+    PER_MELODY,
+    SECTION_NOISE_FACTOR,
+    default_noise_level,
+    for_each,
+    is_list,
+    one_time_signature,
+    rows_in_another_key,
+    take_rows,
+    transpose_to_key,
+    with_time_signature,
+    write_sections,
+)
 from .token_grammar_melody_vae import TokenColumn, scale_mask
 
-PER_MELODY = ("generator", "bars", "temperature", "scale", "time_signature", "lowest_pitch", "highest_pitch")
-"""Options of `sample` that may be lists with one for each melody."""
 
-# As in the model's own operations.
-LONGEST_REST = 1.0
-FREE_DRAWS = 4
-SECTION_NOISE_FACTOR = 0.75
-PATH_SPREAD, PATH_NOISE = 7.0, 0.5
-
-
-def is_list(value: Any) -> bool:
-    """Whether an option has a value for each melody."""
-    return isinstance(value, list | tuple | np.ndarray)
-
-
-def for_each(name: str, value: Any, n: int) -> list:
-    """Return an option as a list with one for each of `n` melodies.
-
-    Raises:
-        ValueError: If there are not `n`.
-    """
-    values = list(value) if is_list(value) else [value] * n
-    if len(values) != n:
-        raise ValueError(f"{len(values)} values of {name} for {n} melodies")
-    return values
-
-
-def take_rows(options: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
-    """Keep of the options, and of the conditions among them, those of some melodies; what is for all stays."""
-    taken = {}
-    for name, value in options.items():
-        if name == "conditions":
-            value = {condition: [values[row] for row in rows] for condition, values in value.items()}
-        elif name in PER_MELODY and is_list(value):
-            value = [value[row] for row in rows]
-        taken[name] = value
-    return taken
+def as_lists(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Write arrays with a value for each melody as lists."""
+    return {
+        name: value.tolist() if name in PER_MELODY and isinstance(value, np.ndarray) else value
+        for name, value in options.items()
+    }
 
 
 def for_candidates(options: Mapping[str, Any], n: int, count: int) -> dict[str, Any]:
@@ -154,9 +141,10 @@ class OnnxMelodyVAE(LatentModel):
         n = next((len(part) for part in (latent, input_ids, template) if part is not None), 1)
         if not n:
             return np.empty((0, 0), dtype=np.int64)
-        asked = {"scale": scale, "time_signature": time_signature}
-        asked |= {"lowest_pitch": lowest_pitch, "highest_pitch": highest_pitch}
-        wanted = self._wanted(n, bars, max_rest, **asked)
+        asked = {"bars": bars, "scale": scale, "time_signature": time_signature, "temperature": temperature}
+        asked = as_lists(asked | {"lowest_pitch": lowest_pitch, "highest_pitch": highest_pitch})
+        temperatures = for_each("temperature", asked.pop("temperature"), n)
+        wanted = self._wanted(n, asked.pop("bars"), max_rest, **asked)
         length = config["max_length"] if max_length is None else max_length
         if template is not None:
             length += template.shape[1] if max_length is None else 0
@@ -176,7 +164,7 @@ class OnnxMelodyVAE(LatentModel):
             primer.astype(np.int64),
             length,
             generator,
-            np.array(for_each("temperature", temperature, n), dtype=np.float32),
+            np.array(temperatures, dtype=np.float32),
             top_p,
             is_first,
         )
@@ -265,9 +253,10 @@ class OnnxMelodyVAE(LatentModel):
             "generator": make_generators(n, seed, generator),
             **options,
         }
+        asked = as_lists(asked)
         for name in PER_MELODY:
             for_each(name, asked.get(name), n)
-        asked["time_signature"] = self._one_time_signature(asked.get("time_signature"), checked, n)
+        asked["time_signature"] = one_time_signature(asked.get("time_signature"), checked, n)
         if not n:
             return np.empty((0, 0), dtype=np.int64)
         count = self._check_candidates(candidates, asked["bars"])
@@ -397,6 +386,7 @@ class OnnxMelodyVAE(LatentModel):
         """
         n = len(input_ids)
         bars = self.config["max_bars"] if bars is None else bars
+        bars = as_lists({"bars": bars})["bars"]
         for has, wanted in zip(self.num_bars(input_ids).tolist(), for_each("bars", bars, n), strict=True):
             if not 1 <= has < wanted:
                 raise ValueError(f"{has} bars cannot be continued to bars={wanted}: give at least 1, and fewer")
@@ -480,10 +470,9 @@ class OnnxMelodyVAE(LatentModel):
         bars = options.pop("bars")
         if not is_list(bars) and bars > self.config["max_bars"]:
             return self._sample_sections(n, bars, options)
-        known, signature = self.config["conditions"].get("time_signature", ()), options.get("time_signature")
-        if known and signature and "time_signature" not in options["conditions"] and self.config["latent_size"]:
-            asked = [name if name in known else None for name in for_each("time_signature", signature, n)]
-            options["conditions"] = {**options["conditions"], "time_signature": asked}
+        if self.config["latent_size"]:
+            known, signature = self.config["conditions"].get("time_signature", ()), options.get("time_signature")
+            options["conditions"] = with_time_signature(options["conditions"], signature, known, n)
         return self._generate_after(np.full((n, 1), self.config["bos_token_id"]), bars, bars, options)
 
     def _generate_after(
@@ -517,22 +506,14 @@ class OnnxMelodyVAE(LatentModel):
 
     def _sample_sections(self, n: int, bars: int, options: Mapping[str, Any]) -> np.ndarray:
         """Write melodies longer than a latent, section by section of half a latent, as `MelodyVAEModel` does."""
-        size = max(1, self.config["max_bars"] // 2)
-        melodies: list[list[list[list[int]]]] = [[] for _ in range(n)]  # of each its sections, their bars' tokens
-        while size * len(melodies[0]) < bars:
-            count = min(size, bars - size * len(melodies[0]))
-            # Half a section could end within a note, so the last one repeats none unless it is whole.
-            lags = self._draw_lags(n, len(melodies[0]), options["generator"]) if count == size else [-1] * n
-            sections = [list(melody[-1 - lag]) if lag >= 0 else [] for melody, lag in zip(melodies, lags, strict=True)]
-            new = [row for row, lag in enumerate(lags) if lag < 0]
-            if new:
-                before = [melodies[row][-1] if melodies[row] else [] for row in new]
-                ids = self._sample_next_section(before, count, take_rows(options, new))
-                for row, section, known in zip(new, self._split_bars(ids), before, strict=True):
-                    sections[row] = section[len(known) :]
-            for melody, section in zip(melodies, sections, strict=True):
-                melody.append(section)
-        return self._join_bars([[bar for section in melody for bar in section] for melody in melodies])
+
+        def draw_lags(num_sections: int) -> list[int]:
+            return self._draw_lags(n, num_sections, options["generator"])
+
+        def write(rows: list[int], before: list[list[list[int]]], count: int) -> list[list[list[int]]]:
+            return self._split_bars(self._sample_next_section(before, count, take_rows(options, rows)))
+
+        return self._join_bars(write_sections(n, bars, max(1, self.config["max_bars"] // 2), draw_lags, write))
 
     def _draw_lags(self, n: int, num_sections: int, generator: Generators) -> list[int]:
         """Draw for each melody how many sections back the one is that it repeats now, from 0; -1 for none."""
@@ -558,8 +539,7 @@ class OnnxMelodyVAE(LatentModel):
         """List the melodies of `ids` `(B, T)` whose key is not the condition's."""
         if "key" not in conditions:
             return []
-        pairs = enumerate(zip(self.read_lines(ids), conditions["key"], strict=True))
-        return [row for row, (line, key) in pairs if key is not None and key_of(line) != key]
+        return rows_in_another_key(self.read_lines(ids), conditions["key"])
 
     def _transpose_to_keys(self, ids: np.ndarray, options: Mapping[str, Any]) -> np.ndarray:
         """Transpose melodies `(B, T)` to the keys asked for where their mode is the same.
@@ -571,10 +551,8 @@ class OnnxMelodyVAE(LatentModel):
             return ids
         moved = {}
         for row, line in zip(wrong, self.read_lines(ids[wrong]), strict=True):
-            has, wanted = key_of(line), options["conditions"]["key"][row]
-            if has.split()[1] == wanted.split()[1]:
-                transposed = transpose_line(line, major_tonic(has), major_tonic(wanted), self._pitches)
-                moved |= {row: transposed} if transposed else {}
+            if transposed := transpose_to_key(line, options["conditions"]["key"][row], self._pitches):
+                moved[row] = transposed
         return self._replace_rows(ids, list(moved), self.write_lines(moved.values())) if moved else ids
 
     @property
@@ -597,21 +575,5 @@ class OnnxMelodyVAE(LatentModel):
 
     def _default_noise_level(self, conditions: Mapping[str, list]) -> float:
         """How noisy the latents of melodies under these conditions are by default."""
-        # What the melody decoder is not told reaches it through the latent alone; the time signature is in the tokens.
-        told = {"time_signature", *self.config["decoder_conditions"]}
-        told |= set(self.config["attributes"]) if "attributes" in told else set()
-        return self.config["sampling_noise"] / (2 if conditions.keys() - told else 1)
-
-    def _one_time_signature(self, signature: Any, conditions: Mapping[str, list], n: int) -> Any:
-        """Return the time signature that an option and a condition ask for together.
-
-        Raises:
-            ValueError: If they ask for different ones.
-        """
-        if (asked := conditions.get("time_signature")) is None:
-            return signature
-        signatures = for_each("time_signature", signature, n)
-        for one, other in zip(signatures, asked, strict=True):
-            if None not in (one, other) and one != other:
-                raise ValueError(f"time_signature={one!r} and the condition time_signature={other!r} differ")
-        return [other if one is None else one for one, other in zip(signatures, asked, strict=True)]
+        level, *known = (self.config[name] for name in ("sampling_noise", "decoder_conditions", "attributes"))
+        return default_noise_level(level, conditions, *known)

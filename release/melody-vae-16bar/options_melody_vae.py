@@ -1,0 +1,1 @@
+../../modeling/options_melody_vae.py
