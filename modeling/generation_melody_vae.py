@@ -31,6 +31,7 @@ from .options_melody_vae import (
     PER_MELODY,
     SECTION_NOISE_FACTOR,
     Conditions,
+    check_candidates,
     check_count,
     check_number,
     check_temperature,
@@ -132,7 +133,10 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, Interpolat
             options["time_signature"] = one_time_signature(options.get("time_signature"), conditions, n)
         if not n:
             return self._no_ids()
-        count = self._check_candidates(candidates, options["bars"])
+        config = self.config
+        count = check_candidates(
+            candidates, options["bars"], config.max_bars, config.sampling_candidates, bool(config.critic_size)
+        )
         ids = self._sample_best(n, count, options)
         for attempt in range(1, check_count("attempts", attempts, 1)):
             wrong = self._rows_in_another_key(ids, conditions)
@@ -461,18 +465,6 @@ class MelodyVAEGenerationMixin(LatentSamplingMixin, NoteEditingMixin, Interpolat
         return self.bar_conditioner(latent[rows], noise_level, labels)[:n]
 
     # Batches and sections of sampled melodies.
-
-    def _check_candidates(self, candidates: int | None, bars: Any) -> int:
-        """Return how many candidates [`sample`] draws for each melody."""
-        is_long = not is_list(bars) and bars > self.config.max_bars
-        if candidates is None:
-            return 1 if is_long else self.config.sampling_candidates
-        count = check_count("candidates", candidates, 1)
-        if count > 1 and not self.config.critic_size:
-            raise ValueError(f"candidates={count}: this model has no critic to choose among them (critic_size=0)")
-        if count > 1 and is_long:
-            raise ValueError(f"candidates={count} of bars={bars}: the critic reads {self.config.max_bars} bars at most")
-        return count
 
     @torch.no_grad()
     def _sample_best(self, n: int, count: int, options: Mapping[str, Any]) -> torch.Tensor:

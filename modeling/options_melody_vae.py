@@ -177,6 +177,30 @@ def default_noise_level(
     return level / (2 if conditions.keys() - direct else 1)
 
 
+def check_candidates(candidates: int | None, bars: Any, max_bars: int, default: int, has_critic: bool) -> int:
+    """Return how many candidates `sample` draws for each melody: once of melodies longer than a latent.
+
+    Args:
+        candidates: As asked for; `default` where it is open.
+        bars: Of the melodies, one for all or a list.
+        max_bars: Of a latent.
+        default: The model's own number.
+        has_critic: Whether the model can choose among candidates.
+
+    Raises:
+        ValueError: If it is no whole number, or the model cannot choose.
+    """
+    is_long = not is_list(bars) and bars > max_bars
+    if candidates is None:
+        return 1 if is_long else default
+    count = check_count("candidates", candidates, 1)
+    if count > 1 and not has_critic:
+        raise ValueError(f"candidates={count}: this model has no critic to choose among them (critic_size=0)")
+    if count > 1 and is_long:
+        raise ValueError(f"candidates={count} of bars={bars}: the critic reads {max_bars} bars at most")
+    return count
+
+
 def rows_in_another_key(lines: Sequence[Mapping[str, Any]], keys: Sequence[str | None]) -> list[int]:
     """List the lines whose key is not the one asked for."""
     pairs = enumerate(zip(lines, keys, strict=True))

@@ -20,6 +20,7 @@ from .options_melody_vae import (
     PATH_SPREAD,
     PER_MELODY,
     SECTION_NOISE_FACTOR,
+    check_candidates,
     default_noise_level,
     for_each,
     is_list,
@@ -259,7 +260,10 @@ class OnnxMelodyVAE(LatentModel):
         asked["time_signature"] = one_time_signature(asked.get("time_signature"), checked, n)
         if not n:
             return np.empty((0, 0), dtype=np.int64)
-        count = self._check_candidates(candidates, asked["bars"])
+        config = self.config
+        count = check_candidates(
+            candidates, asked["bars"], config["max_bars"], config["sampling_candidates"], bool(config["critic_size"])
+        )
         ids = self._sample_best(n, count, asked)
         for attempt in range(1, attempts):
             wrong = self._rows_in_another_key(ids, checked)
@@ -432,20 +436,6 @@ class OnnxMelodyVAE(LatentModel):
         return np.concatenate([slerp(*triple) for triple in triples], axis=-1)
 
     # Batches and sections of sampled melodies.
-
-    def _check_candidates(self, candidates: int | None, bars: Any) -> int:
-        """Return how many candidates [`sample`] draws for each melody."""
-        is_long = not is_list(bars) and bars > self.config["max_bars"]
-        if candidates is None:
-            return 1 if is_long else self.config["sampling_candidates"]
-        if candidates < 1:
-            raise ValueError(f"candidates={candidates} is not a whole number of 1 or more")
-        if candidates > 1 and not self.config["critic_size"]:
-            raise ValueError(f"candidates={candidates}: this model has no critic to choose among them (critic_size=0)")
-        if candidates > 1 and is_long:
-            most = self.config["max_bars"]
-            raise ValueError(f"candidates={candidates} of bars={bars}: the critic reads {most} bars at most")
-        return candidates
 
     def _sample_best(self, n: int, count: int, options: Mapping[str, Any]) -> np.ndarray:
         """Draw `count` candidates for each of `n` melodies, transpose them, and keep of each the best in its key."""
