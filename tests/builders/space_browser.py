@@ -49,6 +49,12 @@ def notes_of(path: Path, steps_per_quarter: int = 4) -> list[tuple[int, int, int
     return sorted((round(note.start / step), round(note.duration / step), note.pitch) for note in score.tracks[0].notes)
 
 
+def steps_per_quarter(card) -> int:
+    """Return the grid steps of a quarter note in a card's melody, which a meter such as 6/8 makes finer."""
+    melody = card.evaluate(PAGE_MELODY)
+    return melody["steps_per_beat"] * int(melody["time_signature"].split("/")[1]) // 4
+
+
 def drawn(card) -> list[tuple[int, int, int]]:
     melody = card.evaluate(PAGE_MELODY)
     return sorted(zip(melody["start"], melody["duration"], melody["pitch"], strict=True))

@@ -15,6 +15,7 @@ from tests.builders.space_browser import (
     notes_of,
     player_time,
     shoot,
+    steps_per_quarter,
     two_tracks,
 )
 from tests.builders.space_server import BARS
@@ -60,7 +61,7 @@ def test_make_play_and_take_home(open_page):
     page.locator("#mv-instrument").select_option("40")
     midi = download(page, card, "MIDI file")
     numerator, denominator = map(int, card.evaluate(PAGE_MELODY)["time_signature"].split("/"))
-    assert notes_of(midi, steps_per_quarter=denominator) == drawn(card)  # four steps for each beat of the signature
+    assert notes_of(midi, steps_per_quarter(card)) == drawn(card)
     score = Score.from_midi(midi.read_bytes())
     assert round(score.tempos[0].qpm) == 90
     assert score.tracks[0].program == 40
