@@ -10,6 +10,9 @@ A model with a critic (`config.critic_size`) has a graph `critic.onnx`, which ch
 stand after each other, the first of the highest score is kept, and one in another key than asked for loses 10,000.
 Candidate j of melody i draws its random numbers from `SeedSequence(seed, spawn_key=(i, j))`; where a melody is sampled
 again j counts on.
+
+Where `config.key_shares` is there, a melody decoder that is told of keys gets one for each melody: the one asked for,
+else that of the notes that are there, else one drawn by these shares after the latent.
 """
 
 import hashlib
@@ -41,7 +44,7 @@ CONFIG_FIELDS = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_prior_layers", "latent_size", "max_bars"),
     *("max_relative_distance", "musical_time", "musical_pitch", "previous_token", "conditions", "attributes"),
     *("decoder_conditions", "section_returns", "noise_probability", "sampling_noise", "variation_levels"),
-    *("sampling_top_p", "critic_size", "sampling_candidates"),
+    *("sampling_top_p", "critic_size", "sampling_candidates", "key_shares"),
 )
 """What the runtime needs of [`MelodyVAEConfig`]."""
 BATCH, LENGTH, PAST = 3, 5, 7  # of the example that the graphs are traced with; each of them stays free
@@ -303,7 +306,8 @@ def export(model: Any, folder: Path) -> None:
             write_graph(graph, folder / f"{name}.onnx")
     finally:
         config.repeat_token_ids = repeat_token_ids
-    about = {name: getattr(config, name) for name in CONFIG_FIELDS} | {"max_length": model.generation_config.max_length}
+    about = {name: getattr(config, name) for name in CONFIG_FIELDS}
+    about |= {"max_length": model.generation_config.max_length, "num_parameters": model.num_parameters()}
     # By these a browser sees whether the graphs that it keeps are this model's.
     files = ["onnx_tables.npz", *(f"{name}.onnx" for name in graphs)]
     about["sha256"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}

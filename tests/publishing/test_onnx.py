@@ -300,6 +300,41 @@ def test_bars_are_filled_and_melodies_continued(exported):
 
 
 @pytest.mark.slow
+def test_the_filling_is_kept_that_torch_keeps(rich, monkeypatch):
+    runtime, model, processor = rich
+    originals, count = processor(lines=[LINES[2], LINES[4]], return_tensors="pt")["input_ids"], 7
+    templates = originals.numpy().repeat(count, axis=0)
+    drawn = torch.tensor(runtime.infill(templates, bars=[1, 3], seed=0, temperature=3.0, candidates=1))
+    assert model._is_repeat(drawn).any()
+    nats = model._unconditional_nats(drawn)
+    np.testing.assert_allclose(runtime.unconditional_nats(drawn.numpy()), nats, atol=1e-3)
+    assert (nats == 0).any()
+    monkeypatch.setattr(model, "generate", lambda *_, **__: drawn)
+    monkeypatch.setattr(runtime, "generate", lambda *_, **__: drawn.numpy())
+    kept = runtime.infill(originals.numpy(), bars=[1, 3], candidates=count)
+    assert kept.tolist() == model.infill(originals, bars=[1, 3], candidates=count).tolist()
+    places = [[row[: kept.shape[1]] for row in drawn.tolist()].index(row) for row in kept.tolist()]
+    assert places[0] % count != places[1] % count
+
+
+@pytest.mark.slow
+def test_keys_are_told_as_by_torch(rich, monkeypatch):
+    runtime, model, processor = rich
+    shares, n = [0.6, 0.0, 0.3, *[0.1 / 21] * 21], 600
+    monkeypatch.setattr(model.config, "key_shares", shares)
+    monkeypatch.setitem(runtime.config, "key_shares", shares)
+    sources = [np.random.default_rng(number) for number in range(n)]
+    ids, keys = np.full((n, 1), 1), runtime.config["conditions"]["key"]
+    told = runtime._with_keys({}, ids, sources)["key"]
+    counts = np.array([told.count(key) for key in keys])
+    assert ((counts - n * np.array(shares)) ** 2 <= 25 * n * np.array(shares)).all()  # five standard deviations
+    melodies = processor(lines=LINES, return_tensors="pt")["input_ids"]
+    for conditions in ({}, {"key": ["D minor", None, None, "C major", None]}):
+        expected = model._with_keys(conditions, melodies, [torch.Generator() for _ in LINES])
+        assert runtime._with_keys(conditions, melodies.numpy(), sources[: len(LINES)]) == expected
+
+
+@pytest.mark.slow
 def test_paths_and_variations_begin_at_the_melody(exported):
     runtime, model, _ = exported
     latent = make_latent(2, seed=5)

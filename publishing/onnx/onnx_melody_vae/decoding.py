@@ -4,7 +4,7 @@ Dimension key: A melodies still being written, T tokens, S places in the cache, 
 N bars, C hidden size, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -171,6 +171,7 @@ def write_melodies(
     temperature: np.ndarray | None = None,
     top_p: float = 1.0,
     is_first: np.ndarray | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> list[list[int]]:
     """Write melodies to their ends, greedily or with a source of random numbers for each.
 
@@ -183,6 +184,7 @@ def write_melodies(
         temperature: `(A,)`, of the softmax over tokens.
         top_p: Share of the probability that tokens are drawn from.
         is_first: `(V,)` whether a token may be the first new one; any by default.
+        progress: Called before each token with the number of bars that all melodies have begun.
 
     Returns:
         The ids of each melody, padding included.
@@ -196,6 +198,8 @@ def write_melodies(
             state.advance(each)
     is_done, length, is_primer = np.zeros(len(rows), dtype=bool), primer.shape[1], True
     while length < max_length:
+        if progress is not None:
+            progress(min(state.begun for state in states))
         if is_primer and is_first is not None:
             logits = np.where(is_first, logits, np.float32(-np.inf))
         active = np.flatnonzero(~is_done)

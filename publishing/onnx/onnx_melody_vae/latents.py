@@ -150,6 +150,10 @@ class LatentModel:
             melodies.append(bars)
         return melodies
 
+    def _is_repeat(self, ids: np.ndarray) -> np.ndarray:
+        """Whether each token of `(B, T)` says that the bar after it is an earlier one over again."""
+        return np.isin(ids, [*self.repeats.values()])
+
     def num_bars(self, ids: np.ndarray) -> np.ndarray:
         """Count the bars of `ids` `(B, T)`, `(B,)`."""
         return self.table.opens_bar[ids].sum(-1)
@@ -194,7 +198,7 @@ class LatentModel:
             )
         position, pitch = self.musical_position(input_ids), self.musical_pitch(input_ids)
         # What a bar is called makes no difference to the melody encoder: tokens of repeated bars go to the end.
-        is_repeat = np.isin(input_ids, [*self.repeats.values()])
+        is_repeat = self._is_repeat(input_ids)
         order = is_repeat.argsort(axis=-1, kind="stable")
         is_read = (input_ids != config["pad_token_id"]) & ~is_repeat
         feeds = {"input_ids": input_ids, "attention_mask": is_read, "musical_position": position, "pitch": pitch}
