@@ -184,6 +184,11 @@ def add_output_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--program", type=int, help="General MIDI instrument, 0 to 127 (the original's, or 0: piano)")
     command.add_argument("--audio", choices=("wav", "mp3"), default="wav", help="sound files (%(default)s)")
     command.add_argument("--seed", type=int, default=0, help="same seed, same melodies (%(default)s)")
+    help_ = (
+        "what computes; each has its own melody for a seed. auto is onnxruntime, which is faster, where the model's "
+    )
+    help_ += "folder has onnx/ (see export_onnx.py) and the command does without torch's gradients (%(default)s)"
+    command.add_argument("--runtime", choices=("auto", "torch", "onnx"), default="auto", help=help_)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -201,7 +206,8 @@ def write(args: argparse.Namespace) -> None:
     size = f"{session.model.num_parameters() / 1e6:.1f} million parameters"
     introduction = f"Melodies of {session.name}, a variational autoencoder of {size}. Not cherry-picked, not edited."
     introduction += "".join(f"\n\nRead from {source}." for source in session.sources)
-    footer = f"Written by generate.py {args.command}, seed {args.seed}. The same seed gives the same melodies."
+    footer = f"Written by generate.py {args.command} --runtime {session.runtime}, seed {args.seed}. "
+    footer += "The same seed gives the same melodies."
     page = session.output_page.publish(title, introduction, written, footer)
     print(f"Listen and look: {page}")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from command import UserError, check_links, first_line
+from generation.exported import ExportedModel
 
 MODEL_FILES = ("config.json", "processor_config.json", "tokenizer.json")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -50,8 +51,12 @@ def load_originality(path: str):
         raise UserError(f"--check_originality {error}") from error
 
 
-def load_model(name: str) -> tuple[Any, Any]:
+def load_model(name: str, runtime: str = "torch") -> tuple[Any, Any]:
     """Load a processor and a model from a folder or the Hub, with the code that lies there.
+
+    Args:
+        name: Folder or Hub id.
+        runtime: `torch`, or `onnx` for an [`ExportedModel`].
 
     Raises:
         UserError: If there is none, or it is another kind of model.
@@ -67,6 +72,8 @@ def load_model(name: str) -> tuple[Any, Any]:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=True)
         if config.model_type == "melody_vae":
             processor = transformers.AutoProcessor.from_pretrained(name, trust_remote_code=True)
+            if runtime == "onnx":
+                return processor, ExportedModel(name, config)
             return processor, transformers.AutoModel.from_pretrained(name, trust_remote_code=True)
     except Exception as error:  # no network, an unknown id, broken JSON or weights: each has its own class
         what = "broken" if Path(name).exists() else "neither a folder nor a model on the Hub that can be reached"

@@ -37,7 +37,7 @@ def sample(session: Session) -> Section:
             generator=drawn,
             temperature=options.temperature,
             bars=session.bars,
-            logits_processor=counter,
+            **counter,
             **asked,
         )
     items = [
@@ -74,7 +74,7 @@ def reconstruct(session: Session) -> Section:
     lines = session.lines(session.options.num)
     batch = session.processor(lines=lines, bars=session.bars, return_tensors="pt")
     with session.progress("Reconstructing") as counter:
-        rebuilt_ids = session.model.reconstruct(**batch, logits_processor=counter)
+        rebuilt_ids = session.model.reconstruct(**batch, **counter)
     items = []
     for number, (line, *both) in enumerate(zip(lines, batch["input_ids"], rebuilt_ids, strict=True), start=1):
         name = f"reconstruction-{number}"
@@ -115,7 +115,7 @@ def continue_melody(session: Session) -> Section:
             bars=session.bars,
             generator=generators(session),
             temperature=options.temperature,
-            logits_processor=counter,
+            **counter,
         )
     start = session.score(primer["input_ids"][0], line)
     beginning = session.output_page.melody("continuation-primer", "The beginning", start, session.bars)
@@ -158,9 +158,12 @@ def show_beside_melody(
 
 def generators(session: Session) -> list:
     """Make a generator of random numbers for each melody, so that its neighbours have no say in it."""
+    import numpy as np
     import torch
 
     seeds = range(session.options.seed, session.options.seed + session.options.num)
+    if session.runtime == "onnx":
+        return [np.random.default_rng(seed) for seed in seeds]
     return [torch.Generator(session.model.device).manual_seed(seed) for seed in seeds]
 
 
@@ -177,7 +180,7 @@ def vary(session: Session) -> Section:
             similarity=options.similarity,
             generator=generators(session),
             bars=session.bars,
-            logits_processor=counter,
+            **counter,
         )
     text = f"{line['name']} and its variations; similarity {options.similarity:g}, where 1 is the melody itself."
     return Section("Variations", text, show_beside_melody(session, "variation", line, batch, varied))
@@ -199,7 +202,7 @@ def infill(session: Session) -> Section:
             bars=[bar - 1 for bar in options.fill_bars],
             generator=generators(session),
             temperature=options.temperature,
-            logits_processor=counter,
+            **counter,
         )
     told = ", ".join(map(str, options.fill_bars))
     text = f"Of {line['name']}, bars {told} were written anew; the others are as they were."
@@ -278,7 +281,7 @@ def interpolate(session: Session) -> Section:
     weights = torch.linspace(0, 1, steps)
     bars = torch.lerp(torch.tensor(float(ends[0])), torch.tensor(float(ends[1])), weights).round().long()
     with session.progress("Interpolating") as counter:
-        batch = model.interpolate(*latents, steps=steps, bars=bars, logits_processor=counter)
+        batch = model.interpolate(*latents, steps=steps, bars=bars, **counter)
     scores, titles = [], []
     for number, (ids, weight) in enumerate(zip(batch, weights.tolist(), strict=True), start=1):
         tempo = (1 - weight) * lines[0]["tempo"] + weight * lines[1]["tempo"]

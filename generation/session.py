@@ -5,7 +5,7 @@ datasets is imported inside functions, so that `--help` and a wrong option answe
 
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from command import UserError, first_line
+from generation.exported import FOLDER, why_not
 from generation.loading import load_model, load_originality
 from rendering.output_page import OutputPage
 from rendering.page import Item
@@ -55,6 +56,7 @@ class Options:
         program: General MIDI instrument; None is the original's.
         audio: Sound files, `wav` or `mp3`.
         seed: Of everything random.
+        runtime: `torch`, `onnx`, or `auto` for onnxruntime where the model has graphs.
     """
 
     model: str
@@ -84,6 +86,23 @@ class Options:
     program: int | None = None
     audio: str = "wav"
     seed: int = 0
+    runtime: str = "auto"
+
+
+def choose_runtime(options: Options) -> str:
+    """Choose what computes the model; says so where its graphs are there and torch does.
+
+    Raises:
+        UserError: If onnxruntime is asked for and cannot.
+    """
+    reason = None if options.runtime == "torch" else why_not(options.model, options.command, options.runtime)
+    if reason is None:
+        return "torch" if options.runtime == "torch" else "onnx"
+    if options.runtime == "onnx":
+        raise UserError(f"--runtime onnx: {reason}")
+    if (Path(options.model) / FOLDER).is_dir():
+        print(f"With torch: {reason}", flush=True)
+    return "torch"
 
 
 class Session:
@@ -93,6 +112,7 @@ class Session:
         options: What to do.
 
     Attributes:
+        runtime: `torch` or `onnx`.
         bars: Length of the melodies, which the model decides where the options do not.
         sources: A sentence on each MIDI file that was read.
 
@@ -103,7 +123,8 @@ class Session:
     def __init__(self, options: Options):
         self.options = options
         self.name = Path(options.model).resolve().name if Path(options.model).exists() else options.model
-        self.processor, self.model = load_model(options.model)
+        self.runtime = choose_runtime(options)
+        self.processor, self.model = load_model(options.model, self.runtime)
         if options.needs_latent and not self.model.config.latent_size:
             raise UserError(
                 f"{options.model}: this model has no latent (latent_size=0), which {options.command} needs; "
@@ -221,12 +242,15 @@ class Session:
         return described
 
     @contextmanager
-    def progress(self, title: str) -> Iterator[list[Callable]]:
-        """Show how many bars are written; gives the `logits_processor` that counts them."""
+    def progress(self, title: str) -> Iterator[dict[str, Any]]:
+        """Show how many bars are written; gives the option of the model's operations that counts them."""
         with tqdm(total=self.bars, desc=title, unit="bar") as meter:
 
             def count(ids, scores):
                 meter.update(int(self.model.is_bar_token[ids].sum(-1).min()) - meter.n)
                 return scores
 
-            yield [count]
+            def update(bars):
+                meter.update(bars - meter.n)
+
+            yield {"progress": update} if self.runtime == "onnx" else {"logits_processor": [count]}

@@ -94,7 +94,7 @@ def keep_onnx(folder: Path, model: Any, staging: Path) -> Path:
 
 def write_samples(folder: Path, name: str, output: Path) -> None:
     """Write samples as MIDI, sound and picture, and a page of them."""
-    session = Session(Options(str(folder), str(output), num=NUM_SAMPLES, seed=SEED, audio="mp3"))
+    session = Session(Options(str(folder), str(output), num=NUM_SAMPLES, seed=SEED, audio="mp3", runtime="torch"))
     section = sample(session)
     seeds = f"{SEED} to {SEED + NUM_SAMPLES - 1}"
     introduction = f"Samples of {name}, seeds {seeds}. Not cherry-picked, not edited."

@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import wave
@@ -13,6 +14,7 @@ import soundfile
 from matplotlib.image import imread
 from symusic import Note, Score, Tempo, TimeSignature, Track
 
+import export_onnx
 import generate
 from generation.sections import LOG_NAME
 from generation.session import Options, Session
@@ -33,6 +35,28 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def music_transformer(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("music_transformer"), steps=20, latent_size=0)
+
+
+@pytest.fixture(scope="module")
+def exported(model, music_transformer, tmp_path_factory):
+    """Folders of both models with their graphs."""
+    folders = {}
+    for name, source in (("model", model), ("music_transformer", music_transformer)):
+        folders[name] = tmp_path_factory.mktemp("exported") / name
+        shutil.copytree(source, folders[name])
+        assert export_onnx.main(["--model", str(source), "--output", str(folders[name] / "onnx")]) == 0
+    return folders
+
+
+@pytest.fixture(params=["torch", pytest.param("onnx", marks=pytest.mark.slow)])
+def using(request):
+    """Give the options for a model by its name that have the runtime compute."""
+
+    def options(name="model"):
+        folder = request.getfixturevalue("exported")[name] if request.param == "onnx" else request.getfixturevalue(name)
+        return ("--model", folder, "--runtime", request.param)
+
+    return options
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +120,9 @@ def notes_of(line, bars):
 
 
 class TestSample:
-    def test_melodies(self, model, tmp_path, capsys):
+    def test_melodies(self, using, tmp_path, capsys):
         options = ("--num", 3, "--seed", 5, "--tempo", 97, "--program", 40)
-        folder = run(capsys, "sample", "--model", model, "--output", tmp_path / "new" / "folder", *options)
+        folder = run(capsys, "sample", *using(), "--output", tmp_path / "new" / "folder", *options)
         found = melodies(folder)
         assert list(found) == ["sample-seed5", "sample-seed6", "sample-seed7"]
         assert len({tuple(notes) for notes in found.values()}) == 3
@@ -107,9 +131,9 @@ class TestSample:
         assert score.tempos[0].qpm == pytest.approx(97, abs=0.01)
         assert score.tracks[0].program == 40
 
-    def test_each_seed_has_its_melody(self, model, tmp_path, capsys):
-        some = hashes(run(capsys, "sample", "--model", model, "--output", tmp_path / "some", "--num", 3, "--seed", 5))
-        one = hashes(run(capsys, "sample", "--model", model, "--output", tmp_path / "one", "--num", 1, "--seed", 6))
+    def test_each_seed_has_its_melody(self, using, tmp_path, capsys):
+        some = hashes(run(capsys, "sample", *using(), "--output", tmp_path / "some", "--num", 3, "--seed", 5))
+        one = hashes(run(capsys, "sample", *using(), "--output", tmp_path / "one", "--num", 1, "--seed", 6))
         assert one["sample-seed6.mid"] == some["sample-seed6.mid"]
 
     def test_bars(self, model, tmp_path, capsys):
@@ -126,10 +150,10 @@ class TestSample:
         assert 'src="sample-seed0.mp3"' in (folder / "index.html").read_text(encoding="utf-8")
         assert not list(folder.glob("*.wav"))
 
-    def test_same_seed_same_bytes(self, model, tmp_path, capsys):
+    def test_same_seed_same_bytes(self, using, tmp_path, capsys):
         def sample(name, seed):
             options = ("--num", 1, "--bars", 2, "--seed", seed)
-            return hashes(run(capsys, "sample", "--model", model, "--output", tmp_path / name, *options))
+            return hashes(run(capsys, "sample", *using(), "--output", tmp_path / name, *options))
 
         first, again, other = sample("a", 1), sample("b", 1), sample("c", 2)
         assert first == again
@@ -147,9 +171,9 @@ class TestSample:
 
 
 class TestReconstruct:
-    def test_midi(self, model, midi, tmp_path, capsys):
+    def test_midi(self, using, midi, tmp_path, capsys):
         files = [midi / "tune1.mid", midi / "tune2.mid"]
-        folder = run(capsys, "reconstruct", "--model", model, "--output", tmp_path, "--midi", *files)
+        folder = run(capsys, "reconstruct", *using(), "--output", tmp_path, "--midi", *files)
         found = melodies(folder)
         assert len(found) == 4
         for number in (1, 2):
@@ -184,9 +208,9 @@ class TestReconstruct:
 
 
 class TestContinue:
-    def test_keeps_the_primer(self, model, midi, tmp_path, capsys):
+    def test_keeps_the_primer(self, using, midi, tmp_path, capsys):
         options = ("--midi", midi / "tune1.mid", "--primer_bars", 3, "--num", 3)
-        folder = run(capsys, "continue", "--model", model, "--output", tmp_path, *options)
+        folder = run(capsys, "continue", *using(), "--output", tmp_path, *options)
         found = melodies(folder)
         primer = notes_of(make_line(1), 3)
         assert found.pop("continuation-primer") == primer
@@ -213,13 +237,13 @@ class TestContinue:
 
 
 class TestVary:
-    def test_similarity(self, model, midi, tmp_path, capsys):
+    def test_similarity(self, using, midi, tmp_path, capsys):
         def varied(similarity):
             options = ("--midi", midi / "tune1.mid", "--num", 2, "--bars", 3, "--similarity", similarity)
-            return melodies(run(capsys, "vary", "--model", model, "--output", tmp_path / str(similarity), *options))
+            return melodies(run(capsys, "vary", *using(), "--output", tmp_path / str(similarity), *options))
 
         options = ("--output", tmp_path / "same", "--bars", 3, "--midi", midi / "tune1.mid")
-        rebuilt = melodies(run(capsys, "reconstruct", "--model", model, *options))["reconstruction-1-rebuilt"]
+        rebuilt = melodies(run(capsys, "reconstruct", *using(), *options))["reconstruction-1-rebuilt"]
         alike, other = varied(1), varied(0)
         assert alike.pop("original") == other.pop("original") == notes_of(make_line(1), 3)
         assert alike == {"variation-1": rebuilt, "variation-2": rebuilt}
@@ -288,12 +312,39 @@ class TestConditions:
         assert "knows no attributes; train its prior with train_prior.py" in capsys.readouterr().err
 
 
+class TestRuntime:
+    @pytest.mark.slow
+    def test_onnxruntime_is_used_where_it_does_as_well(self, exported, midi, tmp_path, capsys):
+        options = ("--model", exported["model"], "--num", 1, "--bars", 2)
+        sampled = run(capsys, "sample", "--output", tmp_path / "a", *options)
+        again = run(capsys, "sample", "--output", tmp_path / "b", "--runtime", "torch", *options)
+        rebuilt = run(capsys, "reconstruct", "--output", tmp_path / "c", "--midi", midi / "tune1.mid", *options)
+        pages = [(folder / "index.html").read_text(encoding="utf-8") for folder in (sampled, again, rebuilt)]
+        used = [re.findall(r"--runtime (\w+), seed", page)[0] for page in pages]
+        assert used == ["onnx", "torch", "torch"]
+        assert len({tuple(re.findall(r"of [\d.]+ million parameters", page)) for page in pages}) == 1
+
+    def test_torch_takes_over_and_says_so(self, model, tmp_path, capsys, monkeypatch):
+        folder = tmp_path / "model"
+        shutil.copytree(model, folder)
+        options = ("--model", folder, "--num", 1, "--bars", 1)
+        assert generate.main([*map(str, ("sample", "--output", tmp_path / "a", "--runtime", "onnx", *options))]) == 2
+        assert f"--runtime onnx: {folder / 'onnx'}: no graphs there" in capsys.readouterr().err
+        (folder / "onnx" / "onnx_melody_vae").mkdir(parents=True)
+        monkeypatch.setattr("generation.exported.find_spec", lambda name: None)
+        assert generate.main([*map(str, ("sample", "--output", tmp_path / "b", *options))]) == 0
+        assert "With torch: onnxruntime is not installed" in capsys.readouterr().out
+        monkeypatch.undo()
+        arguments = ("shift", "--output", tmp_path / "c", "--midi", "x", "--attribute", "y", "--runtime", "onnx")
+        assert generate.main([*map(str, arguments), *map(str, options[:2])]) == 2
+        assert "shift takes torch's gradients" in capsys.readouterr().err
+
+
 class TestInfill:
     @pytest.mark.parametrize("kind", ["model", "music_transformer"])
-    def test_other_bars_stay(self, kind, midi, tmp_path, capsys, request):
+    def test_other_bars_stay(self, kind, using, midi, tmp_path, capsys):
         options = ("--midi", midi / "tune2.mid", "--fill_bars", "2,4-5", "--num", 3)
-        folder = request.getfixturevalue(kind)
-        found = melodies(run(capsys, "infill", "--model", folder, "--output", tmp_path, *options))
+        found = melodies(run(capsys, "infill", *using(kind), "--output", tmp_path, *options))
         original = found.pop("original")
         assert original == notes_of(make_line(2), BARS)
         assert set(found) == {"filling-1", "filling-2", "filling-3"}
@@ -314,10 +365,10 @@ class TestInfill:
 
 
 class TestInterpolate:
-    def test_between_samples(self, model, tmp_path, capsys):
+    def test_between_samples(self, using, tmp_path, capsys):
         def interpolate(name, seed):
             options = ("--steps", 2, "--bars", 2, "--seed", seed)
-            return run(capsys, "interpolate", "--model", model, "--output", tmp_path / name, *options)
+            return run(capsys, "interpolate", *using(), "--output", tmp_path / name, *options)
 
         first = interpolate("a", 1)
         assert list(melodies(first)) == ["interpolation-1", "interpolation-2"]
@@ -326,9 +377,9 @@ class TestInterpolate:
         assert hashes(first) == again
         assert again["interpolation.png"] != other["interpolation.png"]
 
-    def test_between_files_ends_are_reconstructions(self, model, midi, tmp_path, capsys):
+    def test_between_files_ends_are_reconstructions(self, using, midi, tmp_path, capsys):
         files = [midi / "tune1.mid", midi / "tune2.mid"]
-        options = ("--model", model, "--bars", 2, "--midi", *files)
+        options = (*using(), "--bars", 2, "--midi", *files)
         folder = run(capsys, "interpolate", "--output", tmp_path / "a", "--steps", 3, *options)
         found = melodies(folder)
         rebuilt = melodies(run(capsys, "reconstruct", "--output", tmp_path / "b", *options))
