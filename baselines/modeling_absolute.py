@@ -29,7 +29,7 @@ class AbsoluteAttention(RelativeAttention):
         """Return no bias."""
         return None
 
-    def is_blockwise(self, query: torch.Tensor, cache) -> bool:
+    def may_use_blocks(self, query: torch.Tensor) -> bool:
         """Whether blocks are faster: not where nothing is added to the logits."""
         return False
 

@@ -60,8 +60,8 @@ KINDS = ("bidirectional", "causal")
 NOTES = {
     "step": "quartiles of the ratios, turn by turn, of a step with the relative term to one without",
     "memory_mib": "what the resident set rises by, at its peak, over a forward and backward pass of one attention with "
-    "one head, in single precision; sdpa_with_bias is the same term handed to scaled_dot_product_attention, as at "
-    "inference; one_tensor_ are the sizes of tensors",
+    "one head, in single precision; sdpa_with_bias is the same term handed to scaled_dot_product_attention "
+    "as a bias; one_tensor_ are the sizes of tensors",
     "exactness": "largest absolute difference; with_cache reads the sequence in pieces into a cache",
 }
 
@@ -114,7 +114,7 @@ def attention_form(form: str) -> Iterator[None]:
     """Let every relative attention be one of `FORMS`."""
     with ExitStack() as stack:
         if form != "ours":
-            stack.enter_context(patch.object(RelativeAttention, "is_blockwise", lambda *_: False))
+            stack.enter_context(patch.object(RelativeAttention, "may_use_blocks", lambda *_: False))
         if form in ("textbook", "none"):
             attend = attend_by_textbook if form == "textbook" else attend_without_term
             stack.enter_context(patch.object(RelativeAttention, "position_bias", lambda *_: None))

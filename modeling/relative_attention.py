@@ -15,7 +15,8 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-QUERIES_PER_BLOCK = 64  # in training on a CPU; 32 and 128 were slower
+QUERIES_PER_BLOCK = 64  # on a CPU; 32 and 128 were slower
+FEWEST_IN_BLOCKS = 2 * QUERIES_PER_BLOCK  # queries at inference; fewer gain nothing
 BARS, SEMITONES = (1 / 8, 32.0), (6.0, 96.0)  # shortest and longest period of `rotation_of`
 
 
@@ -294,22 +295,67 @@ class RelativeAttention(nn.Module):
         relative = torch.bmm(rows, embedding.transpose(1, 2)).unflatten(1, (-1, length))  # (H, B, L, M)
         return skew(relative.transpose(0, 1), num_keys)
 
-    def is_blockwise(self, query: torch.Tensor, cache: Cache | None) -> bool:
-        """Whether [`BlockwiseRelativeAttention`] takes over from `scaled_dot_product_attention`.
+    def attend_in_blocks(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Attend without gradients, a block of queries at a time: no bias of L x L is ever whole.
 
-        It does where the latter would have to keep every logit, and where nobody wants plain operations to compile or
-        export.
+        All distances beyond `max_relative_distance` share a row of E, so queries are multiplied with it once.
+
+        Args:
+            query: `(B, H, L, D)`.
+            key: `(B, H, L, D)`.
+            value: `(B, H, L, D)`.
+            mask: Broadcastable to `(B, H, L, L)`; boolean, or added.
+
+        Returns:
+            `(B, L, H, D)`.
         """
+        batch, heads, length, size = query.shape
+        embedding = (self.distance_embedding * self.scaling).to(query.dtype).transpose(1, 2)  # (H, D, M)
+        attended, lowest = query.new_empty(batch, length, heads, size), torch.finfo(query.dtype).min
+        mask = None if mask is None else mask.expand(-1, -1, length, -1)
+        for begin in range(0, length, QUERIES_PER_BLOCK):
+            end = min(begin + QUERIES_PER_BLOCK, length)
+            rows, num_keys = end - begin, end if self.is_causal else length
+            # From the block's last query to key 0, up to its first query to the last key and one to spare for skew.
+            first, last = 1 - end, 1 if self.is_causal else length - begin
+            low, high = max(first, self.min_distance), min(last, self.max_distance)
+            block = query[:, :, begin:end]
+            near = embedding[:, :, low - self.min_distance : high - self.min_distance + 1]
+            relative = torch.bmm(block.transpose(0, 1).flatten(1, 2), near)  # (H, B L, M)
+            left, right = relative[..., :1], relative[..., -1:]
+            parts = [left.expand(-1, -1, low - first), relative, right.expand(-1, -1, last - high)]
+            bias = skew(torch.cat(parts, dim=-1).unflatten(1, (batch, rows)).transpose(0, 1), num_keys)
+            if mask is None and self.is_causal:
+                is_later = torch.ones(rows, rows, dtype=torch.bool, device=query.device).triu(1)
+                bias[..., begin:].masked_fill_(is_later, lowest)
+            elif mask is not None:
+                of_block = mask[:, :, begin:end, :num_keys]
+                bias = torch.where(of_block, bias, lowest) if mask.dtype == torch.bool else bias + of_block
+            rows_of_block = nn.functional.scaled_dot_product_attention(
+                block, key[:, :, :num_keys], value[:, :, :num_keys], attn_mask=bias, scale=self.scaling
+            )
+            attended[:, begin:end] = rows_of_block.transpose(1, 2)
+        return attended
+
+    def may_use_blocks(self, query: torch.Tensor) -> bool:
+        """Whether blocks pay, and nobody wants plain operations to compile or export."""
         return (
-            query.requires_grad
-            and query.device.type == "cpu"
+            query.device.type == "cpu"
             and query.dtype != torch.float16
             and self.config._attn_implementation == "sdpa"
-            and cache is None
             and not (self.training and self.config.dropout)
             and not torch.compiler.is_compiling()
             and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
         )
+
+    def is_blockwise(self, query: torch.Tensor, cache: Cache | None) -> bool:
+        """Whether [`BlockwiseRelativeAttention`] takes over from `scaled_dot_product_attention`.
+
+        It does where the latter would have to keep every logit.
+        """
+        return query.requires_grad and cache is None and self.may_use_blocks(query)
 
     def forward(
         self,
@@ -340,6 +386,9 @@ class RelativeAttention(nn.Module):
                 query, key, value, embedding.to(query.dtype), attention_mask, self.scaling, self.is_causal
             )
             return self.o_proj(attended.flatten(2))
+        is_whole = isinstance(past, int) and past == 0 and key.shape[2] == length
+        if is_whole and length > FEWEST_IN_BLOCKS and not query.requires_grad and self.may_use_blocks(query):
+            return self.o_proj(self.attend_in_blocks(query, key, value, attention_mask).flatten(2))
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         attended, _ = attention(
             self,

@@ -15,7 +15,7 @@ from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel, MelodyVAE
 from modeling.cache_melody_vae import CACHE_NAME, CACHE_NAMES
 from modeling.interpolation_melody_vae import slerp
 from modeling.logits_process_melody_vae import BarCountLogitsProcessor
-from modeling.modeling_melody_vae import reconstruction_nats
+from modeling.modeling_melody_vae import ENCODED_AT_ONCE, reconstruction_nats
 from modeling.processing_melody_vae import line_to_words
 from modeling.token_grammar_melody_vae import MAX_TOKENS_PER_BAR
 from tests.builders.models import (
@@ -388,6 +388,25 @@ def test_padding_changes_nothing(model, side):
         assert loss[name].item() == pytest.approx(expected[name].item(), rel=1e-5)
     again = model.reconstruct(ids, attention_mask, max_length=40)
     assert torch.equal(again, model.reconstruct(IDS, torch.ones_like(IDS), max_length=40))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_batch_is_encoded_by_length_and_each_melody_as_if_alone(model, side, monkeypatch):
+    lengths = [T, 3, 5, 7, 2, T, 4, 6, 3, 10, 1]
+    rows = [IDS[index % B, :length] for index, length in enumerate(lengths)]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD, padding_side=side)
+    widths, encode_rows = [], model._encode_rows
+    monkeypatch.setattr(model, "_encode_rows", lambda *given: widths.append(given[0].shape) or encode_rows(*given))
+    posterior = model.encode(ids)
+    assert widths == [(ENCODED_AT_ONCE, sorted(lengths)[ENCODED_AT_ONCE - 1]), (len(lengths) - ENCODED_AT_ONCE, T)]
+    for index, row in enumerate(rows):
+        alone = model.encode(row[None])
+        for name in ("latent_mean", "latent_log_variance"):
+            assert torch.allclose(alone[name][0], posterior[name][index], atol=1e-5)
+    widths.clear()
+    monkeypatch.setattr(model, "training", True)
+    model.encode(ids)
+    assert widths == [ids.shape]
 
 
 @torch.no_grad()

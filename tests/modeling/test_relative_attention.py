@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicCache, StaticCache
 
 from modeling import MelodyVAEConfig, MelodyVAEModel, relative_attention
 from modeling.relative_attention import (
+    FEWEST_IN_BLOCKS,
     QUERIES_PER_BLOCK,
     BlockwiseRelativeAttention,
     RelativeAttention,
@@ -308,6 +309,36 @@ def test_every_size_of_block_is_the_double_loop():
             output = attention(hidden_states)
             assert output.requires_grad
             assert (output - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("mask_kind", ["none", "bool", "float", "keys"])
+@pytest.mark.parametrize("max_relative_distance", [3, 70, 10_000])
+@pytest.mark.parametrize("is_causal", [True, False])
+@torch.no_grad()
+def test_long_sequences_are_read_in_blocks_without_gradients(is_causal, max_relative_distance, mask_kind, monkeypatch):
+    length = FEWEST_IN_BLOCKS + 3
+    attention = make_attention(is_causal, max_relative_distance)
+    hidden_states = torch.randn(B, length, H * D, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    mask = None
+    if mask_kind != "none":  # some keys are padding
+        is_seen = torch.arange(length) < torch.tensor([length, length - 1, 5])[:, None, None, None]  # (B, 1, 1, L)
+        if is_causal or mask_kind != "keys":
+            is_seen = is_seen & torch.ones(length, length, dtype=torch.bool).tril(length * (not is_causal))
+        mask = torch.zeros(is_seen.shape).double().masked_fill(~is_seen, -1e300) if mask_kind == "float" else is_seen
+    calls, in_blocks = [], RelativeAttention.attend_in_blocks
+    monkeypatch.setattr(RelativeAttention, "attend_in_blocks", lambda *given: calls.append(1) or in_blocks(*given))
+    outputs = [
+        attention(hidden_states, attention_mask=mask),
+        attention(hidden_states, mask, DynamicCache(config=attention.config)),
+    ]
+    assert len(calls) == 2
+    monkeypatch.setattr(attention, "may_use_blocks", lambda *given: False)
+    plain = attention(hidden_states, attention_mask=mask)
+    assert len(calls) == 2
+    for output in outputs:
+        assert (output - plain).abs().max() < 1e-12
+    attention(hidden_states[:, :FEWEST_IN_BLOCKS])
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize(
