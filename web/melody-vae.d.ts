@@ -95,6 +95,13 @@ export interface SampleOptions extends WritingOptions, ConditionOptions {
   candidates?: number;
 }
 
+export interface InfillOptions extends WritingOptions, ConditionOptions {
+  /** Counted from 0. */
+  bars: number[];
+  /** Drawn, of which the one is kept that leads best to what follows; 8 by default. */
+  candidates?: number;
+}
+
 export interface DecodeOptions extends WritingOptions {
   /** As many as the melody has, of which it is made; the model decides where that is a latent. */
   bars?: number;
@@ -159,8 +166,8 @@ export interface MelodyVAE {
     melody: MelodyOrLatent,
     options?: DecodeOptions & { similarity?: number; count?: number },
   ): Promise<Melody[]>;
-  /** Write some bars anew, counted from 0; the others stay as they are. */
-  infill(melody: Melody, options: WritingOptions & ConditionOptions & { bars: number[] }): Promise<Melody>;
+  /** Write some bars anew; the others stay as they are. */
+  infill(melody: Melody, options: InfillOptions): Promise<Melody>;
   /** Write on, up to `bars` bars in all; the model's most by default. */
   continueMelody(melody: Melody, options?: WritingOptions & ConditionOptions & { bars?: number }): Promise<Melody>;
   /** Cut a melody of a file to what the model knows: its grid, pitches, meters and most bars, from bar `firstBar`. */

@@ -115,9 +115,16 @@ def operations(runtime: OnnxMelodyVAE, latents: np.ndarray, ids: np.ndarray) -> 
         options = {"steps": 5, "bars": most} | ({} if seed is None else {"seed": seed})
         found = trimmed(runtime, runtime.interpolate(latents[0], latents[1], **options))
         yield {"name": f"interpolate {seed}", "method": "interpolate", "latents": 2, "options": options, "ids": found}
-    options = {"bars": [0], "seed": 9, "temperature": 2.0, "candidates": 1}
-    found = trimmed(runtime, runtime.infill(ids, **options))
-    yield {"name": "infill", "method": "infill", "melodies": melodies, "options": options, "ids": found}
+    for candidates in (1, 4):
+        options = {"bars": [0], "seed": 9, "temperature": 2.0, "candidates": candidates}
+        found = trimmed(runtime, runtime.infill(ids, **options))
+        yield {
+            "name": f"infill {candidates}",
+            "method": "infill",
+            "melodies": melodies,
+            "options": options,
+            "ids": found,
+        }
     options = {"bars": [most, most - 1, most], "seed": 10}
     found = trimmed(runtime, runtime.continue_melody(ids, **options))
     yield {"name": "continue", "method": "continueMelody", "melodies": melodies, "options": options, "ids": found}

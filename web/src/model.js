@@ -92,9 +92,9 @@ export class MelodyVAE {
     return this.#run(async (model) => this.#melodies(await model.vary(latent, given(asked))))
   }
 
-  async infill(melody, { bars, ...options }) {
+  async infill(melody, { bars, candidates, ...options }) {
     const ids = this.#ids(melody)
-    const asked = { ...this.#writing(options), ...this.#conditions(options), bars }
+    const asked = { ...this.#writing(options), ...this.#conditions(options), bars, candidates }
     return this.#run(async (model) => this.#melodies(await model.infill([ids], given(asked)))[0])
   }
 

@@ -6,10 +6,11 @@
  * latents arrays of `(Z,)`.
  */
 
+import { StepDecoder, logSumExp } from "./decoding.js"
 import { drawNormal } from "./latents.js"
 import { keyOf, majorTonic, transposeLine } from "./melody_line.js"
 import { makeGenerators } from "./random.js"
-import { SamplingModel, checkBars, forEach } from "./sampling.js"
+import { SamplingModel, checkBars, checkCount, forCandidates, forEach, repeatEach, takeBest } from "./sampling.js"
 
 const PATH_SPREAD = 7
 const PATH_NOISE = 0.5
@@ -92,12 +93,12 @@ export class OnnxMelodyVAE extends SamplingModel {
   }
 
   /**
-   * Write some bars of melodies anew, `bars` from 0; the others come back as they are. Other options are those of
-   * `sample`.
+   * Write some bars of melodies anew, `bars` from 0; the others come back as they are. Of `candidates` for each melody
+   * the one is kept that leads best to what follows. Other options are those of `sample`.
    *
    * @throws {RangeError} If a melody has no such bar.
    */
-  async infill(ids, { bars = [], seed, conditions, guidance = 1, generator, noiseLevel, ...options } = {}) {
+  async infill(ids, { bars = [], seed, conditions, guidance = 1, generator, noiseLevel, candidates = 8, ...options } = {}) {
     const { config } = this
     const n = ids.length
     const numBars = this.numBars(ids)
@@ -107,14 +108,60 @@ export class OnnxMelodyVAE extends SamplingModel {
         throw new RangeError(`bar ${bar} cannot be filled: bars count from 0 to ${shortest - 1} here`)
       }
     }
-    let asked = { ...this.samplingOptions(), generator: generator ?? makeGenerators(n, seed), ...options }
-    const checked = this.checkConditions(conditions, n)
+    checkCount(candidates)
+    const own = { ...this.samplingOptions(), generator: generator ?? makeGenerators(n, seed), ...options }
+    let asked = forCandidates({ ...own, conditions: this.checkConditions(conditions, n) }, n, candidates)
+    const template = repeatEach(ids, candidates)
     if (config.latent_size) {
-      const isKnown = ids.map(() => Array.from({ length: config.max_bars }, (_, bar) => !bars.includes(bar)))
-      asked = { ...asked, conditions: checked, guidance, noiseLevel }
-      asked = await this.withLatent(ids, asked, (await this.encode(ids)).mean, isKnown, numBars)
+      const isKnown = template.map(() => Array.from({ length: config.max_bars }, (_, bar) => !bars.includes(bar)))
+      const known = repeatEach((await this.encode(ids)).mean, candidates)
+      asked = await this.withLatent(template, { ...asked, guidance, noiseLevel }, known, isKnown, repeatEach(numBars, candidates))
     }
-    return this.generate({ template: ids, regenerate: bars, ...asked })
+    const filled = await this.generate({ template, regenerate: bars, ...asked })
+    return candidates === 1 || !n ? filled : this.#bestFillings(filled, template, bars, { count: candidates, ...options })
+  }
+
+  /** Keep of fillings, candidates of one melody after the other, those that silence no bar and lead best to what follows. */
+  async #bestFillings(ids, originals, bars, { count, signal }) {
+    const hasNotes = (melodies) =>
+      this.splitBars(melodies).map((melody) => bars.map((bar) => melody[bar].some((token) => this.table.hasNote[token])))
+    const filled = hasNotes(ids)
+    const price = hasNotes(originals).map((has, row) => has.filter((each, at) => each && !filled[row][at]).length)
+    if (this.config.noise_probability) {
+      const nats = await this.#natsOfRest(ids, bars, signal)
+      const share = 1 + Math.max(...nats)
+      nats.forEach((each, row) => (price[row] += each / share)) // less than a bar
+    }
+    return takeBest(ids, price.map((each) => -each), count)
+  }
+
+  /** Nats of the bars after the first that was filled, those filled aside, for the melody decoder without a latent. */
+  async #natsOfRest(ids, bars, signal) {
+    const { config, table } = this
+    const latent = ids.map(() => new Float32Array(config.latent_size))
+    const conditions = await this.barConditions(latent, ids.map(() => new Array(config.max_bars).fill(1)), {})
+    const decoder = new StepDecoder(await this.graph("decoder"), config, table, ids.length, conditions)
+    const repeats = new Set(this.repeats.values())
+    const nats = ids.map(() => 0)
+    const [bar, isCopied] = [ids.map(() => -1), ids.map(() => false)]
+    for (let place = 0; place + 1 < Math.max(...ids.map((row) => row.length)); place++) {
+      signal?.throwIfAborted()
+      const token = ids.map((row) => row[place] ?? config.pad_token_id)
+      const logits = await decoder.step(token, ids.map((row) => place >= row.length))
+      ids.forEach((row, at) => {
+        const following = row[place + 1]
+        if (following === undefined) return
+        const isRepeat = repeats.has(following)
+        if (table.opensBar[following]) {
+          bar[at] += 1
+          isCopied[at] = repeats.has(row[place]) // by the grammar, which costs nothing
+        } else if (isRepeat || following === config.eos_token_id) isCopied[at] = false
+        const ofBar = bar[at] + Number(isRepeat) // what says that a bar repeats stands before it
+        if (isCopied[at] || ofBar <= Math.min(...bars) || bars.includes(ofBar)) return
+        nats[at] += logSumExp(logits[at]) - logits[at][following]
+      })
+    }
+    return nats
   }
 
   /**

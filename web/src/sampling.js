@@ -49,10 +49,31 @@ function takeRows(options, rows) {
   return { ...taken, conditions: Object.fromEntries(conditions) }
 }
 
+/** Repeat each value, `count` of one after the other. */
+export function repeatEach(values, count) {
+  return values.flatMap((value) => new Array(count).fill(value))
+}
+
+/** Keep of each `count` melodies after each other the first of the highest score. */
+export function takeBest(ids, scores, count) {
+  return Array.from({ length: ids.length / count }, (_, melody) => {
+    let best = melody * count
+    for (let row = best + 1; row < (melody + 1) * count; row++) if (scores[row] > scores[best]) best = row
+    return ids[best]
+  })
+}
+
+/** @throws {RangeError} If it is no number of candidates. */
+export function checkCount(candidates) {
+  if (!(Number.isInteger(candidates) && candidates >= 1)) {
+    throw new RangeError(`candidates=${candidates} is not a whole number of 1 or more`)
+  }
+}
+
 /** Repeat the options of `n` melodies for `count` candidates of each, with generators of their own. */
-function forCandidates(options, n, count) {
+export function forCandidates(options, n, count) {
   if (count === 1) return options
-  const rows = Array.from({ length: n * count }, (_, at) => Math.floor(at / count))
+  const rows = repeatEach([...new Array(n).keys()], count)
   return { ...takeRows(options, rows), generator: options.generator.flatMap((source) => source.spawn(count)) }
 }
 
@@ -223,9 +244,7 @@ export class SamplingModel extends LatentModel {
     const { max_bars: most, critic_size: hasCritic, sampling_candidates: own } = this.config
     const isLong = !Array.isArray(bars) && bars > most
     if (candidates == null) return isLong ? 1 : own
-    if (!(Number.isInteger(candidates) && candidates >= 1)) {
-      throw new RangeError(`candidates=${candidates} is not a whole number of 1 or more`)
-    }
+    checkCount(candidates)
     if (candidates > 1 && !hasCritic) {
       throw new RangeError(`candidates=${candidates}: this model has no critic to choose among them`)
     }
@@ -249,11 +268,7 @@ export class SamplingModel extends LatentModel {
     const bars = { type: "int64", data: this.numBars(ids), dims: [ids.length] }
     const { score } = await this.run("critic", { latent: stack(mean, [this.config.latent_size]), bars })
     for (const row of this.#rowsInAnotherKey(ids, conditions)) score[row] -= OTHER_KEY_LOSS
-    return Array.from({ length: ids.length / count }, (_, melody) => {
-      let best = melody * count
-      for (let row = best + 1; row < (melody + 1) * count; row++) if (score[row] > score[best]) best = row
-      return ids[best]
-    })
+    return takeBest(ids, score, count)
   }
 
   /** Write `n` melodies once, by the options of `sample`. */

@@ -118,6 +118,7 @@ test("what cannot be done is said in a sentence", async () => {
     [() => model.sample({ candidates: 2, bars: BARS + 1 }), /candidates=2 of bars=8: the critic reads 7 bars at most/],
     [() => model.vary(melody, { similarity: 2 }), /similarity=2 is not a finite number/],
     [() => model.infill(melody, { bars: [2] }), /bar 2 cannot be filled: bars count from 0 to 1/],
+    [() => model.infill(melody, { bars: [0], candidates: 0 }), /candidates=0 is not a whole number of 1 or more/],
     [() => model.continueMelody(melody, { bars: 2 }), /2 bars cannot be continued to bars=2/],
     [() => model.decode(new Float32Array(3)), /a latent has 14 numbers, not 3/],
     [() => model.encode({ ...melody, stepsPerBeat: 12 }), /stepsPerBeat=12: this model has 4/],
