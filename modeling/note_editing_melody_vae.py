@@ -1,4 +1,4 @@
-"""Melodies as notes: read, written and measured; small edits of them, and `shift`, a local search over edits.
+"""Melodies as notes: measured, small edits of them, and `shift`, a local search over edits.
 
 Notes are tuples of onset, duration and pitch, in grid steps from the first bar line and MIDI pitches; they are sorted,
 and a note has ended when the next begins. Dimension key: B batch, T tokens, N bars, Z latent size, A attributes,
@@ -15,9 +15,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from .arguments_melody_vae import check_bars, check_latent
-from .melody_line_melody_vae import ATTRIBUTES, key_of, read_line, steps_per_bar, write_line
+from .melody_line_melody_vae import ATTRIBUTES, key_of, steps_per_bar
 from .options_melody_vae import check_number
-from .token_grammar_melody_vae import TokenColumn, TokenWriter, runs_of_tokens, scale_mask
+from .token_grammar_melody_vae import TokenWriter, scale_mask
 
 Notes = list[tuple[int, int, int]]
 
@@ -251,32 +251,6 @@ def measure(lines: Sequence[Mapping[str, Any]]) -> torch.Tensor:
 
 class NoteEditingMixin:
     """What [`MelodyVAEModel`] does with melodies as notes."""
-
-    def read_lines(self, ids: torch.Tensor) -> list[dict[str, Any]]:
-        """Read ids `(B, T)` that this model generated as lines, as `MelodyProcessor.to_lines` does.
-
-        Raises:
-            ValueError: If the model does not know its tokens' grammar.
-        """
-        table = self._grammar().cpu()
-        signatures = table[table[:, TokenColumn.TIME_SIGNATURE] > 0][0]
-        steps_per_beat = int(signatures[TokenColumn.BAR_STEPS]) // (int(signatures[TokenColumn.TIME_SIGNATURE]) // 64)
-        runs = runs_of_tokens(table)
-        base_tokens = ((base for token in row for base in runs[token]) for row in ids.tolist())
-        return [read_line(melody, steps_per_beat) for melody in base_tokens]
-
-    def write_lines(self, lines: Sequence[Mapping[str, Any]], writer: TokenWriter | None = None) -> torch.Tensor:
-        """Write lines as ids `(B, T)`, padded at the end; `read_lines` the other way round.
-
-        Args:
-            lines: Of the vocabulary's time signatures, pitches and grid; see `melody_line_melody_vae`.
-            writer: Of this model's tokens, where it is at hand.
-
-        Raises:
-            ValueError: If the vocabulary lacks what a line has.
-        """
-        writer = writer or TokenWriter(self.token_grammar.cpu())
-        return self._join_bars([writer.write(write_line(line)) for line in lines])
 
     def attributes_of(self, lines: Sequence[Mapping[str, Any]]) -> torch.Tensor:
         """Measure `config.attributes` of lines, `(B, A)`, in standard deviations from the training data's mean."""

@@ -1,0 +1,1 @@
+../../modeling/infilling_melody_vae.py

@@ -1,0 +1,1 @@
+../../modeling/reading_melody_vae.py

@@ -1,0 +1,1 @@
+../../modeling/sampling_melody_vae.py
