@@ -14,6 +14,7 @@ from pathlib import Path
 from documents import blocks
 from documents.browser import browser
 from documents.compare import markdown
+from documents.compute import compute
 from documents.reliability import reliability
 from documents.speed import speed
 from documents.speed import summary as speed_summary
@@ -198,6 +199,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "ablations": lambda: blocks.ablations(RESULTS),
     "baselines": lambda: blocks.baselines(RESULTS),
     "browser": lambda: browser(RESULTS),
+    "compute": lambda: compute(RESULTS),
     "dataset": dataset,
     "release": lambda: blocks.release(RESULTS),
     "reliability": lambda: reliability(RESULTS),
