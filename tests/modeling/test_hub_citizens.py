@@ -339,7 +339,9 @@ def test_an_infill_keeps_the_other_bars_and_a_shift_is_the_models(processor):
         assert [note for note in notes if note[0] // 16 != 1] == [(0, 60), (4, 62), (32, 67)]
     assert len({melody["midi"] for melody in filled}) > 1
     batch = processor(lines=LINE, return_tensors="pt")
-    latent = plain.shift(plain.encode(**batch).latent_mean, "mean_pitch", -1.0, bars=3)
+    with torch.no_grad():
+        latent = plain.refine(plain.encode(**batch).latent_mean, batch["input_ids"])
+        latent = plain.shift(latent, "mean_pitch", -1.0, bars=3)
     (shifted,) = able(LINE, mode="shift", attribute="mean_pitch", amount=-1.0, tempo=120, program=0)
     assert shifted["midi"] == processor.to_midi_bytes(plain.decode(latent, bars=3))[0]
     assert len(able(1, bars=2 * N + 1)[0]["line"]["pitch"]) > 0
