@@ -154,6 +154,8 @@ dataset-results: install  ## measure the data set again: LAKH=, METADATA= and PO
 	$(RUN)python -m benchmarks.near_duplicates --input $(LAKH) --dataset $(BUILT) --planted 1000 --seed 3 \
 	  --output results/near_duplicates.json
 	$(RUN)python -m benchmarks.dataset --input $(firstword $(LAKH)) --output results/dataset_speed.json
+	$(RUN)python -m benchmarks.growth --input $(firstword $(LAKH)) --output results/dataset_growth.json
+	$(RUN)python -m benchmarks.beats --input $(POP909) --output results/beats.json
 	$(RUN)python -m benchmarks.collect --build $(BUILT)/build.json
 	$(MAKE) report
 

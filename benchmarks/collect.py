@@ -4,6 +4,7 @@
     python -m dataset_script.fit_lead_score ... --report results/lead_score.json
     python -m benchmarks.near_duplicates ... --dataset DIR --output results/near_duplicates.json
     python -m benchmarks.dataset ... --output results/dataset_speed.json
+    python -m benchmarks.growth ... --output results/dataset_growth.json
     python -m benchmarks.collect --build DIR/build.json
 
 `make dataset-results` runs them all.
@@ -42,16 +43,27 @@ def near_duplicates(measured: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def speed(measured: dict[str, Any]) -> dict[str, Any]:
-    """Select what the card shows of results/dataset_speed.json."""
+def speed(measured: dict[str, Any], growth: dict[str, Any]) -> dict[str, Any]:
+    """Select what the card shows of results/dataset_speed.json and results/dataset_growth.json."""
     ratios = measured["ratios"]
+    speedups = {
+        f"{count} processes to one{of}": ratios[f"speedup_of_{count}_processes"][name]
+        for count in (2, 4)
+        for of, name in (("", "ours"), (", symusic's parsing alone", "parsing"))
+        if f"speedup_of_{count}_processes" in ratios
+    }
     return {
         "to note_seq's melody extraction, one core": (ratios["ours_to_note_seq"] or {}).get("all_files"),
         "to symusic's parsing alone, one core": ratios["ours_to_parsing"]["all_files"],
-        "4 processes to one": ratios["speedup_of_4_processes"]["ours"],
-        "4 processes to one, symusic's parsing alone": ratios["speedup_of_4_processes"]["parsing"],
+        **speedups,
         "minutes for all of LMD-full": measured["lakh_minutes"],
-        "largest worker, MiB": measured["memory"]["largest_worker_mib"],
+        **{
+            f"MiB at {int(files):,} files": {
+                "main process": build["parent_private_mib"],
+                "largest worker": max(build["workers_mib"]),
+            }
+            for files, build in growth["files"].items()
+        },
         "measured on": measured["machine"]["processor"],
     }
 
@@ -79,7 +91,12 @@ def collect(options: argparse.Namespace) -> None:
             "near_duplicates": near_duplicates(duplicates),
             "leak": duplicates["leak"],
             "lead_score": json.loads((options.results / "lead_score.json").read_text(encoding="utf-8")),
-            "speed": speed(json.loads((options.results / "dataset_speed.json").read_text(encoding="utf-8"))),
+            "speed": speed(
+                *(
+                    json.loads((options.results / f"dataset_{name}.json").read_text(encoding="utf-8"))
+                    for name in ("speed", "growth")
+                )
+            ),
         }
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"a report is missing or lacks a figure ({error}); see --help for what makes it") from error

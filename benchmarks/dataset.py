@@ -12,7 +12,8 @@ turns (A B C A B C ...), and every value is kept beside its median. What each ru
     ours_archive         ours straight from the archive, where --input is one; one core, once
 
 The seconds of `ours` count from after the start of the interpreter and its imports to the last file written, as those
-of the others do; `ours_command` is the whole command, and `ours_extraction` stops before the Parquet files.
+of the others do; `ours_command` is the whole command, and `ours_extraction` stops before the Parquet files. On one core
+they are those of the processor, so that other programs do not count; in several processes they are those of the clock.
 """
 
 from __future__ import annotations
@@ -30,14 +31,13 @@ import tarfile
 import tempfile
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import psutil
 from symusic.core import ScoreTick
 from tqdm import tqdm
 
@@ -57,15 +57,12 @@ LAKH_FILES = 178_561  # of LMD-full
 CHUNK_FILES = 64  # to a process at a time, as dataset_script does
 WARM_UP_FILES = 20
 SAMPLE_SEED = 0
-SAMPLING_SECONDS = 0.05  # between two looks at the memory
-MIB = 1 << 20
 
 TARGETS = {  # path in "ratios" -> what is wanted at least
-    ("ours_to_note_seq", "all_files"): 60.0,
+    ("ours_to_note_seq", "all_files"): 100.0,
     ("ours_to_parsing", "all_files"): 0.5,
     ("speedup_of_4_processes", "ours"): 3.0,
 }
-TARGET_MEMORY_MIB = 2048
 
 NOTES = {
     "ours_to_note_seq": "all_files: ours on all files to note_seq on its sample, whose rate is multiplied by parsing's "
@@ -74,8 +71,6 @@ NOTES = {
     "lakh_minutes": f"the seconds of all steps in proportion to {LAKH_FILES} files, the start of the interpreter apart",
     "processor_share": "cores that each run kept busy, start-up included: on one core, clearly less than 1 means that "
     "other programs were on it and the seconds are too many",
-    "memory": "resident set, 20 looks a second; parent_private_mib is without pages of files, which the system takes "
-    "back when it needs them; lakh_ goes on in a straight line from half and all of the files",
 }
 
 Figures = dict[str, float]
@@ -91,6 +86,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("results/dataset_speed.json"), help="the report to write")
     parser.add_argument(
         "--note_seq_files", type=int, default=300, help="size of note_seq's sample (default: 300); 0 leaves it out"
+    )
+    parser.add_argument(
+        "--one_core", action="store_true", help="leave out the runs in several processes, for which cores must be idle"
     )
     parser.add_argument("--repeats", type=int, default=3, help="how often each run is repeated (default: 3)")
     parser.add_argument(
@@ -163,35 +161,41 @@ def note_seq_interpreter(given: Path | None) -> Path:
     return python
 
 
-def parse_chunk(paths: list[Path]) -> tuple[float, float, int]:
-    """Read and parse files; return when it began and ended, and how many are broken."""
-    began, broken = time.perf_counter(), 0
+def parse_chunk(paths: list[Path]) -> tuple[float, float, float, int]:
+    """Read and parse files; return when it began and ended, its processor seconds, and how many are broken."""
+    began, used, broken = time.perf_counter(), time.process_time(), 0
     for path in paths:
         try:
             ScoreTick.from_midi(path.read_bytes())
         except Exception:  # symusic raises whatever its C++ threw
             broken += 1
-    return began, time.perf_counter(), broken
+    return began, time.perf_counter(), time.process_time() - used, broken
 
 
-def parsing_seconds(paths: list[Path], num_proc: int) -> tuple[float, int]:
+def parsing_seconds(paths: list[Path], num_proc: int, is_alone: bool = False) -> tuple[float, int]:
     """Parse files in processes side by side, from when all have started; return the seconds, and how many are broken.
 
     Clocks are compared across processes: perf_counter is the same one for all of them on Linux.
+
+    Args:
+        paths: the files.
+        num_proc: number of processes.
+        is_alone: whether the processor's seconds count.
     """
     chunks = [paths[start : start + CHUNK_FILES] for start in range(0, len(paths), CHUNK_FILES)]
     num_proc = min(num_proc, len(chunks))
     context = multiprocessing.get_context("spawn")
     everyone = context.Barrier(num_proc)
     with ProcessPoolExecutor(num_proc, context, initializer=everyone.wait) as pool:
-        began, ended, broken = zip(*pool.map(parse_chunk, chunks), strict=True)
-    return max(ended) - min(began), sum(broken)
+        began, ended, used, broken = zip(*pool.map(parse_chunk, chunks), strict=True)
+    return sum(used) if is_alone else max(ended) - min(began), sum(broken)
 
 
-def build_command(source: Path, output: Path, num_proc: int) -> list[str]:
+def build_command(sources: Sequence[Path], output: Path, num_proc: int) -> list[str]:
     """Return the command that builds a data set."""
-    build = [sys.executable, "-m", "dataset_script.build"]
-    return [*build, "--input", str(source.absolute()), "--output", str(output), "--num_proc", str(num_proc)]
+    given = [str(source.absolute()) for source in sources]
+    options = ["--input", *given, "--output", str(output.absolute()), "--num_proc", str(num_proc)]
+    return [sys.executable, "-m", "dataset_script.build", *options]
 
 
 def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
@@ -211,42 +215,26 @@ def check(code: int, log: Path) -> None:
         raise InputError(f"dataset_script.build ended with exit code {code}: {said[-1].removeprefix('error: ')}")
 
 
-def build_seconds(name: str, source: Path, work: Path, num_proc: int) -> Figures:
-    """Build a data set in a fresh process; return the seconds from after its imports, of all of it, and of a part."""
+def build_seconds(name: str, source: Path, work: Path, num_proc: int, is_alone: bool = False) -> Figures:
+    """Build a data set in a fresh process; return the seconds from after its imports, of all of it, and of a part.
+
+    Args:
+        name: of the run.
+        source: the MIDI files.
+        work: folder for the data set.
+        num_proc: number of processes.
+        is_alone: whether the processor's seconds count.
+    """
     log, output = work / "build.log", work / "data_set"
     shutil.rmtree(output, ignore_errors=True)
-    began = time.perf_counter()
-    code = start(build_command(source, output, num_proc), log).wait()
-    command = time.perf_counter() - began
+    clock = processor_seconds if is_alone else time.perf_counter
+    began = clock()
+    code = start(build_command([source], output, num_proc), log).wait()
+    command = clock() - began
     check(code, log)
-    seconds = json.loads((output / "build.json").read_text(encoding="utf-8"))["seconds"]
+    report = json.loads((output / "build.json").read_text(encoding="utf-8"))
+    seconds = report["processor_seconds" if is_alone else "seconds"]
     return {name: seconds["to_parquet"], f"{name}_command": command, f"{name}_extraction": seconds["extraction"]}
-
-
-def peak_memory(source: Path, work: Path, num_proc: int) -> dict[str, Any]:
-    """Build a data set and look at the resident set of its processes 20 times a second; nothing is timed here."""
-    log, output = work / "build.log", work / "data_set"
-    shutil.rmtree(output, ignore_errors=True)
-    building = start(build_command(source, output, num_proc), log)
-    peak: dict[int, int] = {building.pid: 0}
-    private = 0
-    while building.poll() is None:
-        try:
-            parent = psutil.Process(building.pid)
-            for process in (parent, *parent.children(recursive=True)):
-                memory = process.memory_info()
-                peak[process.pid] = max(peak.get(process.pid, 0), memory.rss)
-                if process is parent:
-                    private = max(private, memory.rss - memory.shared)
-        except psutil.NoSuchProcess:
-            pass  # one of them ended between the two calls
-        time.sleep(SAMPLING_SECONDS)
-    check(building.returncode, log)
-    return {
-        "parent_mib": peak.pop(building.pid) / MIB,
-        "parent_private_mib": private / MIB,
-        "workers_mib": sorted((size / MIB for size in peak.values()), reverse=True),
-    }
 
 
 def note_seq_report(python: Path, paths: list[Path], work: Path) -> dict[str, Any]:
@@ -294,6 +282,7 @@ def derive(measured: dict[str, Any]) -> dict[str, Any]:
             "parsing": seconds["parsing_1"] / seconds[f"parsing_{count}"],
         }
         for count in PROCESSES[1:]
+        if f"ours_{count}" in seconds
     }
     return {
         "files_per_second": rate,
@@ -311,8 +300,9 @@ def derive(measured: dict[str, Any]) -> dict[str, Any]:
             },
         },
         "lakh_minutes": {
-            str(count): lakh_minutes(seconds[f"ours_{count}"], seconds[f"ours_{count}_command"], files)
-            for count in (PROCESSES[0], PROCESSES[-1])
+            name: lakh_minutes(seconds[run], seconds[f"{run}_command"], files)
+            for name, run in (("1", "ours"), ("4", "ours_4"))
+            if run in seconds
         },
     }
 
@@ -320,28 +310,6 @@ def derive(measured: dict[str, Any]) -> dict[str, Any]:
 def lakh_minutes(total: float, command: float, files: int) -> float:
     """Carry the time of `files` files over to all of LMD-full in proportion, the start of the interpreter apart."""
     return (command - total + total * LAKH_FILES / files) / 60
-
-
-def memory_report(source: Path, half: Path, files: int, work: Path, progress: tqdm) -> dict[str, Any]:
-    """Measure the memory of builds of all files and of half of them, and carry the parent's over to all of Lakh.
-
-    A worker's memory depends on the files under way, the parent's grows with their number.
-    """
-    report: dict[str, Any] = {}
-    for name, folder, num_proc in (
-        ("processes_1", source, 1),
-        (f"processes_{PROCESSES[-1]}", source, PROCESSES[-1]),
-        (f"processes_{PROCESSES[-1]}_half_the_files", half, PROCESSES[-1]),
-    ):
-        progress.set_postfix_str(f"memory, {name}")
-        report[name] = peak_memory(folder, work, num_proc)
-        progress.update()
-    whole, part = (report[f"processes_{PROCESSES[-1]}{which}"] for which in ("", "_half_the_files"))
-    report["largest_worker_mib"] = max(whole["workers_mib"] + part["workers_mib"], default=None)
-    for which in ("parent_mib", "parent_private_mib"):
-        growth = (whole[which] - part[which]) / (files - files // 2)  # for one file more
-        report[f"lakh_{which}"] = whole[which] + max(growth, 0.0) * (LAKH_FILES - files)
-    return report
 
 
 def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
@@ -358,15 +326,14 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     sample_size = min(options.note_seq_files, len(paths))
     drawn = sorted(random.Random(SAMPLE_SEED).sample(paths, sample_size))
     sample = copied(drawn, work / "sample")
-    copied(paths[: len(paths) // 2], work / "half")
     copied(paths[:WARM_UP_FILES], work / "few")
 
     seconds: dict[str, list[float]] = {}
     processor_share: dict[str, list[float]] = {}
     note_seq: dict[str, Any] | None = None
 
-    def parse(name: str, which: list[Path], num_proc: int) -> Figures:
-        return {name: parsing_seconds(which, num_proc)[0]}
+    def parse(name: str, which: list[Path], num_proc: int = 1, is_alone: bool = True) -> Figures:
+        return {name: parsing_seconds(which, num_proc, is_alone)[0]}
 
     def extract(name: str) -> Figures:
         nonlocal note_seq
@@ -377,19 +344,19 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     alone: dict[str, Callable[[str], Figures]] = {}  # on one core
     if python is not None:
         alone["note_seq_sample"] = extract
-        alone["parsing_sample"] = lambda name: parse(name, sample, 1)
-        alone["ours_sample"] = lambda name: build_seconds(name, work / "sample", work, 1)
-    alone["parsing"] = lambda name: parse(name, paths, 1)
-    alone["ours"] = lambda name: build_seconds(name, folder, work, 1)
+        alone["parsing_sample"] = lambda name: parse(name, sample)
+        alone["ours_sample"] = lambda name: build_seconds(name, work / "sample", work, 1, True)
+    alone["parsing"] = lambda name: parse(name, paths)
+    alone["ours"] = lambda name: build_seconds(name, folder, work, 1, True)
     runs = [(name, run, True) for name, run in alone.items()]
-    for count in PROCESSES:
-        runs.append((f"parsing_{count}", lambda name, count=count: parse(name, paths, count), False))
+    for count in () if options.one_core else PROCESSES:
+        runs.append((f"parsing_{count}", lambda name, count=count: parse(name, paths, count, False), False))
         runs.append((f"ours_{count}", lambda name, count=count: build_seconds(name, folder, work, count), False))
-    last = [("ours_archive", lambda name: build_seconds(name, options.input, work, 1), True)]
+    last = [("ours_archive", lambda name: build_seconds(name, options.input, work, 1, True), True)]
     schedule = runs * options.repeats + last * (not options.input.is_dir())
 
     load = [os.getloadavg()[0]]
-    with tqdm(total=len(schedule) + 4, unit=" runs") as progress:
+    with tqdm(total=len(schedule) + 1, unit=" runs") as progress:
         progress.set_postfix_str("warming up")
         build_seconds("warm_up", work / "few", work, PROCESSES[-1])  # fills the caches of compiled code
         _, broken = parsing_seconds(paths, 1)  # and the files' cache
@@ -405,7 +372,6 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
                 seconds.setdefault(figure, []).append(value)
             progress.update()
         load.append(os.getloadavg()[0])
-        memory = memory_report(folder, work / "half", len(paths), work, progress)
 
     measured = {"files": len(paths), "sample_files": sample_size, "seconds": seconds}
     return {
@@ -416,7 +382,6 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         **measured,
         **derive(measured),
         "processor_share": processor_share,
-        "memory": memory,
         "note_seq": note_seq,
         "notes": NOTES,
         "load_average_before_and_after": load,
@@ -429,11 +394,9 @@ def summary(report: dict[str, Any]) -> str:
     """Say what was wanted and what was measured, in one line each."""
     lines = []
     for (ratio, entry), wanted in TARGETS.items():
-        values = report["ratios"][ratio]
-        value = "left out" if values is None else f"{values[entry]:.2f}"
+        values = report["ratios"].get(ratio)
+        value = f"{values[entry]:.2f}" if values else "left out"
         lines.append(f"{ratio.replace('_', ' '):<26} {value:>10}   wanted: {wanted:g} or more")
-    worker = report["memory"]["largest_worker_mib"]
-    lines.append(f"{'MiB of the largest worker':<26} {worker or 0:>10.1f}   wanted: {TARGET_MEMORY_MIB} or less")
     for count, minutes in report["lakh_minutes"].items():
         lines.append(f"{f'minutes for Lakh, {count} proc':<26} {minutes:>10.1f}   {LAKH_FILES:,} files, in proportion")
     return "\n".join(lines)

@@ -33,19 +33,12 @@ from tqdm import tqdm
 from benchmarks.reports import report_to, versions
 from command import machine
 from dataset_script.extraction import Batch, extract_lines
+from dataset_script.grouping import components, groups, verified_pairs
 from dataset_script.leak import measure_leak, share
 from dataset_script.midi_notes import UnreadableMidiError, read_notes
 from dataset_script.midi_repair import repair_midi
 from dataset_script.midi_sources import InputError, MidiSource, UnreadableFileError, open_all, read_content
-from dataset_script.near_duplicates import (
-    components,
-    groups,
-    outlines,
-    side_by_side,
-    signatures,
-    stretches,
-    verified_pairs,
-)
+from dataset_script.near_duplicates import outlines, side_by_side, signatures, stretches
 
 STEPS_PER_BEAT = 4
 CHUNK_FILES = 64
@@ -353,16 +346,16 @@ def measure_ours(corpus: Corpus, copies: dict[str, Corpus]) -> dict[str, Any]:
     files = len(corpus.md5)
     index_of = {md5: index for index, md5 in enumerate(corpus.md5)}
     began = time.perf_counter()
-    group = groups(*corpus.hashes, corpus.verbatim)
+    group = groups(*corpus.hashes, corpus.verbatim).tolist()
     seconds = time.perf_counter() - began
     recall = {}
     for kind, planted in tqdm(copies.items(), desc="grouping"):
-        found = groups(*joined(corpus.hashes, planted.hashes), corpus.verbatim + planted.verbatim)
+        found = groups(*joined(corpus.hashes, planted.hashes), corpus.verbatim + planted.verbatim).tolist()
         hits = sum(found[files + number] == found[index_of[md5]] for number, md5 in enumerate(planted.md5))
         recall[kind] = {"copies": len(planted.md5), "found": hits, "recall": share(hits, len(planted.md5))}
     wrong = 0
     for mirrored in corpus.mirrored:
-        for one, other in verified_pairs(*joined(corpus.hashes, mirrored)):
+        for one, other in verified_pairs(*joined(corpus.hashes, mirrored)).tolist():
             wrong += one < files <= other != one + files
     return {
         "recall": recall,
@@ -411,7 +404,7 @@ def measure_datasketch(corpus: Corpus, copies: dict[str, Corpus]) -> dict[str, A
         pairs = []
         for one, sketch in enumerate(tqdm(real, desc=f"MinHashLSH, {threshold}", unit=" files")):
             pairs += [(one, other) for other in linked(sketch) if other > one]
-        group = components(files, pairs)
+        group = components(files, np.array(pairs, dtype=np.int64).reshape(-1, 2)).tolist()
         seconds = time.perf_counter() - began
         recall = {}
         for kind, sketches in planted.items():
@@ -455,7 +448,7 @@ def stretches_of(content: bytes, notes: int) -> set[bytes]:
 
 def check_links(given: Sequence[str], corpus: Corpus, seed: int) -> dict[str, Any]:
     """Look at random links: which pairs have a stretch of notes in one piece in common, by a search of all of them."""
-    pairs = verified_pairs(*corpus.hashes)
+    pairs = verified_pairs(*corpus.hashes).tolist()
     chosen = np.random.default_rng(seed).permutation(len(pairs))[:LINKS]
     looked_at = [tuple(corpus.md5[file] for file in pairs[index]) for index in chosen]
     wanted, contents = set(chain.from_iterable(looked_at)), {}

@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import importlib
 import json
+import os
 import platform
 import re
 import shutil
@@ -24,7 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
@@ -39,7 +40,6 @@ from dataset_script.chunks import (
     line_files,
     load_kernels,
     process_all,
-    read_arrow,
 )
 from dataset_script.genres import add_genre_options, metadata_from
 from dataset_script.midi_sources import InputError, Sources, open_all
@@ -238,25 +238,33 @@ def build_dataset(
         importlib.import_module("dataset_script.parquet_files")
         load_kernels(settings.steps_per_beat)
         is_resumed = any((folder / "work").iterdir())
-        began = time.perf_counter()
+        clock = [clocks()]
         extract(sources, settings, folder / "work")
-        extracted = time.perf_counter()
+        clock.append(clocks())
         finished = folder / "dataset"
         shutil.rmtree(finished, ignore_errors=True)
         finished.mkdir()
         found, again = write_data(folder / "work", sources.name, finished, settings, metadata)
-        written = time.perf_counter()
+        clock.append(clocks())
+        (seconds, processor), (total, processor_total) = (np.array(clock)[1:] - clock[0]).round(2).tolist()
         report = describe(found, again, sources.name, finished, settings.steps_per_beat) | {
             "num_proc": settings.num_proc,
             "is_resumed": is_resumed,
-            "seconds": {"extraction": round(extracted - began, 2), "to_parquet": round(written - began, 2)},
-            "files_per_second": round(found.files / (written - began), 1),
+            "seconds": {"extraction": seconds, "to_parquet": total},
+            "processor_seconds": {"extraction": processor, "to_parquet": processor_total},
+            "files_per_second": round(found.files / total, 1),
         }
         write_report(report | ({"options": dict(options)} if options else {}), finished)
         if output.exists():
             shutil.rmtree(output)
         finished.rename(output)
     return report
+
+
+def clocks() -> tuple[float, float]:
+    """Return the time, and the processor time of this process and (not on Windows) of those it started that ended."""
+    used = os.times()
+    return time.perf_counter(), used.user + used.system + used.children_user + used.children_system
 
 
 @contextmanager
@@ -313,23 +321,17 @@ def write_data(
     """
     found = harvest(work)
     check_melodic(found, source_name)
-    from dataset_script import configs, parquet_files
+    from dataset_script import configs, kept_lines, parquet_files
 
-    with ThreadPoolExecutor(settings.num_proc) as threads:
-        grouping = threads.submit(
-            parquet_files.assign_groups, found.md5, found.signatures, found.stretches, found.verbatim
-        )
-        pieces = pa.concat_tables(threads.map(read_arrow, line_files(work)))
-        lines = pa.table(
-            dict(zip(pieces.column_names, threads.map(pa.ChunkedArray.combine_chunks, pieces.columns), strict=True))
-        )
-        rows, again = parquet_files.choose_lines(lines, settings.excluded)
+    paths = line_files(work)
+    with ThreadPoolExecutor(1) as thread:
+        grouping = thread.submit(parquet_files.assign_groups, found, work)
+        chosen = kept_lines.choose_lines(paths, found.md5, settings.excluded, work)
         group = grouping.result()
-    parquet_files.write_splits(lines, rows, group, metadata, folder / "data", settings.num_proc)
-    kept = set(lines["md5"].take(pa.array(rows)).to_pylist())
-    configs.write_files(configs.files_table(work, group, kept, settings.excluded, metadata), folder)
+    parquet_files.write_splits(paths, chosen.is_kept, group, metadata, folder / "data", settings.num_proc)
+    configs.write_files(configs.files_table(work, group, chosen.md5, settings.excluded, metadata), folder)
     configs.write_configs(folder, settings.num_proc)
-    return found, again
+    return found, chosen.gone
 
 
 def lost_files(found: Harvest) -> Counter[str]:

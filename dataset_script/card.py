@@ -23,7 +23,7 @@ import yaml
 from datasets import List
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 
-from dataset_script import configs, features, line_quality, melody_rules, near_duplicates, parquet_files
+from dataset_script import configs, features, grouping, line_quality, melody_rules, near_duplicates, parquet_files
 from dataset_script.lead_score import read_weights
 from dataset_script.schema import COLUMN_DESCRIPTIONS, FEATURES, FILE_COLUMN_DESCRIPTIONS, FILES_FEATURES
 from rendering.curves import Series, write_curves
@@ -377,6 +377,7 @@ def render_card(report: Mapping[str, Any]) -> str:
         rules=melody_rules,
         features=features,
         similarity=near_duplicates,
+        grouping=grouping,
         parquet_files=parquet_files,
     )
 

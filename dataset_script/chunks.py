@@ -29,10 +29,10 @@ from symusic import Note, Score, Track
 
 from dataset_script.extraction import Lines, extract_lines
 from dataset_script.features import KEY_NAMES
+from dataset_script.grouping import Hashes, groups, scratch
 from dataset_script.line_quality import FIGURES
 from dataset_script.midi_notes import FileNotes, UnreadableMidiError, read_notes
 from dataset_script.midi_sources import InputError, MidiSource, UnreadableFileError, read_content
-from dataset_script.near_duplicates import groups
 
 CHUNK_FILES = 64
 BATCH_NOTES = 1 << 17  # files are extracted together until they have more notes; bounds the memory
@@ -347,9 +347,7 @@ class Harvest:
     Attributes:
         md5: of each file that has notes, in order.
         is_melodic: whether each of these has a melody line.
-        signatures: hashes of each, for the search for near-duplicates.
-        stretches: likewise.
-        verbatim: likewise.
+        places: number of the chunk of each, and its row there, shape (F, 2).
         unreadable: name and reason of each file without notes, in order of the names.
         files: number of files read.
         notes: number of pitched notes in them.
@@ -360,9 +358,7 @@ class Harvest:
 
     md5: list[str]
     is_melodic: np.ndarray
-    signatures: list[np.ndarray]
-    stretches: list[np.ndarray]
-    verbatim: list[np.ndarray]
+    places: np.ndarray
     unreadable: list[tuple[str, str]]
     files: int
     notes: int
@@ -393,33 +389,28 @@ def line_files(work: Path) -> list[Path]:
 
 def harvest(work: Path) -> Harvest:
     """Put together what `process_all` wrote about files in a folder and those below it."""
-    readable: dict[str, tuple[bool, *tuple[np.ndarray, ...]]] = {}
+    readable: dict[str, tuple[bool, int, int]] = {}  # its chunk, and its row there
     unreadable: list[tuple[str, str]] = []
     tracks, dropped = Counter(), Counter()
     files = notes = displacement_steps = 0
-    for path in file_files(work):
-        chunk = read_arrow(path).combine_chunks()
+    for number, path in enumerate(file_files(work)):
+        chunk = read_arrow(path, columns := ["name", "md5", "reason", "is_melodic"])
         count = json.loads((chunk.schema.metadata or {})[b"counts"])
         tracks.update(count["tracks"])
         dropped.update(count["dropped"])
         files, notes = files + chunk.num_rows, notes + count["notes"]
         displacement_steps += count["displacement_steps"]
-        hashes = [
-            (chunk[name].chunk(0).values.to_numpy(), chunk[name].chunk(0).offsets.tolist()) for name in FINGERPRINTS
-        ]
-        rows = zip(*(chunk[name].to_pylist() for name in ("name", "md5", "reason", "is_melodic")), strict=True)
+        rows = zip(*(chunk[name].to_pylist() for name in columns), strict=True)
         for row, (name, md5, reason, is_melodic) in enumerate(rows):
             if reason is None:
-                readable[md5] = is_melodic, *(values[bounds[row] : bounds[row + 1]] for values, bounds in hashes)
+                readable[md5] = is_melodic, number, row
             else:
                 unreadable.append((name, reason))
     md5 = sorted(readable)
     return Harvest(
         md5=md5,
         is_melodic=np.array([readable[one][0] for one in md5]),
-        signatures=[readable[one][1] for one in md5],
-        stretches=[readable[one][2] for one in md5],
-        verbatim=[readable[one][3] for one in md5],
+        places=np.array([readable[one][1:] for one in md5], dtype=np.int64).reshape(-1, 2),
         unreadable=sorted(unreadable),
         files=files,
         notes=notes,
@@ -427,3 +418,37 @@ def harvest(work: Path) -> Harvest:
         tracks=tracks,
         dropped=dropped,
     )
+
+
+def hashes_of_files(work: Path, places: np.ndarray) -> dict[str, Hashes]:
+    """Put the hashes of all files together, on disk where they are many, see `scratch`.
+
+    Args:
+        work: where `process_all` wrote.
+        places: number of the chunk of each file, and its row there, shape (F, 2).
+
+    Returns:
+        The hashes of each file by the names in `FINGERPRINTS`.
+    """
+    paths = file_files(work)
+    by_chunk = np.lexsort(places.T[::-1])
+    begins = np.searchsorted(places[by_chunk, 0], np.arange(len(paths) + 1))
+
+    def lists() -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+        for path, begin, end in zip(paths, begins[:-1], begins[1:], strict=True):
+            files, table = by_chunk[begin:end], read_arrow(path, FINGERPRINTS)
+            for name in FINGERPRINTS:
+                column: pa.ListArray = table[name].combine_chunks()
+                yield name, files, places[files, 1], column.offsets.to_numpy(), column.values.to_numpy()
+
+    lengths = {name: np.zeros(len(places), dtype=np.int64) for name in FINGERPRINTS}
+    for name, files, rows, offsets, _ in lists():
+        lengths[name][files] = np.diff(offsets)[rows]
+    found = {}
+    for name, sizes in lengths.items():
+        bounds = np.append(0, np.cumsum(sizes))
+        found[name] = Hashes(scratch(int(bounds[-1]), np.uint64, work), bounds)
+    for name, files, rows, offsets, values in lists():
+        for file, row in zip(files.tolist(), rows.tolist(), strict=True):
+            found[name][file][:] = values[offsets[row] : offsets[row + 1]]
+    return found

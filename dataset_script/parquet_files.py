@@ -1,12 +1,13 @@
-"""The finished data set on disk: which lines stay, their groups and splits, Parquet files and card."""
+"""The finished data set on disk: groups, splits and Parquet files, of which a part is in memory at a time."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numba import njit
 
-from dataset_script.near_duplicates import groups
+from dataset_script.chunks import FINGERPRINTS, Harvest, hashes_of_files, read_arrow
+from dataset_script.grouping import groups
 from dataset_script.schema import FEATURES, SPLITS
 
 VALIDATION_FROM, TEST_FROM = 0.8, 0.9
 LINES_PER_FILE = 25_000
 LINES_PER_ROW_GROUP = 5_000
+SHELF_FILES = 4_096  # the lines of about so many MIDI files are sorted at a time
+MAX_SHELVES = 200  # of a split; all are open at once
 DICTIONARY_COLUMNS = ["md5", "time_signature", "key", "group", "genre", "title", "artist", "msd_id"]
 PARQUET: dict[str, Any] = {
     "use_dictionary": DICTIONARY_COLUMNS,
@@ -37,59 +41,21 @@ def split_of(group: str) -> str:
     return SPLITS[int(place >= VALIDATION_FROM) + int(place >= TEST_FROM)]
 
 
-def assign_groups(
-    md5: Sequence[str],
-    signatures: Sequence[np.ndarray],
-    stretches: Sequence[np.ndarray],
-    verbatim: Sequence[np.ndarray],
-) -> dict[str, str]:
-    """Return the near-duplicate group of each file: the smallest md5 of its cluster.
+def assign_groups(found: Harvest, work: Path) -> dict[str, str]:
+    """Return the near-duplicate group of each file, in order of md5: the smallest md5 of its cluster.
 
     Args:
-        md5: of each file, in order.
-        signatures: hashes of each.
-        stretches: likewise.
-        verbatim: likewise.
+        found: what is known of the files.
+        work: where `chunks.process_all` wrote.
     """
-    return {one: md5[first] for one, first in zip(md5, groups(signatures, stretches, verbatim), strict=True)}
-
-
-def choose_lines(table: pa.Table, excluded: Collection[str] = ()) -> tuple[np.ndarray, Counter[str]]:
-    """Choose which lines stay: each melody once, and none of an excluded file.
-
-    Of equal lines (same notes, same time signature, anywhere in the input) one stays: a lead before others, then the
-    one with the smallest `melody_id`.
-
-    Args:
-        table: at least the columns melody_id, md5, digest and is_lead of all lines.
-        excluded: md5 of the files that are left out.
-
-    Returns:
-        Rows that stay, in order of `melody_id`, and the number of those that go, by reason.
-    """
-    names = np.array(table["melody_id"].to_pylist(), dtype=object)
-    digest = np.array(table["digest"].combine_chunks().dictionary_encode().indices)
-    is_lead = np.array(table["is_lead"])
-    is_excluded = np.array(pc.is_in(table["md5"], value_set=pa.array(sorted(excluded), pa.string())))
-    order = np.argsort(names, kind="stable")
-    order = order[~is_excluded[order]]
-    is_again = np.append(False, names[order[1:]] == names[order[:-1]])[: len(order)]  # the same file was there twice
-    order = order[~is_again]
-    by_digest = np.lexsort((np.arange(len(order)), ~is_lead[order], digest[order]))
-    codes = digest[order[by_digest]]
-    is_first = np.append(True, codes[1:] != codes[:-1])[: len(order)]
-    rows = order[np.sort(by_digest[is_first])]
-    gone = {
-        "excluded on request": int(is_excluded.sum()),
-        "file was there twice": int(is_again.sum()),
-        "same as another line": int((~is_first).sum()),
-    }
-    return rows, Counter(gone)
+    hashes = hashes_of_files(work, found.places)
+    first = groups(*(hashes[name] for name in FINGERPRINTS), folder=work)
+    return {one: found.md5[number] for one, number in zip(found.md5, first.tolist(), strict=True)}
 
 
 def write_splits(
-    table: pa.Table,
-    rows: np.ndarray,
+    paths: Sequence[Path],
+    is_kept: np.ndarray,
     group: Mapping[str, str],
     metadata: Mapping[str, Mapping[str, str]],
     folder: Path,
@@ -98,24 +64,81 @@ def write_splits(
     """Write the Parquet files, sorted by `melody_id`; a split without lines gets no file, as `datasets` expects.
 
     Args:
-        table: all lines.
-        rows: those that stay, in order.
-        group: near-duplicate group by md5.
+        paths: Arrow files with the lines of all chunks.
+        is_kept: whether each line stays, lines of all chunks one after the other.
+        group: near-duplicate group by md5, in order of md5.
         metadata: genre, title, artist and track of the Million Song Dataset by md5, where known.
         folder: where to write.
-        threads: number of files to write at a time.
+        threads: number of splits to write at a time.
     """
-    table = table.combine_chunks()
-    folder.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(threads) as pool:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent) as work, ThreadPoolExecutor(threads) as pool:
         written = []
-        for name, chosen in rows_of_splits(table, rows, group).items():
-            pieces = [chosen[at : at + LINES_PER_FILE] for at in range(0, len(chosen), LINES_PER_FILE)]
-            for number, piece in enumerate(pieces):
-                path = folder / f"{name}-{number:05d}-of-{len(pieces):05d}.parquet"
-                written.append(pool.submit(write_lines, table, piece, group, metadata, path))
+        for split, shelves in shelve_lines(paths, is_kept, group, Path(work)).items():
+            tables = (finish_lines(read_shelf(path), group, metadata) for path in shelves)
+            written.append(pool.submit(write_parquet, in_row_groups(tables), folder, split))
         for future in written:
             future.result()
+
+
+def shelve_lines(
+    paths: Sequence[Path], is_kept: np.ndarray, group: Mapping[str, str], folder: Path
+) -> dict[str, list[Path]]:
+    """Put the lines that stay into Arrow files by split and md5: each has those of some thousand songs, to be sorted.
+
+    Args:
+        paths: Arrow files with the lines of all chunks.
+        is_kept: whether each line stays.
+        group: near-duplicate group by md5, in order of md5.
+        folder: where to write.
+
+    Returns:
+        The files of each split that has any, in order of md5.
+    """
+    count = min(-(-len(group) // SHELF_FILES), MAX_SHELVES)
+    split_of_group = {name: SPLITS.index(split_of(name)) for name in set(group.values())}
+    shelf_of = {
+        md5: split_of_group[name] * count + number * count // len(group)
+        for number, (md5, name) in enumerate(group.items())
+    }
+    shelves: dict[int, Path] = {}
+    at = 0
+    with ExitStack() as stack:
+        writers: dict[int, pa.RecordBatchStreamWriter] = {}
+        for path in paths:
+            table = read_arrow(path).combine_chunks()
+            rows = np.flatnonzero(is_kept[at : at + table.num_rows])
+            at += table.num_rows
+            shelf = np.array([shelf_of[md5] for md5 in table["md5"].take(pa.array(rows)).to_pylist()], dtype=np.int64)
+            for number in np.unique(shelf).tolist():
+                if number not in shelves:
+                    shelves[number] = folder / f"{number:04d}.arrow"
+                    sink = stack.enter_context(pa.OSFile(str(shelves[number]), "wb"))
+                    writers[number] = stack.enter_context(pa.ipc.new_stream(sink, table.schema))
+                writers[number].write_table(take_lines(table, rows[shelf == number]))
+    of_splits: dict[str, list[Path]] = {}
+    for number, path in sorted(shelves.items()):
+        of_splits.setdefault(SPLITS[number // count], []).append(path)
+    return of_splits
+
+
+def read_shelf(path: Path) -> pa.Table:
+    """Read lines that `shelve_lines` has put together, sorted by `melody_id`."""
+    lines = pa.ipc.open_stream(path.read_bytes()).read_all().combine_chunks()
+    return take_lines(lines, pc.sort_indices(lines["melody_id"]).to_numpy())
+
+
+def in_row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:
+    """Cut tables that follow one another into batches of a row group each."""
+    left: list[pa.Table] = []
+    for table in tables:
+        left = [pa.concat_tables([*left, table])]
+        whole = left[0].num_rows // LINES_PER_ROW_GROUP * LINES_PER_ROW_GROUP
+        for at in range(0, whole, LINES_PER_ROW_GROUP):
+            yield from left[0].slice(at, LINES_PER_ROW_GROUP).combine_chunks().to_batches()
+        left = [left[0].slice(whole)]
+    for table in left:
+        yield from table.combine_chunks().to_batches()
 
 
 def rows_of_splits(table: pa.Table, rows: np.ndarray, group: Mapping[str, str]) -> dict[str, np.ndarray]:
@@ -125,17 +148,22 @@ def rows_of_splits(table: pa.Table, rows: np.ndarray, group: Mapping[str, str]) 
     return {name: rows[split == name] for name in SPLITS}
 
 
-def write_lines(
-    table: pa.Table, rows: np.ndarray, group: Mapping[str, str], metadata: Mapping[str, Mapping[str, str]], path: Path
-) -> None:
-    """Write rows of a table (in one piece) to a Parquet file."""
+def finish_lines(lines: pa.Table, group: Mapping[str, str], metadata: Mapping[str, Mapping[str, str]]) -> pa.Table:
+    """Add what is not of the file alone, and leave out what only the choice of lines needs."""
     schema = FEATURES.arrow_schema
-    lines = take_lines(table, rows)
     md5 = lines["md5"].to_pylist()
     lines = lines.append_column("group", pa.array([group[one] for one in md5], pa.string()))
     for name in METADATA_COLUMNS:
         lines = lines.append_column(name, pa.array([metadata.get(one, {}).get(name) for one in md5], pa.string()))
-    pq.write_table(lines.select(schema.names).cast(schema), path, row_group_size=LINES_PER_ROW_GROUP, **PARQUET)
+    return lines.select(schema.names).cast(schema)
+
+
+def write_lines(
+    table: pa.Table, rows: np.ndarray, group: Mapping[str, str], metadata: Mapping[str, Mapping[str, str]], path: Path
+) -> None:
+    """Write rows of a table (in one piece) to a Parquet file."""
+    lines = finish_lines(take_lines(table, rows), group, metadata)
+    pq.write_table(lines, path, row_group_size=LINES_PER_ROW_GROUP, **PARQUET)
 
 
 def write_parquet(batches: Iterable[pa.RecordBatch], folder: Path, split: str) -> None:

@@ -31,6 +31,7 @@ from command import run_command
 from dataset_script import build, configs, parquet_files
 from dataset_script.chunks import Limits, harvest, line_files, load_kernels, process_all, read_arrow, write_arrow
 from dataset_script.genres import metadata_from
+from dataset_script.kept_lines import choose_lines
 from dataset_script.midi_sources import InputError, MidiSource, is_midi_name, open_sources
 
 EXAMPLES = """\
@@ -122,20 +123,19 @@ class GroupFiles(PipelineStep):
             return
         found = harvest(Path(self.work))
         build.check_melodic(found, self.source_name)
-        group = parquet_files.assign_groups(found.md5, found.signatures, found.stretches, found.verbatim)
-        paths = line_files(Path(self.work))
-        tables = [read_arrow(path, ["melody_id", "md5", "digest", "is_lead"]) for path in paths]
-        rows, again = parquet_files.choose_lines(pa.concat_tables(tables), self.excluded)
-        kept = set(pa.concat_tables(tables)["md5"].take(pa.array(rows)).to_pylist())
-        about_files = configs.files_table(Path(self.work), group, kept, self.excluded, self.metadata)
+        work = Path(self.work)
+        group, paths = parquet_files.assign_groups(found, work), line_files(work)
+        chosen = choose_lines(paths, found.md5, self.excluded, work)
+        about_files = configs.files_table(work, group, chosen.md5, self.excluded, self.metadata)
         configs.write_files(about_files, Path(self.output))
-        rows = np.sort(rows)
-        bounds = np.append(0, np.cumsum([table.num_rows for table in tables]))
-        for number, (path, table) in enumerate(zip(paths, tables, strict=True)):
-            kept = rows[slice(*np.searchsorted(rows, bounds[number : number + 2]))] - bounds[number]
-            groups = [group[md5] for md5 in table["md5"].take(pa.array(kept)).to_pylist()]
-            decided = pa.table({"row": pa.array(kept, pa.int32()), "group": pa.array(groups, pa.string())})
-            metadata = {"again": json.dumps(again if number == 0 else {})}
+        at = 0
+        for number, path in enumerate(paths):
+            md5 = read_arrow(path, ["md5"])["md5"]
+            rows = np.flatnonzero(chosen.is_kept[at : at + len(md5)])
+            at += len(md5)
+            groups = [group[one] for one in md5.take(pa.array(rows)).to_pylist()]
+            decided = pa.table({"row": pa.array(rows, pa.int32()), "group": pa.array(groups, pa.string())})
+            metadata = {"again": json.dumps(chosen.gone if number == 0 else {})}
             write_arrow(decided.replace_schema_metadata(metadata), path.with_suffix(DECISION_SUFFIX))
 
 

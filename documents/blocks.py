@@ -59,9 +59,9 @@ def summary(results: Path) -> str:
         ],
         [
             "MIDI files read into melodies a second, one core",
-            f"{rates['ours_1']:,.0f}",
+            f"{rates['ours']:,.0f}",
             f"{rates['note_seq_sample']:.0f}, note_seq",
-            f"{rates['parsing_1']:,.0f}, parsing alone (symusic)",
+            f"{rates['parsing']:,.0f}, parsing alone (symusic)",
         ],
         [
             f"Size; seconds for a new melody of {asked['speed']['bars']} bars, one core",

@@ -73,6 +73,16 @@ def dataset() -> str:
             ", ".join(f"{leak[name]['leak']:.1%}" for name in ("all_lines", "lead_lines")),
         ],
     ]
+    beats = json.loads((RESULTS / "beats.json").read_text(encoding="utf-8"))["results"]
+    rows.append(
+        [
+            "beats of POP909 that are tracked: F-measure; at any metrical level; of the stated tempo",
+            "; ".join(
+                f"{beats[name]['f_measure']:.3f}"
+                for name in ("beats", "beats, any metrical level", "floor: beats of the stated tempo")
+            ),
+        ]
+    )
     ratios = [(name, value) for name, value in speed.items() if isinstance(value, float) and "MiB" not in name]
     rows += [[f"speed: {name}", f"{value:.3g}"] for name, value in ratios]
     source = f"`{results['input']}`, {results['machine']['processor']}"

@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
 import subprocess
 import tarfile
+import time
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
@@ -12,7 +15,7 @@ import torch
 from symusic import Note, Score, Tempo, TimeSignature, Track
 from tqdm import tqdm
 
-from benchmarks import attention
+from benchmarks import attention, beats, growth
 from benchmarks.dataset import (
     LAKH_FILES,
     copied,
@@ -20,10 +23,13 @@ from benchmarks.dataset import (
     lakh_minutes,
     main,
     one_core,
+    parse_chunk,
     parsing_seconds,
 )
+from benchmarks.near_duplicates import Corpus
 from benchmarks.reports import report_to, rounded
 from command import UserError
+from dataset_script.grouping import groups
 
 FILES = 13
 TPQ = 120
@@ -90,7 +96,15 @@ def test_time_for_lakh_counts_the_start_once():
     assert lakh_minutes(total=60.0, command=180.0, files=LAKH_FILES) == 3.0
     assert lakh_minutes(total=60.0, command=180.0, files=LAKH_FILES * 2) == 2.5
     minutes = derive(measured())["lakh_minutes"]
-    assert minutes == {"1": lakh_minutes(8.0, 12.0, 1024), "4": lakh_minutes(2.0, 4.0, 1024)}
+    assert minutes == {"1": lakh_minutes(8.0, 16.0, 1024), "4": lakh_minutes(2.0, 4.0, 1024)}
+
+
+def test_on_one_core_alone_no_speedup_is_claimed():
+    given = measured()
+    given["seconds"] = {name: values for name, values in given["seconds"].items() if not re.search(r"_\d", name)}
+    derived, whole = derive(given), derive(measured())
+    assert derived["lakh_minutes"] == {"1": whole["lakh_minutes"]["1"]}
+    assert derived["ratios"] == {name: whole["ratios"][name] for name in ("ours_to_note_seq", "ours_to_parsing")}
 
 
 def test_without_note_seq_its_ratio_is_none():
@@ -222,9 +236,74 @@ def test_whole_run_without_note_seq(is_archive, folder, tmp_path):
     assert all(report["seconds"]["ours_command"][turn] > report["seconds"]["ours"][turn] for turn in range(2))
     assert report["files_per_second"]["ours"] > 0
     assert 0 < report["processor_share"]["ours"][0] < 1.2  # one core
-    memory = report["memory"]
-    assert 20 < memory["processes_1"]["parent_private_mib"] < memory["processes_1"]["parent_mib"] < 2048
-    assert len(memory["processes_1"]["workers_mib"]) <= 1  # it may have ended between two looks
+
+
+def test_processor_seconds_do_not_count_what_a_file_waits_for(folder, monkeypatch):
+    paths = sorted(folder.rglob("*.mid"))
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: time.sleep(0.1) or read(path))
+    began, ended, used, broken = parse_chunk(paths)
+    assert ended - began >= 0.1 * FILES
+    assert 0 < used < 0.1 * FILES
+    assert broken == 1
+
+
+@pytest.mark.slow
+def test_memory_is_measured_for_each_number_of_files(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(growth, "PART_FILES", 5)
+    output, work = tmp_path / "growth.json", tmp_path / "work"
+    options = ["--input", str(folder), "--output", str(output), "--work", str(work), "--num_proc", "1"]
+    assert growth.main([*options, "--files", "30", "10"]) == 0
+    report = json.loads(output.read_text(encoding="utf-8"))
+    assert list(report["files"]) == ["10", "30"]
+    for build in report["files"].values():
+        assert 20 < build["parent_private_mib"] < build["parent_mib"] < 2048
+    with pytest.raises(SystemExit):
+        growth.main([*options, "--files", "7"])
+
+
+def test_copies_of_a_file_are_other_files_of_its_group(folder):
+    content = (folder / "a" / "3.mid").read_bytes()
+    copies = [growth.copy_of(3, content, copy) for copy in range(4)]
+    assert copies[0] == content
+    assert len(set(copies)) == 4
+    assert growth.copy_of(3, content, 2) == copies[2]
+    assert growth.copy_of(3, b"MThd broken", 1) != growth.copy_of(3, b"MThd broken", 2)
+    corpus = Corpus()
+    corpus.add([str(number) for number in range(4)], copies)
+    assert groups(*corpus.hashes, corpus.verbatim).tolist() == [0] * 4
+
+
+def test_beats_that_a_file_states_follow_its_tempos():
+    score = Score(480)
+    for beat, qpm in ((0, 120), (4, 60)):
+        score.tempos.append(Tempo(480 * beat, qpm))
+    score.tracks.append(Track())
+    score.tracks[0].notes.append(Note(480 * 6, 480, 60, 90))
+    assert beats.stated_beats(score.dumps_midi()).tolist() == [0, 0.5, 1, 1.5, 2, 3, 4, 5]
+
+
+def test_tracked_beats_are_compared_with_annotated_ones(tmp_path, capsys):
+    score = Score(480)
+    score.tempos.append(Tempo(0, 100))
+    score.tracks.append(Track())
+    for beat in range(64):
+        score.tracks[0].notes.append(Note(480 * beat, 400, 40 if beat % 4 == 0 else 60 + beat % 7, 90))
+    score.tempos[0].mspq = 600_000
+    song = tmp_path / "pop" / "001"
+    song.mkdir(parents=True)
+    (song / "001.mid").write_bytes(score.dumps_midi())
+    annotated = "\n".join(f"{0.6 * beat} 0 {float(beat % 4 == 0)}" for beat in range(64))
+    (song / "beat_midi.txt").write_text(annotated, encoding="utf-8")
+    output = tmp_path / "beats.json"
+    assert beats.main(["--input", str(tmp_path / "pop"), "--output", str(output)]) == 0
+    found = json.loads(output.read_text(encoding="utf-8"))["results"]
+    assert found["beats"]["f_measure"] > 0.9
+    assert found["beats, any metrical level"]["f_measure"] >= found["beats"]["f_measure"]
+    assert found["floor: beats of the stated tempo"]["f_measure"] == pytest.approx(1)
+    (song / "beat_midi.txt").write_text("no beats", encoding="utf-8")
+    assert beats.main(["--input", str(tmp_path / "pop"), "--output", str(output)]) == 2
+    assert "no song's beats can be read" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -536,6 +536,24 @@ def test_bytes_do_not_depend_on_form_and_processes(built, tmp_path, form, monkey
     )
 
 
+def test_bytes_do_not_depend_on_what_is_in_memory_at_a_time(built, tmp_path, monkeypatch):
+    for name, value in (("LINES_PER_ROW_GROUP", 7), ("LINES_PER_FILE", 21)):
+        monkeypatch.setattr(f"dataset_script.parquet_files.{name}", value)
+    written = []
+    for at_once in (1 << 20, 3):
+        for place in ("grouping.PART_HASHES", "kept_lines.LINES_AT_ONCE", "parquet_files.SHELF_FILES"):
+            monkeypatch.setattr(f"dataset_script.{place}", at_once)
+        monkeypatch.setattr("dataset_script.grouping.LARGE_BYTES", 0 if at_once == 3 else 1 << 30)
+        output = tmp_path / str(at_once)
+        metadata = ["--metadata", str(built / "metadata.csv")]
+        assert main(["--input", str(built / "midi"), "--output", str(output), *metadata]) == 0
+        written.append(data_files(output))
+        assert all_lines(output) == all_lines(built / "out")
+    assert written[0] == written[1]
+    assert len(written[0]) > 3
+    assert pq.ParquetFile(tmp_path / "3" / "data" / min(written[0])).metadata.num_row_groups > 1
+
+
 def hang():
     while True:
         pass
