@@ -74,6 +74,7 @@ def main() -> int:
             mcp_server=find_spec("mcp") is not None,
             ssr_mode=False,
             show_error=False,
+            _frontend=False,  # gradio would ask for the page, and end where it does not come within three seconds
         )
     finally:
         engine.close()
