@@ -77,6 +77,16 @@ def check_ids(input_ids: Any, vocab_size: int) -> torch.Tensor:
     return input_ids
 
 
+def check_buffers(module: torch.nn.Module) -> None:
+    """Refuse a module without its buffers: Accelerate's hooks hand them out within `forward`, and others read them too.
+
+    Raises:
+        ValueError: If they are offloaded.
+    """
+    if hasattr(module, "_hf_hook") and any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+        raise ValueError("the model's buffers are offloaded; offload it without offload_buffers=True: they are small")
+
+
 def make_generators(n: int, seed: Any = None, generator: Generators | None = None) -> Generators:
     """Return a generator for each of `n` melodies.
 

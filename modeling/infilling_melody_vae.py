@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .arguments_melody_vae import Generators, check_bars, check_ids, make_generators
+from .arguments_melody_vae import Generators, check_bars, check_buffers, check_ids, make_generators
 from .options_melody_vae import Conditions, check_count, for_each
 from .sampling_melody_vae import for_candidates
 
@@ -52,6 +52,7 @@ class InfillingMixin:
         Raises:
             ValueError: If a melody has no such bar, or the model does not know its tokens' grammar.
         """
+        check_buffers(self)
         n = len(check_ids(input_ids, self.config.vocab_size))
         num_bars = self.is_bar_token[input_ids].sum(-1)
         shortest = int(num_bars.min()) if n else self.config.max_bars
@@ -129,6 +130,7 @@ class InfillingMixin:
         Raises:
             ValueError: If a melody has no bar to begin with, or nothing is left to write.
         """
+        check_buffers(self)
         n = len(check_ids(input_ids, self.config.vocab_size))
         most = self.config.max_bars if self.config.latent_size else None
         bars = check_bars(self.config.max_bars if bars is None else bars, n, most)

@@ -23,6 +23,7 @@ from transformers.masking_utils import create_bidirectional_mask, create_causal_
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
+from .arguments_melody_vae import check_buffers
 from .cache_melody_vae import CACHE_NAME, given_cache
 from .conditioning_melody_vae import BarConditioner, ConditionEmbedding
 from .configuration_melody_vae import MelodyVAEConfig
@@ -312,6 +313,7 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         Raises:
             ValueError: If neither the weights nor [`MelodyVAEModel.set_grammar`] have said it.
         """
+        check_buffers(self)
         if not self._has_grammar and not torch.compiler.is_compiling():
             table = self._buffers.get("token_grammar")
             self._has_grammar = table is not None and (table.is_meta or bool(table.any()))
@@ -486,6 +488,7 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         """
         if not self.config.latent_size:
             raise ValueError("latent_size=0: this model is a plain Music Transformer and has no latent to encode into")
+        check_buffers(self)
         if musical_position is None:
             musical_position, pitch = self.musical_position(input_ids), self.musical_pitch(input_ids)
         if self._may_read_values(musical_position) and not torch.compiler.is_compiling() and musical_position.numel():

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .arguments_melody_vae import Generators, check_latent, draw_normal, make_generators
+from .arguments_melody_vae import Generators, check_buffers, check_latent, draw_normal, make_generators
 from .conditioning_melody_vae import ConditionEmbedding
 from .configuration_melody_vae import MelodyVAEConfig
 from .options_melody_vae import (
@@ -141,6 +141,7 @@ class LatentPrior(ConditionEmbedding):
         Returns:
             `(B, Z)`.
         """
+        check_buffers(self)
         target = self.split_by_bar(latent)
         state = begin * target + (1 - begin) * (torch.randn_like(target) if noise is None else noise)
         open_labels = self.open_labels(len(state)) | {"bars": labels["bars"]}
@@ -251,6 +252,7 @@ class LatentSamplingMixin:
 
     def _known_bars(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Which bars of the latent `input_ids` `(B, T)` hold, `(B, N)`."""
+        check_buffers(self)
         num_bars = self.is_bar_token[input_ids].sum(-1, keepdim=True)  # (B, 1)
         return torch.arange(self.config.max_bars, device=input_ids.device) < num_bars
 
