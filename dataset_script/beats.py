@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from command import run_command
 from dataset_script.beat_tracking import track_beats
-from dataset_script.midi_sources import InputError, is_midi_name
+from dataset_script.midi_sources import SUFFIXES, InputError, is_midi_name
 
 TICKS = 480  # of a beat
 BEATS = "beat_midi.txt"
@@ -76,7 +76,7 @@ def without_beats(source: Path) -> Iterator[tuple[str, bytes, None]]:
             is_empty = False
             yield "_".join(path.with_suffix("").parts[-2:]), content, None
     if is_empty:
-        raise InputError(f"{source}: no .mid, .midi or .kar file")
+        raise InputError(f"{source}: no {SUFFIXES} file")
 
 
 def contents(source: Path) -> Iterator[tuple[PurePosixPath, bytes]]:

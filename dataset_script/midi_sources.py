@@ -1,4 +1,4 @@
-"""Where the MIDI files come from: a tar archive read as a stream, a folder, a glob, or one file."""
+"""Where the MIDI files come from: a tar or ZIP archive, a folder, a glob, or one file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import glob
 import hashlib
 import os
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -16,11 +17,11 @@ from typing import Any, cast
 from isal import igzip_threaded, isal_zlib
 
 from command import UserError
+from dataset_script.midi_repair import MIDI_SUFFIXES
 
 GZIP_MAGIC = b"\x1f\x8b"
+SUFFIXES = f"{', '.join(MIDI_SUFFIXES[:-1])} or {MIDI_SUFFIXES[-1]}"
 INFLATE_ERRORS: tuple[type[Exception], ...] = (zlib.error, isal_zlib.error)  # pyright: ignore[reportAssignmentType]
-MIDI_SUFFIXES = (".mid", ".midi", ".kar")
-
 MAX_FILE_BYTES = 32 << 20  # of a MIDI file; the largest of Lakh has 5 MiB
 MAX_HEADER_BYTES = 1 << 20  # of a long name in an archive
 
@@ -178,14 +179,14 @@ def in_folder(folder: Path) -> list[tuple[str, Path]]:
     """
     found = sorted(path for path in folder.rglob("*") if is_midi_name(path.name) and path.is_file())
     if not found:
-        raise InputError(f"no .mid, .midi or .kar file in {folder} or below; give the folder that holds the MIDI files")
+        raise InputError(f"no {SUFFIXES} file in {folder} or below; give the folder that holds the MIDI files")
     return [(printable(path.relative_to(folder).as_posix()), path) for path in found]
 
 
 def open_archive(archive: Path) -> Sources:
-    """Make sources of a tar archive (plain, gz, bz2 or xz), which is opened when they are iterated over."""
+    """Make sources of a tar (plain, gz, bz2 or xz) or ZIP archive, which is opened when they are iterated over."""
     sources = Sources(archive.name, f"{archive.resolve()}:{stamp(archive)}", None, iter(()))
-    sources.stream = in_archive(archive, sources)
+    sources.stream = (in_zip if zipfile.is_zipfile(archive) else in_archive)(archive, sources)
     return sources
 
 
@@ -227,9 +228,32 @@ def in_archive(archive: Path, sources: Sources) -> Iterator[MidiSource]:
                     yield printable(member.name), data
     except (tarfile.TarError, EOFError, OSError, *INFLATE_ERRORS) as error:
         if not is_open and isinstance(error, tarfile.TarError):
-            raise InputError(f"{archive} is no tar archive; give a .tar.gz, a folder or a .mid file") from error
+            raise InputError(
+                f"{archive} is no tar or ZIP archive; give a .tar.gz, a .zip, a folder or a .mid file"
+            ) from error
         if isinstance(error, PermissionError):
             raise InputError(f"{archive} cannot be read; check its permissions") from error
         raise InputError(f"{archive} is damaged or ends early ({error}); download it again") from error
     if not found:
-        raise InputError(f"no .mid, .midi or .kar file in {archive}; give an archive that holds MIDI files")
+        raise InputError(f"no {SUFFIXES} file in {archive}; give an archive that holds MIDI files")
+
+
+def in_zip(archive: Path, sources: Sources) -> Iterator[MidiSource]:
+    """Read the MIDI files of a ZIP archive, as `in_archive` reads those of a tar archive.
+
+    Raises:
+        InputError: if it is damaged or locked, or holds no MIDI file.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = [each for each in opened.infolist() if is_midi_name(each.filename)]
+            members = [each for each in members if not each.filename.startswith("__MACOSX/")]  # notes of a file system
+            for number, member in enumerate(members, start=1):
+                with opened.open(member) as file:  # no more than the limit, whatever the archive says of its size
+                    data = file.read(MAX_FILE_BYTES + 1)
+                sources.share_read = number / len(members)
+                yield printable(member.filename), TOO_LARGE if len(data) > MAX_FILE_BYTES else data
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, zlib.error) as error:
+        raise InputError(f"{archive} is damaged or locked ({error}); unpack it, and give the folder") from error
+    if not members:
+        raise InputError(f"no {SUFFIXES} file in {archive}; give an archive that holds MIDI files")

@@ -33,6 +33,7 @@ from .midi_reading_melody_vae import MidiInput, MidiNotes, read_midi
 MAX_STRANDS = 1 << 20  # voices times stretches: what the sort key of a note has room for
 SLOWEST, FASTEST = 4.0, 1000.0  # quarter notes per minute that are played and written; a file's are clamped to them
 MAJOR_SCALE, MINOR_SCALE = (0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 9, 10, 11)  # minor: natural, harmonic, melodic
+MAX_NAME = 60  # letters of a track's name in a sentence
 LEAD_FLOOR = 0.8  # lead score below which the data set takes no track for a file's lead, see its card
 IN_KEY = 0.85  # share of a melody's time in the scale of a key signature from which on that is its key
 
@@ -294,7 +295,7 @@ def find_melody(midi: MidiInput, steps_per_beat: int = 4, track: int | None = No
 
 def label_of(line: dict) -> str:
     """Name a line's track by its index and its name, or the instrument where it has none."""
-    name = line.get("track_name", "").strip()
+    name = "".join(each if each.isprintable() else " " for each in line.get("track_name", "")[:MAX_NAME]).strip()
     return f"track={line['track']} " + (f'"{name}"' if name else f"({MIDI_INSTRUMENTS[line['program']]['name']})")
 
 

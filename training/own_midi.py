@@ -11,7 +11,7 @@ from command import UserError
 from dataset_script.build import Settings, build_dataset, program_fingerprint
 from dataset_script.midi_sources import InputError, Sources, in_folder, is_midi_name, listed, open_sources
 
-ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".zip")
 FEW_SONGS = 1000  # for a new model
 HELD_OUT_SONGS = 5  # at least, to tell when to stop; of fewer than 20 songs a quarter
 HELD_OUT_SHARE = 0.1  # at least, where the splits by hash hold out too few

@@ -149,7 +149,7 @@ def test_copies_of_files_with_one_name_stay_apart(tmp_path):
     ("given", "message"),
     [
         ("nowhere", "does not exist"),
-        ("empty", "no .mid, .midi or .kar file"),
+        ("empty", "no .mid, .midi, .kar, .rmi or .smf file"),
         ("text.tar.gz", "cannot be unpacked"),
         ("one", "only one MIDI file"),
     ],

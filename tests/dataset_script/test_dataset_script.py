@@ -11,6 +11,7 @@ import sys
 import tarfile
 import time
 import tracemalloc
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 
@@ -742,6 +743,36 @@ def test_glob(tmp_path):
     assert json.loads((tmp_path / "out" / "build.json").read_text(encoding="utf-8"))["files"]["read"] == 2
 
 
+def test_a_zip_archive_is_its_folder(tmp_path):
+    files = {
+        "a/x.mid": midi_bytes([tune()]),
+        "b/y.RMI": midi_bytes([tune(seed=1)]),
+        "c.smf": midi_bytes([tune(seed=2)]),
+    }
+    write_folder(tmp_path / "folder", files | {"notes.txt": b"no music"})
+    with zipfile.ZipFile(tmp_path / "all.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in [*files.items(), ("__MACOSX/a/x.mid", b"x"), ("notes.txt", b"no music")]:
+            archive.writestr(name, content)
+    for name in ("folder", "all.zip"):
+        assert main(["--input", str(tmp_path / name), "--output", str(tmp_path / f"of {name}")]) == 0
+    assert len([row for rows in all_rows(tmp_path / "of folder").values() for row in rows]) == len(files)
+    assert all_rows(tmp_path / "of all.zip") == all_rows(tmp_path / "of folder")
+
+
+def empty_zip(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("notes.txt", b"no music")
+    return path
+
+
+def damaged_zip(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.mid", midi_bytes([tune()]))
+    content = path.read_bytes()
+    path.write_bytes(content[:60] + bytes(9) + content[69:])
+    return path
+
+
 def truncated_archive(path):
     whole = write_archive(path, corpus()).read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
@@ -776,12 +807,14 @@ def silent_folder(path):
     [
         (lambda path: path, "does not exist"),
         (lambda path: path / "*.mid", "no MIDI file matches"),
-        (empty_folder, "no .mid, .midi or .kar file"),
+        (empty_folder, "no .mid, .midi, .kar, .rmi or .smf file"),
         (silent_folder, "no melody found"),
         (truncated_archive, "download it again"),
-        (empty_archive, "no .mid, .midi or .kar file"),
-        (gzipped_text, "is no tar archive"),
-        (text_file, "is no tar archive"),
+        (empty_archive, "no .mid, .midi, .kar, .rmi or .smf file"),
+        (empty_zip, "no .mid, .midi, .kar, .rmi or .smf file"),
+        (damaged_zip, "is damaged or locked"),
+        (gzipped_text, "is no tar or ZIP archive"),
+        (text_file, "is no tar or ZIP archive"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, capsys, make, remedy):

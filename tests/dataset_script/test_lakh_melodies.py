@@ -277,7 +277,7 @@ def test_a_build_that_failed_leaves_nothing_to_be_used(source, lines, tmp_path, 
     ("arguments", "message"),
     [
         ({"data_dir": "{tmp}/none"}, "none does not exist"),
-        ({"data_dir": "{tmp}"}, "no .mid, .midi or .kar file"),
+        ({"data_dir": "{tmp}"}, "no .mid, .midi, .kar, .rmi or .smf file"),
         ({"archive": "match_scores"}, "no archive 'match_scores'; take lmd_full or lmd_matched"),
         ({"data_dir": "{source}", "metadata": "{tmp}/none.csv"}, r"none.csv cannot be read \(No such file"),
         ({"data_dir": "{source}", "genres": __file__}, "--genres needs --match_scores"),

@@ -1,7 +1,11 @@
 """What anybody hands in: voices of several channels, pedals, keys and programs of other tracks, archives, limits."""
 
+import base64
+import bz2
 import contextlib
+import gzip
 import io
+import lzma
 import time
 import zipfile
 from pathlib import Path
@@ -119,6 +123,26 @@ def test_every_way_of_handing_in_gives_the_same(tmp_path):
         assert processor(midi=file)["input_ids"] == expected
     with pytest.raises(ValueError, match="2 MIDI files"):
         processor.tunes(archive.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [(gzip.compress(GOOD), "gzip archive"), (bz2.compress(GOOD), "bzip2 archive"), (lzma.compress(GOOD), "xz archive"),
+     (base64.b64encode(GOOD), "base64"), (b"data:audio/midi;base64," + base64.b64encode(GOOD), "base64"),
+     (b"SMF2CLIP" + bytes(64), "MIDI 2.0"), (b"FORM\0\0\0\x0eXDIRINFO" + bytes(60), "XMIDI"), (b"XMF_1.00", "XMF"),
+     (b"X:1\nT:Tune\nK:C\nCDEF|", "ABC"), (b"%PDF-1.7", "document")],
+)  # fmt: skip
+def test_a_file_of_another_kind_is_called_what_it_is(content, what):
+    with pytest.raises(ValueError, match=f"not a MIDI file.*{what}"):
+        processor_for(4)(midi=content)
+
+
+def test_names_of_strangers_stay_within_the_sentence():
+    name = b"\x1b[2J\nerror: \xe2\x80\xaeall is lost" + b"!" * 90
+    said = processor_for(4).describe(midi_file(track((0, b"\xff\3" + number(len(name)) + name), *notes([0]))))
+    assert said.isprintable()
+    assert "[2J error:" in said
+    assert len(said) < 400
 
 
 @pytest.mark.parametrize(
