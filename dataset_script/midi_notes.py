@@ -285,32 +285,31 @@ def parse(data: bytes) -> ScoreTick:
 
 def events_of(score: ScoreTick) -> Events:
     """Take the events that matter out of a score whose unit is the tick."""
-    columns, track, program, names, dropped = [], [], [], [], {}
+    track, dropped = [], {}
     for index, part in enumerate(score.tracks):
-        if part.is_drum or not len(part.notes):
+        if not part.is_drum and len(part.notes):
+            track.append(index)
+        else:
             reason = "drums" if part.is_drum else "no notes"
             dropped[reason] = dropped.get(reason, 0) + 1
-            continue
-        columns.append(part.notes.numpy())
-        track.append(index)
-        program.append(part.program)
-        names.append(part.name)
-
-    def notes(field: str, kind: type) -> np.ndarray:
-        return np.concatenate([np.empty(0, kind), *(column[field].astype(kind) for column in columns)])
-
+    parts = [score.tracks[index] for index in track]
+    track_notes = np.array([len(part.notes) for part in parts], dtype=np.int64)
+    notes = {"time": np.int32, "duration": np.int32, "pitch": np.uint8}
+    notes = {name: np.empty(track_notes.sum(), kind) for name, kind in notes.items()}
+    for part, end in zip(parts, track_notes.cumsum(), strict=True):
+        columns = part.notes.numpy()  # kept no longer: the columns of many thousands of tracks fill the memory
+        for name, column in notes.items():
+            column[end - len(part.notes) : end] = columns[name]
     tempos, signatures = score.tempos.numpy(), score.time_signatures.numpy()
     return Events(
         ticks_per_quarter=score.ticks_per_quarter,
-        time=notes("time", np.int32),
-        duration=notes("duration", np.int32),
-        pitch=notes("pitch", np.uint8),
-        track_notes=np.array([len(column["time"]) for column in columns], dtype=np.int64),
+        **notes,
+        track_notes=track_notes,
         track=track,
         file_track=track,
         channel=[0] * len(track),
-        program=program,
-        names=names,
+        program=[part.program for part in parts],
+        names=[part.name for part in parts],
         dropped=dropped,
         open_notes=0,
         tempo_ticks=tempos["time"].astype(np.int32),
