@@ -9,18 +9,16 @@ requests; one seed's melodies are compared across batches, threads, processes an
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import os
 import random
 import shutil
-import socket
-import subprocess
 import sys
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,7 +30,6 @@ from transformers import AutoModel, AutoProcessor
 
 from benchmarks.accidents import (
     diverge,
-    environment,
     fill_disks,
     fill_disks_of_commands,
     kill_training,
@@ -41,6 +38,7 @@ from benchmarks.accidents import (
     training,
     write_dataset,
 )
+from benchmarks.clients import besiege
 from benchmarks.hostile_files import KINDS, LARGEST, hostile_file, mutate
 from benchmarks.reports import report_to, rounded, versions
 from command import UserError, machine, write_json
@@ -51,9 +49,19 @@ from training.checkpoints import digest
 
 ROOT = Path(__file__).parents[1]
 RELEASE = ROOT / "release" / "melody-vae-16bar"
-READERS = ("builder", "processor", "upload")
+# What reads MIDI files, and the code of it.
+READERS = {
+    "builder": "dataset_script",
+    "processor": "modeling",
+    "upload": "modeling space/composer.py space/melody.py space/song.py",
+}
+TRAINING = "train.py training modeling command.py"
+OTHER_COMMANDS = (
+    "train_prior.py generate.py generation evaluate_model.py evaluation export_onnx.py publishing dataset_script"
+)
 GRID = 4
 BATCH = 4000  # mutations in a process
+KILLS = 10  # in a stage
 MOST_SECONDS = 20.0  # that one file may take
 
 
@@ -78,6 +86,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--lost_processes", type=int, default=3, help="runs of two processes of which one is killed")
     parser.add_argument("--clients", type=int, default=50, help="of the Space at once, one in twenty hostile")
     parser.add_argument("--client_seconds", type=float, default=600.0, help="for which they ask")
+    parser.add_argument("--pause_seconds", type=float, default=5.0, help="that one of them listens, on average")
     parser.add_argument("--melodies", type=int, default=64, help="of one seed, to compare")
     parser.add_argument("--read_batch", nargs=3, metavar=("READER", "FIRST", "COUNT"), help=argparse.SUPPRESS)
     return parser.parse_args(argv)
@@ -127,7 +136,8 @@ def try_mutations(args: argparse.Namespace, reader: str) -> dict[str, Any]:
     errors: dict[str, Any] = {}
     for first in tqdm(range(0, args.mutations, BATCH), desc=f"mutations, {reader}"):
         count = min(BATCH, args.mutations - first)
-        found = stage(args, f"mutations_{reader}_{first}", count, lambda: start_batch(args, reader, first, count))  # noqa: B023
+        read = partial(start_batch, args, reader, first, count)
+        found = stage(args, f"mutations_{reader}_{first}", count, READERS[reader], read)
         for outcome, number in found["outcomes"].items():
             total[outcome] += number
         errors |= found["errors"]
@@ -202,91 +212,6 @@ def sample(folder: Path) -> torch.Tensor:
     return AutoModel.from_pretrained(folder, trust_remote_code=True).eval().sample(2, seed=0, bars=2)
 
 
-# The Space
-
-
-def ask(url: str, action: str, data: list[Any], seconds: float = 300.0) -> str:
-    """Ask the API; returns `complete` or `error`."""
-    body = json.dumps({"data": data}).encode()
-    request = urllib.request.Request(f"{url}/gradio_api/call/{action}", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=seconds) as answer:
-        event = json.load(answer)["event_id"]
-    with urllib.request.urlopen(f"{url}/gradio_api/call/{action}/{event}", timeout=seconds) as answer:
-        kinds = [line[7:].strip() for line in answer.read().decode().splitlines() if line.startswith("event: ")]
-    return kinds[-1] if kinds else "nothing"
-
-
-HOSTILE: list[tuple[str, list[Any]]] = [
-    ("make", [10**9]),
-    ("make", []),
-    ("read_midi", ["TVRoZA" * 1000]),
-    (
-        "wav",
-        [{"pitch": [60] * 4096, "start": [0] * 4096, "duration": [4096] * 4096, "bars": 256, "time_signature": "4/4"}],
-    ),
-    ("tune", ["<img src=x onerror=alert(1)>"]),
-    ("blend", [[{}, {}]]),
-]
-
-
-def besiege(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Have many clients use the Space at once, one in twenty of them with nonsense."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url, votes = f"http://127.0.0.1:{port}", str(folder / "votes")
-    waited: list[float] = []
-    answers, hostile = Counter(), Counter()
-    with (folder / "log").open("w", encoding="utf-8") as log:
-        space = subprocess.Popen(
-            [sys.executable, str(ROOT / "space/app.py")],
-            cwd=folder,
-            stdout=log,
-            stderr=log,
-            env=environment(MODEL_ID=str(args.model), GRADIO_SERVER_PORT=str(port), VOTES_FOLDER=votes),
-        )
-    try:
-        while space.poll() is None:
-            with suppress(OSError):
-                urllib.request.urlopen(f"{url}/gradio_api/startup-events", timeout=1).close()
-                break
-            time.sleep(0.5)
-        until = time.monotonic() + args.client_seconds
-
-        def visit(number: int) -> None:
-            generator, is_hostile = random.Random(number), number % 20 == 0
-            while time.monotonic() < until:
-                seed, began = generator.randrange(1000), time.monotonic()
-                usual = ("make", [2, 4, *["any"] * 6, {}, 1.0, seed])
-                action, data = generator.choice(HOSTILE) if is_hostile else generator.choice([usual, ("about", [])])
-                try:
-                    kind = ask(url, action, data)
-                except OSError as error:
-                    kind = type(error).__name__
-                (hostile if is_hostile else answers)[kind] += 1
-                if not is_hostile:
-                    waited.append(time.monotonic() - began)
-
-        with ThreadPoolExecutor(args.clients) as clients:
-            list(clients.map(visit, range(args.clients)))
-        is_alive = space.poll() is None and ask(url, "about", []) == "complete"
-    finally:
-        space.terminate()
-        space.wait(30)
-    return {
-        "clients": args.clients,
-        "seconds": args.client_seconds,
-        "answered": answers["complete"],
-        "not_answered": sum(answers.values()) - answers["complete"],
-        "hostile_requests": sum(hostile.values()),
-        "median_seconds": float(np.median(waited)) if waited else 0.0,
-        "p95_seconds": float(np.percentile(waited, 95)) if waited else 0.0,
-        "tracebacks": (folder / "log").read_text(encoding="utf-8").count("Traceback"),
-        "alive_at_the_end": is_alive,
-    }
-
-
 # One seed
 
 
@@ -348,56 +273,112 @@ def run_onnx(args: argparse.Namespace, folder: Path, latent: torch.Tensor) -> np
     return OnnxMelodyVAE(folder).decode(latent.numpy(), bars=4)
 
 
-def stage(args: argparse.Namespace, name: str, size: Any, measure: Callable[[], Any]) -> Any:
-    """Try something, or take what came of it in a run of the same model and size that was stopped later."""
+def stage(args: argparse.Namespace, name: str, size: Any, tested: str, measure: Callable[[], Any]) -> Any:
+    """Try something, or take what came of it in a run that was stopped later, if it tried the same.
+
+    Args:
+        args: Of the command; `load_averages` takes how many programs of the machine wanted a core before it began, the
+            most where a name has several numbers.
+        name: Of the file that keeps what comes of it.
+        size: How much is tried.
+        tested: Files and folders of the code that is tried.
+        measure: Tries it.
+    """
     file = args.parts / f"{name}.json"
-    asked = {"model": digest(args.model / "model.safetensors"), "size": size}
-    if file.is_file() and (part := json.loads(file.read_text(encoding="utf-8")))["asked"] == asked:
-        return part["found"]
-    found = measure()
-    write_json({"asked": asked, "found": found}, file)
-    return found
+    asked = {"model": digest(args.model / "model.safetensors"), "code": code_digest(tested), "size": size}
+    part = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if part.get("asked") != asked:
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # not on Windows
+        part = {"asked": asked, "load_average": load, "found": measure()}
+        write_json(part, file)
+    if part["load_average"] is not None:
+        name = name.rstrip("_0123456789")
+        args.load_averages[name] = max(args.load_averages.get(name, 0.0), part["load_average"])
+    return part["found"]
+
+
+@lru_cache
+def code_digest(tested: str) -> str:
+    """Hash the Python files of some files and folders of the repository."""
+    content = hashlib.sha256()
+    for name in tested.split():
+        for file in sorted((ROOT / name).rglob("*.py")) if (ROOT / name).is_dir() else [ROOT / name]:
+            content.update(file.read_bytes())
+    return content.hexdigest()
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Try everything."""
+    """Try everything, what takes longest last."""
     if not list(args.midi.glob("*.mid")):
         raise UserError(f"{args.midi}: no .mid file to mutate; give another --midi")
-    args.model = args.model.resolve()
+    args.model, args.load_averages = args.model.resolve(), {}
     sizes = {name: value for name, value in vars(args).items() if isinstance(value, int | float)}
     report: dict[str, Any] = {"sizes": sizes, "machine": machine(), "versions": versions(["torch", "transformers"])}
-    report["mutations"] = {reader: try_mutations(args, reader) for reader in READERS}
     report["growing_files"] = {
-        reader: stage(args, f"growing_{reader}", args.growth, lambda: grow_files(args, reader))  # noqa: B023
-        for reader in READERS
+        reader: stage(args, f"growing_{reader}", args.growth, code, lambda: grow_files(args, reader))  # noqa: B023
+        for reader, code in READERS.items()
     }
     with TemporaryDirectory() as name:
         folder = Path(name)
-        report["damaged_folders"] = stage(args, "damaged", 0, lambda: damage_folders(args, folder / "damaged"))
-        report["same_seed"] = stage(args, "same_seed", args.melodies, lambda: compare_seeds(args, folder / "onnx"))
+        report["damaged_folders"] = stage(
+            args, "damaged", 0, "modeling", lambda: damage_folders(args, folder / "damaged")
+        )
+        report["same_seed"] = stage(
+            args, "same_seed", args.melodies, "modeling publishing", lambda: compare_seeds(args, folder / "onnx")
+        )
         report |= befall(args, folder)
         if args.clients:
-            size = [args.clients, args.client_seconds]
-            report["clients"] = stage(args, "clients", size, lambda: besiege(args, folder / "space"))
+            size = [args.clients, args.client_seconds, args.pause_seconds]
+            visits = partial(besiege, args.model, *size, folder / "space")
+            report["clients"] = stage(args, "clients", size, "modeling space", visits)
+    report["mutations"] = {reader: try_mutations(args, reader) for reader in READERS}
+    report["load_averages"] = args.load_averages
     report["faults"] = faults(report)
     return rounded(report)
 
 
 def befall(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Let accidents befall commands; stages of size 0 are left out."""
-    data, whole = folder / "data", folder / "whole"
+
+    @lru_cache
+    def trained() -> tuple[Path, Path]:
+        """Write a data set and train on it, once and where something is left to do."""
+        data, whole = folder / "data", folder / "whole"
+        write_dataset(data)
+        run([sys.executable, *training(data, whole)]).check_returncode()
+        return data, whole
+
     if not (args.kills or args.full_disks or args.lost_processes):
         return {}
-    write_dataset(data)
-    run([sys.executable, *training(data, whole)]).check_returncode()
-    stages: dict[str, tuple[int, Callable[[], Any]]] = {
-        "kills": (args.kills, lambda: kill_training(args.kills, data, whole, folder / "killed")),
-        "full_disks": (args.full_disks, lambda: fill_disks(args.full_disks, data, whole, folder / "full")),
-        "full_disks_of_commands": (args.full_disks, lambda: fill_disks_of_commands(data, whole, folder)),
-        "diverged": (1, lambda: diverge(data, folder / "diverged")),
-        "lost_processes": (args.lost_processes, lambda: lose_processes(args.lost_processes, data, folder / "lost")),
+    stages: dict[str, tuple[int, str, Callable[[], Any]]] = {
+        "diverged": (1, TRAINING, lambda: diverge(trained()[0], folder / "diverged")),
+        "full_disks": (args.full_disks, TRAINING, lambda: fill_disks(args.full_disks, *trained(), folder / "full")),
+        "full_disks_of_commands": (
+            args.full_disks,
+            f"{TRAINING} {OTHER_COMMANDS}",
+            lambda: fill_disks_of_commands(*trained(), folder),
+        ),
+        "lost_processes": (
+            args.lost_processes,
+            TRAINING,
+            lambda: lose_processes(args.lost_processes, trained()[0], folder / "lost"),
+        ),
     }
-    return {name: stage(args, name, size, work) for name, (size, work) in stages.items() if size}
+    found = {name: stage(args, name, size, code, work) for name, (size, code, work) in stages.items() if size}
+    if args.kills:
+        found["kills"] = Counter()
+    for first in range(0, args.kills, KILLS):
+        count = min(KILLS, args.kills - first)
+        found["kills"].update(
+            stage(
+                args,
+                f"kills_{first}",
+                count,
+                TRAINING,
+                lambda: kill_training(count, first, *trained(), folder / "killed"),  # noqa: B023
+            )
+        )
+    return found
 
 
 def faults(report: dict[str, Any]) -> list[str]:
@@ -413,14 +394,16 @@ def faults(report: dict[str, Any]) -> list[str]:
             if figures["seconds"] > MOST_SECONDS or figures["outcome"].startswith("error"):
                 found.append(f"growing files, {reader}, {kind}: {figures['outcome']} in {figures['seconds']:.0f} s")
     found += [f"damaged folders: {name}: {reason}" for name, reason in report["damaged_folders"]["errors"].items()]
-    for stage in ("kills", "full_disks"):
-        if not report.get(stage, {}).get("ends_with_the_same_weights", True):
-            found.append(f"{stage}: the run does not end with the same weights")
-    if report.get("kills", {}).get("incomplete_checkpoints"):
-        found.append("kills: a checkpoint that is listed is not whole")
+    if kills := report.get("kills"):
+        if kills["ends_with_the_same_weights"] < kills["runs"]:
+            found.append("kills: a run does not end with the same weights")
+        if kills["incomplete_checkpoints"]:
+            found.append("kills: a checkpoint that is listed is not whole")
     if commands := report.get("full_disks_of_commands"):
         found += [f"full_disks: {name}: {reason}" for name, reason in commands["errors"].items()]
     disks = report.get("full_disks")
+    if disks and not disks["ends_with_the_same_weights"]:
+        found.append("full_disks: the run does not end with the same weights")
     if disks and (disks["checkpoints_lost"] or disks["one_line"] + disks["room_enough"] < len(disks["limits_bytes"])):
         found.append("full_disks: not one line and exit code 2, or a checkpoint is lost")
     if (diverged := report.get("diverged")) and (diverged["exit_code"] != 2 or not diverged["saved_is_finite"]):

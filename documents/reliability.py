@@ -17,9 +17,12 @@ def reliability(results: Path) -> str:
     faults = found["faults"]
     said = "No fault was found." if not faults else "Faults: " + "; ".join(f"`{fault}`" for fault in faults) + "."
     table = "\n".join(f"| {' | '.join(row)} |" for row in [("tried", "size", "outcome"), ("---", "---", "---"), *rows])
+    loads = found["load_averages"].values()
+    busy = f", where {min(loads):.0f} to {max(loads):.0f} programs wanted a core at once" if loads else ""
     return (
-        f"{table}\n\n{said} On {found['machine']['processor']}, torch {found['versions']['torch']}. Stages "
-        "of size 0 were not tried.\n\nWritten by `make report` from `results/reliability.json`.\n"
+        f"{table}\n\n{said} On {found['machine']['cores']} cores of {found['machine']['processor']}{busy}; torch "
+        f"{found['versions']['torch']}. Stages of size 0 were not tried.\n\n"
+        "Written by `make report` from `results/reliability.json`.\n"
     )
 
 
@@ -47,23 +50,28 @@ def file_rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
 def run_rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Rows about training and the Space, where they were tried."""
     rows = []
-    if "kills" in found:
-        same = "the same weights" if found["kills"]["ends_with_the_same_weights"] else "other weights"
-        rows.append(("training killed", f"{found['kills']['kills']} times", f"ends with {same}"))
-        disks = found["full_disks"]
+    if kills := found.get("kills"):
+        outcome = f"{kills['ends_with_the_same_weights']} of {kills['runs']} runs end with the same weights"
+        rows.append(("training killed", f"{kills['kills']} times", outcome))
+    if disks := found.get("full_disks"):
         outcome = f"one line {disks['one_line']} times, {disks['checkpoints_lost']} checkpoints lost"
         rows.append(("a full disk in training", f"{len(disks['limits_bytes'])} sizes", outcome))
-        diverged = found["diverged"]
-        outcome = (
-            f"exit code {diverged['exit_code']}; what is saved is {'' if diverged['saved_is_finite'] else 'not '}finite"
-        )
+    if commands := found.get("full_disks_of_commands"):
+        outcome = f"one line {commands['one_line']} times, room enough {commands['room_enough']} times"
+        rows.append(("a full disk in other commands", f"{commands['runs']} runs", outcome))
+    if diverged := found.get("diverged"):
+        finite = "" if diverged["saved_is_finite"] else "not "
+        outcome = f"exit code {diverged['exit_code']}; what is saved is {finite}finite"
         rows.append(("training that diverges", "1 run", outcome))
-        lost = found["lost_processes"]
+    if lost := found.get("lost_processes"):
         outcome = f"{lost['launcher_ended']} ended, {lost['checkpoints_whole']} with whole checkpoints"
         rows.append(("one of two processes killed", f"{lost['runs']} runs", outcome))
-    if "clients" in found:
-        clients = found["clients"]
-        outcome = f"{clients['answered']} answered, {clients['not_answered']} not, p95 {clients['p95_seconds']:.1f} s"
-        outcome += f"; {clients['hostile_requests']} hostile requests, {clients['tracebacks']} tracebacks"
-        rows.append(("clients of the Space at once", f"{clients['clients']} for {clients['seconds']:.0f} s", outcome))
+    if clients := found.get("clients"):
+        targets = clients["targets"]
+        outcome = f"{clients['answered']:,} answered, {clients['not_answered']} not (target 0); "
+        outcome += f"p95 {clients['p95_seconds']:.1f} s (target {targets['p95_seconds']:g} s); memory "
+        outcome += f"{clients['memory_growth']:+.0%} (target at most {targets['memory_growth']:+.0%}); "
+        outcome += f"{clients['hostile_requests']:,} hostile requests, {clients['tracebacks']} tracebacks"
+        size = f"{clients['clients']} for {clients['seconds']:.0f} s, pauses of {clients['pause_seconds']:g} s"
+        rows.append(("clients of the Space at once, mixed actions", size, outcome))
     return rows

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from symusic import Score
 
-from benchmarks import reliability
+from benchmarks import clients, reliability
 from documents.reliability import reliability as table
+from tests.builders.space_server import save_model
 
 SAMPLES = sorted((reliability.RELEASE / "samples").glob("*.mid"))
 
@@ -67,13 +68,14 @@ def report() -> dict:
     grown = {"tracks": {"size": 8, "outcome": "refused", "seconds": 0.5, "exponent": 1.0}}
     return {
         "sizes": {"melodies": 3},
-        "machine": {"processor": "a processor"},
+        "machine": {"cores": 2, "processor": "a processor"},
+        "load_averages": {"kills": 1.0, "clients": 4.0},
         "versions": {"torch": "2"},
         "mutations": {reader: dict(mutated) for reader in reliability.READERS},
         "growing_files": {reader: {"tracks": dict(grown["tracks"])} for reader in reliability.READERS},
         "damaged_folders": {"folders": 2, "refused": 2, "loaded": 0, "unlike": 0, "errors": {}},
         "same_seed": {"two threads": 1.0},
-        "kills": {"kills": 5, "incomplete_checkpoints": 0, "ends_with_the_same_weights": True},
+        "kills": {"kills": 5, "incomplete_checkpoints": 0, "runs": 2, "ends_with_the_same_weights": 2},
         "full_disks": {
             "limits_bytes": [1, 2],
             "one_line": 1,
@@ -91,6 +93,9 @@ def report() -> dict:
             "hostile_requests": 2,
             "median_seconds": 1.0,
             "p95_seconds": 2.0,
+            "pause_seconds": 2.0,
+            "memory_growth": 0.02,
+            "targets": clients.TARGETS,
             "tracebacks": 0,
             "alive_at_the_end": True,
         },
@@ -105,7 +110,8 @@ def report() -> dict:
         (("mutations", "processor", "slowest_seconds"), 99.0, "99 s for one file"),
         (("growing_files", "upload", "tracks", "seconds"), 99.0, "growing files, upload, tracks"),
         (("damaged_folders", "errors"), {"config.json, empty": "KeyError"}, "damaged folders: config.json, empty"),
-        (("kills", "ends_with_the_same_weights"), False, "kills: the run does not end"),
+        (("kills", "ends_with_the_same_weights"), 1, "kills: a run does not end"),
+        (("full_disks", "ends_with_the_same_weights"), False, "full_disks: the run does not end"),
         (("full_disks", "one_line"), 0, "full_disks: not one line"),
         (("full_disks", "checkpoints_lost"), 1, "full_disks: not one line"),
         (("diverged", "saved_is_finite"), False, "diverged"),
@@ -132,7 +138,12 @@ def test_the_table_says_what_was_tried(tmp_path):
     (tmp_path / "reliability.json").write_text(json.dumps(found), encoding="utf-8")
     written = table(tmp_path)
     assert "No fault was found" in written
+    assert "1 to 4 programs wanted a core" in written
     assert len([line for line in written.splitlines() if line.startswith("| ")]) == 2 + 3 + 3 + 1 + 1 + 4 + 1
+    for left_out in ("kills", "full_disks", "lost_processes", "clients"):
+        part = {name: value for name, value in found.items() if name != left_out}
+        (tmp_path / "reliability.json").write_text(json.dumps(part), encoding="utf-8")
+        assert len(table(tmp_path).splitlines()) == len(written.splitlines()) - 1
     (tmp_path / "reliability.json").write_text(json.dumps(found | {"faults": ["mutations"]}), encoding="utf-8")
     assert "Faults: `mutations`" in table(tmp_path)
 
@@ -146,3 +157,52 @@ def test_a_short_run(tmp_path: Path):
     for reader in reliability.READERS:
         assert found["mutations"][reader]["error"] == found["mutations"][reader]["crash"] == 0
     assert found["same_seed"]["one at a time"] == found["same_seed"]["another process"] == 1
+
+
+@pytest.mark.slow
+def test_clients_do_all_that_the_space_offers_and_are_answered(tmp_path: Path):
+    """A few of them, of whom the first is hostile, at a tiny model."""
+    found = clients.besiege(save_model(tmp_path / "model"), 4, 40.0, 0.1, tmp_path / "space")
+    assert found["alive_at_the_end"]
+    assert found["errors"] == {}
+    assert found["tracebacks"] == 0
+    assert found["answered"] == sum(found["requests_by_action"].values()) > 0
+    assert found["hostile_requests"] > 0
+    assert {"make", "midi"} <= found["requests_by_action"].keys() <= clients.WEIGHTS.keys()
+    assert 0 < found["median_seconds"] <= found["p95_seconds"]
+    assert found["memory_bytes"] > 0
+
+
+def test_a_client_counts_what_is_no_answer_as_one(monkeypatch):
+    """Whatever goes wrong, in the connection or in what comes, is told by action."""
+
+    def ask(url, action, data):
+        if action == "make":
+            return [{"pitch": [60], "bars": 4}]
+        raise {"midi": ConnectionResetError("gone"), "about": TypeError("no answer")}.get(action, ValueError("error"))
+
+    monkeypatch.setattr(clients, "ask", ask)
+    siege = clients.Siege("", time.monotonic() + 0.2, 0.0)
+    siege.visit(1)
+    siege.annoy(0)
+    found = clients.summarize(siege, [100, 100, 100, 110, 120])
+    assert found["answered"] == len(siege.waited["make"]) >= 2
+    assert found["errors"] == {"midi: ConnectionResetError gone": found["not_answered"]}
+    assert found["hostile_requests"] == sum(siege.hostile.values())
+    assert found["memory_growth"] == pytest.approx(0.2)
+
+
+def test_parts_are_measured_anew_where_the_code_the_model_or_the_size_is_another(tmp_path, monkeypatch):
+    args = reliability.parse_args(["--parts", str(tmp_path / "parts")])
+    args.load_averages, measured = {}, []
+
+    def measure(size: int) -> int:
+        return reliability.stage(args, "some_0", size, "modeling", lambda: measured.append(size) or size)
+
+    assert [measure(1), measure(1), measure(2)] == [1, 1, 2]
+    monkeypatch.setattr(reliability, "code_digest", lambda tested: f"another {tested}")
+    assert [measure(2), measure(2)] == [2, 2]
+    monkeypatch.setattr(reliability, "digest", lambda path: "other weights")
+    assert measure(2) == 2
+    assert measured == [1, 2, 2, 2]
+    assert set(args.load_averages) == {"some"}
