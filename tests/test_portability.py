@@ -32,6 +32,8 @@ NOT_TEXT = (
     "webbrowser",
     "igzip_threaded",
     "archive",
+    "opened",
+    "bench",
 )  # objects whose `open` is of another kind
 
 
