@@ -253,7 +253,10 @@ def quiet_exporter():
 
 
 def write_graph(graph: Graph, path: Path) -> None:
-    """Trace a module and write it as ONNX, weights included."""
+    """Trace a module and write it as ONNX, weights included, without what only debuggers read.
+
+    torch's exporter notes for each node the lines and folders of the program that it came from: those of this machine.
+    """
     import onnx  # an extra; whether it is there is seen before
 
     from publishing.onnx.compact import compact
@@ -278,6 +281,10 @@ def write_graph(graph: Graph, path: Path) -> None:
             verbose=False,
         )
     program = onnx.load(path)
+    for part in (program, program.graph, *program.graph.node, *program.graph.value_info, *program.graph.initializer):
+        del part.metadata_props[:]
+    for node in program.graph.node:
+        node.doc_string = ""
     compact(program)
     onnx.save(program, path)
 

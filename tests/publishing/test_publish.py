@@ -1,5 +1,6 @@
 """The command, and the way to the Hub and back, in processes that know an id alone."""
 
+import hashlib
 import json
 import os
 import re
@@ -371,6 +372,9 @@ def test_each_repository_has_all_of_its_files_in_one_commit(published, trained, 
             assert files[file.name] == file.read_bytes()
     for pattern in ("onnx/decoder.onnx", "samples/*.mid", "samples/*.mp3", "samples/*.png", "metrics/note_f1/*.py"):
         assert any(Path(path).match(pattern) for path in files), pattern
+    digests = json.loads(files["onnx/onnx_config.json"])["sha256"]
+    assert {f"onnx/{name}" for name in digests} >= {path for path in files if path.endswith(".onnx")}
+    assert digests == {name: hashlib.sha256(files[f"onnx/{name}"]).hexdigest() for name in digests}
     assert not any(path.startswith("step_") for path in files)
     traces = [path for path, content in files.items() if str(ROOT).encode() in content]
     assert traces == []
