@@ -112,9 +112,10 @@ quality: install  ## lint, format, types, and whether documents say what results
 torture: install  ## try mutated files, kills, full disks, hostile clients; TORTURE holds the sizes
 	$(RUN)python -m benchmarks.reliability $(TORTURE)
 
-benchmark: install  ## time the release beside GPT-2, Llama, MidiTok and the limits, some minutes; best on an idle machine
+benchmark: install web/node_modules/.package-lock.json  ## time the release beside its peers, a quarter of an hour; best on an idle machine
 	$(RUN)python -m benchmarks.speed --output outputs/benchmark.json
 	mv outputs/benchmark.json results/benchmark.json
+	$(RUN)python -m benchmarks.browser
 	$(MAKE) report
 
 report: install  ## write the numbers and pictures of results/ into the documents
