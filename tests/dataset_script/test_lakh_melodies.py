@@ -51,6 +51,7 @@ def built(source, tmp_path_factory):
     """What the command builds of them, in files of 7 lines."""
     folder = tmp_path_factory.mktemp("built") / "data set"
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parquet_files, "LINES_PER_ROW_GROUP", 7)  # a file holds whole groups
         patch.setattr(parquet_files, "LINES_PER_FILE", 7)
         assert build.main(["--input", str(source), "--output", str(folder)]) == 0
     assert len(list((folder / "data").glob("train-*"))) > 2
