@@ -184,11 +184,13 @@ def add_output_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--program", type=int, help="General MIDI instrument, 0 to 127 (the original's, or 0: piano)")
     command.add_argument("--audio", choices=("wav", "mp3"), default="wav", help="sound files (%(default)s)")
     command.add_argument("--seed", type=int, default=0, help="same seed, same melodies (%(default)s)")
-    help_ = (
-        "what computes; each has its own melody for a seed. auto is onnxruntime, which is faster, where the model's "
+    command.add_argument(
+        "--runtime",
+        choices=("auto", "torch", "onnx"),
+        default="auto",
+        help="what computes; each has its own melody for a seed. auto is onnxruntime, which is faster, where the "
+        "model's folder has onnx/ (see export_onnx.py) and the command does without torch's gradients (%(default)s)",
     )
-    help_ += "folder has onnx/ (see export_onnx.py) and the command does without torch's gradients (%(default)s)"
-    command.add_argument("--runtime", choices=("auto", "torch", "onnx"), default="auto", help=help_)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

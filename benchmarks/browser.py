@@ -28,6 +28,7 @@ from playwright.sync_api import Browser, Error, Page, sync_playwright
 from tqdm import tqdm
 
 from benchmarks.reports import report_to, rounded, versions
+from benchmarks.timing import processor_seconds_of
 from command import UserError, first_line, machine
 from publishing.static_server import serving
 from publishing.static_space import ROOT, WEB, export_and_gather
@@ -159,13 +160,7 @@ class Bench:
 
 def processor_seconds() -> float:
     """Add up what all processes below this one have used of processors: Chromium's, and the driver's, which waits."""
-    total = 0.0
-    for process in psutil.Process().children(recursive=True):
-        try:
-            total += sum(process.cpu_times()[:2])
-        except psutil.NoSuchProcess:
-            continue
-    return total
+    return processor_seconds_of(psutil.Process().children(recursive=True))
 
 
 def do_work(page: Page, name: str) -> dict[str, float]:

@@ -23,6 +23,7 @@ import psutil
 
 from benchmarks.accidents import ROOT, end, environment
 from benchmarks.hostile_files import hostile_file
+from benchmarks.timing import processor_seconds_of
 
 HOSTILE_EVERY = 20  # one in so many clients is hostile
 STEP_SECONDS = 2.0  # between looks at the memory
@@ -184,23 +185,18 @@ class Siege:
                 self.hostile["refused"] += 1
 
 
+def tree(process: psutil.Process) -> list[psutil.Process]:
+    """List a process and those that it started; workers that were replaced are none of them."""
+    return [process, *process.children(recursive=True)]
+
+
 def memory_of(process: psutil.Process) -> int:
     """Add up the memory of a process and of those that it started, shared pages once."""
     total = 0
-    for each in [process, *process.children(recursive=True)]:
+    for each in tree(process):
         with suppress(psutil.Error):  # it has just ended
             found = each.memory_full_info()
             total += getattr(found, "pss", found.uss)  # pss: on Linux alone
-    return total
-
-
-def processor_seconds_of(process: psutil.Process) -> float:
-    """Add up what a process and those that it started have computed; workers that were replaced do not count."""
-    total = 0.0
-    for each in [process, *process.children(recursive=True)]:
-        with suppress(psutil.Error):
-            found = each.cpu_times()
-            total += found.user + found.system
     return total
 
 
@@ -239,7 +235,7 @@ def besiege(model: Path, count: int, seconds: float, pause: float, folder: Path)
             clients.submit(look)
             try:
                 list(clients.map(siege.visit, range(count)))
-                processor = processor_seconds_of(psutil.Process(space.pid)) if space.poll() is None else 0.0
+                processor = processor_seconds_of(tree(psutil.Process(space.pid))) if space.poll() is None else 0.0
             finally:
                 is_over.set()
         is_alive = space.poll() is None and bool(ask(url, "about", []))

@@ -11,7 +11,6 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 HIDDEN_SIZE, NUM_LAYERS, NUM_HEADS, LLAMA_INTERMEDIATE_SIZE = 256, 9, 4, 704
 """With the release's vocabulary both have its number of parameters, within 2 %."""
 LONGEST = 4096  # tokens that GPT-2 reads
-PEERS = ("GPT-2", "Llama")
 
 
 def make_peers(config: Any, longest: int = 512) -> dict[str, Any]:

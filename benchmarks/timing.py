@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psutil
@@ -33,6 +33,15 @@ def processor_seconds() -> float:
     """Return the processor time of this process, and of all that were started here and have ended."""
     used = os.times()
     return time.process_time() + used.children_user + used.children_system
+
+
+def processor_seconds_of(processes: Iterable[psutil.Process]) -> float:
+    """Add up the processor time of processes; of those that have ended it is lost."""
+    total = 0.0
+    for process in processes:
+        with suppress(psutil.Error):
+            total += sum(process.cpu_times()[:2])  # user and system
+    return total
 
 
 def take_turns(

@@ -95,9 +95,11 @@ def choose_runtime(options: Options) -> str:
     Raises:
         UserError: If onnxruntime is asked for and cannot.
     """
-    reason = None if options.runtime == "torch" else why_not(options.model, options.command, options.runtime)
+    if options.runtime == "torch":
+        return "torch"
+    reason = why_not(options.model, options.command, options.runtime)
     if reason is None:
-        return "torch" if options.runtime == "torch" else "onnx"
+        return "onnx"
     if options.runtime == "onnx":
         raise UserError(f"--runtime onnx: {reason}")
     if (Path(options.model) / FOLDER).is_dir():

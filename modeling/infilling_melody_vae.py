@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from .arguments_melody_vae import Generators, check_bars, check_buffers, check_ids, make_generators
-from .options_melody_vae import Conditions, check_count, for_each
-from .sampling_melody_vae import for_candidates
+from .arguments_melody_vae import Generators, check_bars, check_buffers, check_ids, make_generators, spawn_generators
+from .options_melody_vae import Conditions, check_count, check_fill_bars, for_candidates, for_each
 
 
 class InfillingMixin:
@@ -55,14 +54,11 @@ class InfillingMixin:
         check_buffers(self)
         n = len(check_ids(input_ids, self.config.vocab_size))
         num_bars = self.is_bar_token[input_ids].sum(-1)
-        shortest = int(num_bars.min()) if n else self.config.max_bars
-        bars = [check_count("bars", bar) for bar in bars]
-        if wrong := [bar for bar in bars if bar >= shortest]:
-            raise ValueError(f"bar {wrong[0]} cannot be filled: bars count from 0 to {shortest - 1} here")
+        bars = check_fill_bars(bars, int(num_bars.min()) if n else self.config.max_bars)
         count = check_count("candidates", candidates, 1)
         options = self._sampling_options() | generate_kwargs | {"conditions": self._conditions(conditions, n)}
         options["generator"] = make_generators(n, seed, generator)
-        rows, options = for_candidates(options, n, count)
+        rows, options = for_candidates(options, n, count, spawn_generators)
         template = input_ids[rows]
         regenerate = torch.zeros(len(rows), self.config.max_bars, dtype=torch.bool, device=self.device)
         regenerate[:, bars] = True

@@ -16,9 +16,8 @@ Conditions = Mapping[str, Any]
 PER_MELODY = ("generator", "bars", "temperature", "scale", "time_signature", "lowest_pitch", "highest_pitch")
 """Options of `sample` that may be lists with one for each melody."""
 
-PRIOR_STEPS = (
-    8  # of Heun's method; latents of 64 steps then differ by 0.013 of their standard deviation, at 32 by 0.005
-)
+# Of Heun's method; latents of 64 steps then differ by 0.013 of their standard deviation, at 32 by 0.005.
+PRIOR_STEPS = 8
 FEWEST_STEPS = 4  # for a part of the way, however short
 LONGEST_REST = 1.0  # bars between notes, in what is sampled: lines of the data end where they rest for longer
 FREE_DRAWS = 4  # of a melody in a key; in further ones nothing lies outside the key
@@ -105,6 +104,27 @@ def take_rows(options: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]
             value = [value[row] for row in rows]
         taken[name] = value
     return taken
+
+
+def for_candidates(
+    options: Mapping[str, Any], n: int, count: int, spawn: Callable[[Any, int], list]
+) -> tuple[list[int], dict[str, Any]]:
+    """Repeat the options of `n` melodies for `count` candidates of each, with generators of their own.
+
+    Args:
+        options: One for all melodies, or one for each; a generator for each.
+        n: Melodies.
+        count: Candidates of each.
+        spawn: Makes so many generators of one.
+
+    Returns:
+        Of each candidate the melody, and the options.
+    """
+    rows = [row for row in range(n) for _ in range(count)]
+    if count == 1:
+        return rows, dict(options)
+    own = [each for one in options["generator"] for each in spawn(one, count)]
+    return rows, take_rows(options, rows) | {"generator": own}
 
 
 def check_conditions(
@@ -201,10 +221,51 @@ def check_candidates(candidates: int | None, bars: Any, max_bars: int, default: 
     return count
 
 
+def check_fill_bars(bars: Sequence[int], shortest: int) -> list[int]:
+    """Return the bars to fill, from 0, of melodies of which the shortest has so many.
+
+    Raises:
+        ValueError: If it has no such bar.
+    """
+    bars = [check_count("bars", bar) for bar in bars]
+    if wrong := [bar for bar in bars if bar >= shortest]:
+        raise ValueError(f"bar {wrong[0]} cannot be filled: bars count from 0 to {shortest - 1} here")
+    return bars
+
+
 def rows_in_another_key(lines: Sequence[Mapping[str, Any]], keys: Sequence[str | None]) -> list[int]:
     """List the lines whose key is not the one asked for."""
     pairs = enumerate(zip(lines, keys, strict=True))
     return [row for row, (line, key) in pairs if key is not None and key_of(line) != key]
+
+
+def draw_again(
+    ids: Any,
+    options: Mapping[str, Any],
+    attempts: int,
+    find_wrong: Callable[[Any], list[int]],
+    draw: Callable[[int, Mapping[str, Any]], Any],
+    replace: Callable[[Any, list[int], Any], Any],
+) -> Any:
+    """Draw melodies again that are in another key than asked for, in the end with nothing outside of it.
+
+    Args:
+        ids: `(B, T)`, of the first draw.
+        options: Of the melodies.
+        attempts: Draws at most, the first among them.
+        find_wrong: Lists the melodies in another key.
+        draw: Draws so many melodies by their options.
+        replace: Puts melodies in place of some of `ids`.
+    """
+    for attempt in range(1, attempts):
+        wrong = find_wrong(ids)
+        if not wrong:
+            break
+        again = take_rows(options, wrong)
+        if attempt >= FREE_DRAWS and again.get("scale") is None:
+            again["scale"] = again["conditions"]["key"]
+        ids = replace(ids, wrong, draw(len(wrong), again))
+    return ids
 
 
 def transpose_to_key(line: Mapping[str, Any], key: str, pitches: Sequence[int]) -> dict | None:
@@ -213,6 +274,28 @@ def transpose_to_key(line: Mapping[str, Any], key: str, pitches: Sequence[int]) 
     if has.split()[1] != key.split()[1]:
         return None
     return transpose_line(line, major_tonic(has), major_tonic(key), pitches)
+
+
+def transpose_rows(
+    rows: Sequence[int], lines: Sequence[Mapping[str, Any]], options: Mapping[str, Any], pitches: Sequence[int]
+) -> dict[int, dict]:
+    """Transpose the lines of some rows to the keys asked for, where nothing else says which pitches there may be.
+
+    Returns:
+        By row those that could be transposed.
+    """
+    if any(options.get(name) is not None for name in ("scale", "lowest_pitch", "highest_pitch")):
+        return {}
+    keys = options["conditions"]["key"]
+    moved = {row: transpose_to_key(line, keys[row], pitches) for row, line in zip(rows, lines, strict=True)}
+    return {row: line for row, line in moved.items() if line}
+
+
+def for_next_section(options: Mapping[str, Any], default_level: float) -> dict[str, Any]:
+    """Return the options of a section that goes on from one before it, which has the time signature already."""
+    level = options.get("noise_level")
+    level = SECTION_NOISE_FACTOR * default_level if level is None else level
+    return {**options, "time_signature": None, "noise_level": level}
 
 
 def write_sections(

@@ -11,37 +11,25 @@ import torch
 from .arguments_melody_vae import Generators, check_bars, draw_uniform, make_generators, spawn_generators
 from .decoding_melody_vae import choose
 from .options_melody_vae import (
-    FREE_DRAWS,
     PER_MELODY,
-    SECTION_NOISE_FACTOR,
     Conditions,
     check_candidates,
     check_count,
     check_number,
     check_temperature,
+    draw_again,
+    for_candidates,
     for_each,
+    for_next_section,
     is_list,
     one_time_signature,
     rows_in_another_key,
     take_rows,
-    transpose_to_key,
+    transpose_rows,
     with_time_signature,
     write_sections,
 )
 from .token_grammar_melody_vae import TokenWriter
-
-
-def for_candidates(options: Mapping[str, Any], n: int, count: int) -> tuple[list[int], dict[str, Any]]:
-    """Repeat the options of `n` melodies for `count` candidates of each, with generators of their own.
-
-    Returns:
-        Of each candidate the melody, and the options.
-    """
-    rows = [row for row in range(n) for _ in range(count)]
-    if count == 1:
-        return rows, dict(options)
-    own = [each for one in options["generator"] for each in spawn_generators(one, count)]
-    return rows, take_rows(options, rows) | {"generator": own}
 
 
 class SamplingMixin:
@@ -119,21 +107,19 @@ class SamplingMixin:
         count = check_candidates(
             candidates, options["bars"], config.max_bars, config.sampling_candidates, bool(config.critic_size)
         )
-        ids = self._sample_best(n, count, options)
-        for attempt in range(1, check_count("attempts", attempts, 1)):
-            wrong = self._rows_in_another_key(ids, conditions)
-            if not wrong:
-                break
-            again = take_rows(options, wrong)
-            if attempt >= FREE_DRAWS and again.get("scale") is None:
-                again["scale"] = again["conditions"]["key"]
-            ids = self._replace_rows(ids, wrong, self._sample_best(len(wrong), count, again))
-        return ids
+        return draw_again(
+            self._sample_best(n, count, options),
+            options,
+            check_count("attempts", attempts, 1),
+            lambda ids: self._rows_in_another_key(ids, conditions),
+            lambda n, again: self._sample_best(n, count, again),
+            self._replace_rows,
+        )
 
     @torch.no_grad()
     def _sample_best(self, n: int, count: int, options: Mapping[str, Any]) -> torch.Tensor:
         """Draw `count` candidates for each of `n` melodies, transpose them, and keep of each the best in its key."""
-        _, options = for_candidates(options, n, count)
+        _, options = for_candidates(options, n, count, spawn_generators)
         ids = self._transpose_to_keys(self._sample_batch(n * count, options), options)
         if count == 1:
             return ids
@@ -266,9 +252,7 @@ class SamplingMixin:
         known = len(before[0])
         primer = self._join_bars(before, is_open=True)
         if known:
-            options["time_signature"] = None  # the primer has its own
-            if options.get("noise_level") is None:
-                options["noise_level"] = SECTION_NOISE_FACTOR * self._default_noise_level(options["conditions"])
+            options = for_next_section(options, self._default_noise_level(options["conditions"]))
         return self._generate_after(primer, known + count, self.config.max_bars, options)  # the melody goes on
 
     def _rows_in_another_key(self, ids: torch.Tensor, conditions: Mapping[str, list]) -> list[int]:
@@ -283,13 +267,10 @@ class SamplingMixin:
         Those stay as they are whose scale or range was asked for, or that would leave the vocabulary.
         """
         wrong = self._rows_in_another_key(ids, options["conditions"])
-        if not wrong or any(options.get(name) is not None for name in ("scale", "lowest_pitch", "highest_pitch")):
+        if not wrong:
             return ids
-        writer, moved = TokenWriter(self.token_grammar.cpu()), {}
-        pitches = writer.values("Pitch")
-        for row, line in zip(wrong, self.read_lines(ids[wrong]), strict=True):
-            if transposed := transpose_to_key(line, options["conditions"]["key"][row], pitches):
-                moved[row] = transposed
+        writer = TokenWriter(self.token_grammar.cpu())
+        moved = transpose_rows(wrong, self.read_lines(ids[wrong]), options, writer.values("Pitch"))
         return self._replace_rows(ids, list(moved), self.write_lines(list(moved.values()), writer)) if moved else ids
 
     def _replace_rows(self, ids: torch.Tensor, rows: list[int], new: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,8 @@ import numpy as np
 
 from .latents import Generators, draw_normal, make_generators
 from .melody_line_melody_vae import key_of, major_tonic, transpose_line
-from .options_melody_vae import PATH_NOISE, PATH_SPREAD, for_each
-from .sampling import SamplingModel, as_lists, for_candidates
+from .options_melody_vae import PATH_NOISE, PATH_SPREAD, check_count, check_fill_bars, for_candidates, for_each
+from .sampling import SamplingModel, as_lists
 
 
 def slerp(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -121,22 +121,20 @@ class OnnxMelodyVAE(SamplingModel):
             ValueError: If a melody has no such bar.
         """
         n, num_bars, config = len(input_ids), self.num_bars(input_ids), self.config
-        shortest = int(num_bars.min()) if n else config["max_bars"]
-        if wrong := [bar for bar in bars if not 0 <= bar < shortest]:
-            raise ValueError(f"bar {wrong[0]} cannot be filled: bars count from 0 to {shortest - 1} here")
-        if candidates < 1:
-            raise ValueError(f"candidates={candidates} is not a whole number of 1 or more")
+        bars = check_fill_bars(bars, int(num_bars.min()) if n else config["max_bars"])
+        count = check_count("candidates", candidates, 1)
         asked = self._sampling_options() | options | {"conditions": self.check_conditions(conditions, n)}
         asked["generator"] = make_generators(n, seed, generator)
-        asked, template = for_candidates(asked, n, candidates), input_ids.repeat(candidates, axis=0)
+        rows, asked = for_candidates(asked, n, count, np.random.Generator.spawn)
+        template = input_ids[rows]
         if config["latent_size"]:
             is_known = np.ones((len(template), config["max_bars"]), dtype=bool)
-            is_known[:, list(bars)] = False
+            is_known[:, bars] = False
             asked |= {"guidance": guidance, "noise_level": noise_level}
-            mean = self.encode(input_ids)[0].repeat(candidates, axis=0)
-            asked = self._with_latent(template, asked, mean, is_known, num_bars.repeat(candidates))
+            mean = self.encode(input_ids)[0][rows]
+            asked = self._with_latent(template, asked, mean, is_known, num_bars[rows])
         ids = self.generate(template=template, regenerate=bars, **asked)
-        return ids if candidates == 1 or not n else self._best_fillings(ids, input_ids, bars, candidates)
+        return ids if count == 1 or not n else self._best_fillings(ids, input_ids, bars, count)
 
     def _best_fillings(self, ids: np.ndarray, originals: np.ndarray, bars: Sequence[int], count: int) -> np.ndarray:
         """Choose of each `count` fillings the one that [`infill`] keeps.

@@ -14,18 +14,19 @@ from .grammar import GrammarState, Wanted
 from .latents import Generators, LatentModel, make_generators
 from .melody_line_melody_vae import key_of
 from .options_melody_vae import (
-    FREE_DRAWS,
     LONGEST_REST,
     PER_MELODY,
-    SECTION_NOISE_FACTOR,
     check_candidates,
     default_noise_level,
+    draw_again,
+    for_candidates,
     for_each,
+    for_next_section,
     is_list,
     one_time_signature,
     rows_in_another_key,
     take_rows,
-    transpose_to_key,
+    transpose_rows,
     with_time_signature,
     write_sections,
 )
@@ -38,14 +39,6 @@ def as_lists(options: Mapping[str, Any]) -> dict[str, Any]:
         name: value.tolist() if name in PER_MELODY and isinstance(value, np.ndarray) else value
         for name, value in options.items()
     }
-
-
-def for_candidates(options: Mapping[str, Any], n: int, count: int) -> dict[str, Any]:
-    """Repeat the options of `n` melodies for `count` candidates of each, with generators of their own."""
-    if count == 1:
-        return dict(options)
-    own = [child for source in options["generator"] for child in source.spawn(count)]
-    return take_rows(options, [row for row in range(n) for _ in range(count)]) | {"generator": own}
 
 
 class SamplingModel(LatentModel):
@@ -267,21 +260,20 @@ class SamplingModel(LatentModel):
             candidates, asked["bars"], config["max_bars"], config["sampling_candidates"], bool(config["critic_size"])
         )
         ids = self._sample_best(n, count, asked)
-        for attempt in range(1, attempts):
-            wrong = self._rows_in_another_key(ids, checked)
-            if not wrong:
-                break
-            again = take_rows(asked, wrong)
-            if attempt >= FREE_DRAWS and again.get("scale") is None:
-                again["scale"] = again["conditions"]["key"]
-            ids = self._replace_rows(ids, wrong, self._sample_best(len(wrong), count, again))
-        return ids
+        return draw_again(
+            ids,
+            asked,
+            attempts,
+            lambda ids: self._rows_in_another_key(ids, checked),
+            lambda n, again: self._sample_best(n, count, again),
+            self._replace_rows,
+        )
 
     # Batches and sections of sampled melodies.
 
     def _sample_best(self, n: int, count: int, options: Mapping[str, Any]) -> np.ndarray:
         """Draw `count` candidates for each of `n` melodies, transpose them, and keep of each the best in its key."""
-        options = for_candidates(options, n, count)
+        _, options = for_candidates(options, n, count, np.random.Generator.spawn)
         ids = self._transpose_to_keys(self._sample_batch(n * count, options), options)
         return ids if count == 1 else self._choose(ids, count, options["conditions"])
 
@@ -387,9 +379,7 @@ class SamplingModel(LatentModel):
         """Write `count` bars after the section before; returns ids with both."""
         known = len(before[0])
         if known:
-            options["time_signature"] = None  # the primer has its own
-            if options.get("noise_level") is None:
-                options["noise_level"] = SECTION_NOISE_FACTOR * self._default_noise_level(options["conditions"])
+            options = for_next_section(options, self._default_noise_level(options["conditions"]))
         primer = self._join_bars(before, is_open=True)
         return self._generate_after(primer, known + count, self.config["max_bars"], options)  # the melody goes on
 
@@ -405,12 +395,9 @@ class SamplingModel(LatentModel):
         Those stay as they are whose scale or range was asked for, or that would leave the vocabulary.
         """
         wrong = self._rows_in_another_key(ids, options["conditions"])
-        if not wrong or any(options.get(name) is not None for name in ("scale", "lowest_pitch", "highest_pitch")):
+        if not wrong:
             return ids
-        moved = {}
-        for row, line in zip(wrong, self.read_lines(ids[wrong]), strict=True):
-            if transposed := transpose_to_key(line, options["conditions"]["key"][row], self._pitches):
-                moved[row] = transposed
+        moved = transpose_rows(wrong, self.read_lines(ids[wrong]), options, self._pitches)
         return self._replace_rows(ids, list(moved), self.write_lines(moved.values())) if moved else ids
 
     @property
