@@ -118,11 +118,10 @@ def write_line(line: Mapping[str, Any]) -> list[list[int]]:
     """
     numerator, denominator = map(int, line["time_signature"].split("/"))
     steps = steps_per_bar(line)
-    signature = BASE_TOKEN_KINDS["TimeSig"] * BASE_TOKEN_VALUES + 64 * numerator + denominator
-    bars = [[BASE_TOKEN_KINDS["Bar"] * BASE_TOKEN_VALUES, signature] for _ in range(line["bars"])]
+    bar, signature, position, note, length = (number * BASE_TOKEN_VALUES for number in BASE_TOKEN_KINDS.values())
+    bars = [[bar, signature + 64 * numerator + denominator] for _ in range(line["bars"])]
     for start, duration, pitch in zip(line["start"], line["duration"], line["pitch"], strict=True):
-        for kind, value in (("Position", start % steps), ("Pitch", pitch), ("Duration", duration)):
-            bars[start // steps].append(BASE_TOKEN_KINDS[kind] * BASE_TOKEN_VALUES + value)
+        bars[start // steps] += position + start % steps, note + pitch, length + duration
     return bars
 
 

@@ -28,6 +28,8 @@ from transformers.utils.hub import cached_file
 
 from .fingerprint_melody_vae import Fingerprint, check, fingerprint_of_tokens
 from .melody_line_melody_vae import (
+    BASE_TOKEN_KINDS,
+    BASE_TOKEN_VALUES,
     MAX_NOTE_BEATS,
     MAX_PITCH,
     MIN_PITCH,
@@ -36,6 +38,7 @@ from .melody_line_melody_vae import (
     is_supported,
     major_tonic,
     steps_per_bar,
+    write_line,
 )
 from .midi_reading_melody_vae import MidiInput, each_file
 from .options_melody_vae import check_count, check_number
@@ -190,13 +193,19 @@ def cut_bars(line: dict, first_bar: int, bars: int) -> dict:
     }
 
 
-def character_of(remi: REMI, token: str) -> str:
-    """Return the character that stands for a REMI token such as `Pitch_60`."""
-    return chr(FIRST_CHARACTER + remi[token])  # pyright: ignore[reportOperatorIssue] - one vocabulary, so an int
+@lru_cache
+def characters_of(steps_per_beat: int) -> dict[int, str]:
+    """Return the character that stands for each REMI token, by the integer that [`write_line`] has for it."""
+    vocabulary: dict[str, int] = make_remi(steps_per_beat).vocab  # pyright: ignore[reportAssignmentType] - only one
+    return {
+        encode_base_token(token, steps_per_beat): chr(FIRST_CHARACTER + index)
+        for token, index in vocabulary.items()
+        if token.split("_")[0] in BASE_TOKEN_KINDS
+    }
 
 
 def line_to_words(line: dict) -> list[str]:
-    """Write each bar of a line as one word, a character per REMI token.
+    """Write each bar of a line as one word, a character per REMI token, as MidiTok does.
 
     Args:
         line: See the module's docstring.
@@ -209,19 +218,9 @@ def line_to_words(line: dict) -> list[str]:
     """
     if not is_supported(line["time_signature"]):
         raise ValueError(f"time signature {line['time_signature']} is not in the vocabulary: {TIME_SIGNATURES}")
-    remi = make_remi(line["steps_per_beat"])
-    ids: list[int] = []
-    if len(line["pitch"]):
-        sequence = remi.encode(line_to_score(line, remi.time_division), encode_ids=False)[0]
-        ids = sequence.ids  # pyright: ignore[reportAssignmentType] - one vocabulary, so a flat list
-    bar = character_of(remi, "Bar_None")
-    words: list[str] = []
-    for character in (chr(FIRST_CHARACTER + index) for index in ids):
-        if character == bar:
-            words.append("")
-        words[-1] += character
-    silent = bar + character_of(remi, f"TimeSig_{line['time_signature']}")
-    return words + [silent] * (line["bars"] - len(words))  # MidiTok writes no bars after the last onset
+    characters, longest = characters_of(line["steps_per_beat"]), MAX_NOTE_BEATS * line["steps_per_beat"]
+    clipped = {**line, "duration": [min(duration, longest) for duration in line["duration"]]}
+    return ["".join(map(characters.__getitem__, bar)) for bar in write_line(clipped)]
 
 
 def bar_tokens(tokenizer: PreTrainedTokenizerFast) -> list[int]:
@@ -261,9 +260,9 @@ def transposition_table(steps_per_beat: int, semitones: int) -> dict[int, str]:
     Returns:
         Code point to character, for the pitches that stay in range; the others are not translated.
     """
-    remi = make_remi(steps_per_beat)
+    characters, first_pitch = characters_of(steps_per_beat), BASE_TOKEN_KINDS["Pitch"] * BASE_TOKEN_VALUES
     return {
-        ord(character_of(remi, f"Pitch_{pitch}")): character_of(remi, f"Pitch_{pitch + semitones}")
+        ord(characters[first_pitch + pitch]): characters[first_pitch + pitch + semitones]
         for pitch in range(max(MIN_PITCH, MIN_PITCH - semitones), min(MAX_PITCH, MAX_PITCH - semitones) + 1)
     }
 
