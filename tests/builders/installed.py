@@ -32,12 +32,12 @@ def needs_of(name: str) -> list[Requirement]:
     return [Requirement(line) for line in requires(name) or []]
 
 
-def installed_by(requirements: Iterable[str]) -> set[str]:
-    """Name the installed packages that these requirements bring, with what those need."""
+def installed_by(requirements: Iterable[str], besides: Iterable[str] = ()) -> set[str]:
+    """Name the installed packages that these requirements bring, with what those need; `besides` are not followed."""
     found, wanted = set(), [(Requirement(line).name, Requirement(line).extras) for line in requirements]
     while wanted:
         name, extras = wanted.pop()
-        if (canonicalize_name(name), frozenset(extras)) in found:
+        if name in besides or (canonicalize_name(name), frozenset(extras)) in found:
             continue
         try:
             needs = needs_of(name)
