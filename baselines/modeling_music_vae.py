@@ -328,9 +328,19 @@ class MusicVAEModel(PreTrainedModel):
         return self.decode(latent, bars, do_sample=True, temperature=temperature, generator=generator)
 
     def reconstruct(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **decode_kwargs
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        refinement_steps: int = 0,
+        **decode_kwargs,
     ) -> torch.Tensor:
-        """Decode melodies from their posterior's mean, as many bars as they have, `(B, 1 + N S)` ids."""
+        """Decode melodies from their posterior's mean, as many bars as they have, `(B, 1 + N S)` ids.
+
+        Raises:
+            ValueError: If `refinement_steps`, which [`MelodyVAEModel.reconstruct`] has, is not 0.
+        """
+        if refinement_steps:
+            raise ValueError(f"refinement_steps={refinement_steps}: MusicVAE's latents are not refined")
         latent = self.encode(input_ids, attention_mask).latent_mean
         bars = (input_ids < self.config.num_classes).sum(1) // self.config.steps_per_bar
         return self.decode(latent, bars=bars, **decode_kwargs)

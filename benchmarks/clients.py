@@ -5,24 +5,19 @@ from __future__ import annotations
 import base64
 import json
 import random
-import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
-from benchmarks.accidents import ROOT, end, environment
 from benchmarks.hostile_files import hostile_file
+from benchmarks.space_process import members, memory_of, running_space
 from benchmarks.timing import processor_seconds_of
 
 HOSTILE_EVERY = 20  # one in so many clients is hostile
@@ -185,69 +180,31 @@ class Siege:
                 self.hostile["refused"] += 1
 
 
-def tree(process: psutil.Process) -> list[psutil.Process]:
-    """List a process and those that it started; workers that were replaced are none of them."""
-    return [process, *process.children(recursive=True)]
-
-
-def memory_of(process: psutil.Process) -> int:
-    """Add up the memory of a process and of those that it started, shared pages once."""
-    total = 0
-    for each in tree(process):
-        with suppress(psutil.Error):  # it has just ended
-            found = each.memory_full_info()
-            total += getattr(found, "pss", found.uss)  # pss: on Linux alone
-    return total
-
-
 def besiege(model: Path, count: int, seconds: float, pause: float, folder: Path) -> dict[str, Any]:
     """Have many clients use the Space at once, one in twenty of them with nonsense."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url, votes = f"http://127.0.0.1:{port}", str(folder / "votes")
     memory: list[int] = []
-    with (folder / "log").open("w", encoding="utf-8") as log:
-        space = subprocess.Popen(
-            [sys.executable, str(ROOT / "space/app.py")],
-            cwd=folder,
-            stdout=log,
-            stderr=log,
-            env=environment(MODEL_ID=str(model), GRADIO_SERVER_PORT=str(port), VOTES_FOLDER=votes),
-        )
-    try:
-        while True:
-            with suppress(OSError):
-                urllib.request.urlopen(f"{url}/gradio_api/startup-events", timeout=60).close()
-                break
-            if space.poll() is not None:
-                raise RuntimeError(f"the Space did not start: {(folder / 'log').read_text(encoding='utf-8')[-500:]}")
-            time.sleep(0.5)
+    is_over = threading.Event()
+    with running_space(model, folder) as (url, group):
         siege = Siege(url, time.monotonic() + seconds, pause)
-        is_over = threading.Event()
 
         def look() -> None:
-            while not is_over.wait(STEP_SECONDS) and space.poll() is None:
-                memory.append(memory_of(psutil.Process(space.pid)))
+            while not is_over.wait(STEP_SECONDS):
+                memory.append(memory_of(members(group)))
 
         with ThreadPoolExecutor(count + 1) as clients:
             clients.submit(look)
             try:
                 list(clients.map(siege.visit, range(count)))
-                processor = processor_seconds_of(tree(psutil.Process(space.pid))) if space.poll() is None else 0.0
+                processor = processor_seconds_of(members(group))
             finally:
                 is_over.set()
-        is_alive = space.poll() is None and bool(ask(url, "about", []))
-    finally:
-        space.terminate()
-        end(space)
+        is_alive = any(process.pid == group for process in members(group)) and bool(ask(url, "about", []))
     return summarize(siege, memory) | {
         "clients": count,
         "seconds": seconds,
         "pause_seconds": pause,
         "processor_seconds": processor,
-        "tracebacks": (folder / "log").read_text(encoding="utf-8").count("Traceback"),
+        "tracebacks": (folder / "log.txt").read_text(encoding="utf-8").count("Traceback"),
         "alive_at_the_end": is_alive,
     }
 

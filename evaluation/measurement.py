@@ -22,6 +22,7 @@ from evaluation.originality import index_split
 from evaluation.reconstruction import FEWEST_IN_GROUP, Line
 from evaluation.sample_quality import MelodySet, copied, distributions, quality
 from metrics.originality.originality_index import OriginalityIndex
+from modeling.modeling_melody_vae import MelodyVAEModel
 from training.models import load_pretrained
 from training.run_logger import LOG_NAME
 
@@ -112,7 +113,7 @@ def measure(options: Options) -> dict[str, Any]:
         results["likelihood_floors"] = floors.likelihood(evaluation)
     if "reconstruction" in parts:
         results["free_running"] = evaluation.free_running()
-        if hasattr(evaluation.model, "refine"):
+        if isinstance(evaluation.model, MelodyVAEModel):
             results["refined"] = evaluation.refined()
     if "teacher_forced" in parts:
         results["teacher_forced_by_bar"] = evaluation.teacher_forced()

@@ -238,10 +238,10 @@ class Evaluation:
 
     def reconstruct(self, lines: Sequence[dict], bars: int) -> list[dict]:
         """Decode other melodies of `bars` bars, or their first `bars`, from their posterior's mean."""
-        decoded, options = [], {"refinement_steps": 0} if hasattr(self.model, "refine") else {}
+        decoded = []
         for first in range(0, len(lines), self.batch_size):
             batch = self.prepare(lines[first : first + self.batch_size], bars=bars)
-            decoded += self.processor.to_lines(self.model.reconstruct(**batch, **options))
+            decoded += self.processor.to_lines(self.model.reconstruct(**batch, refinement_steps=0))
         return decoded
 
     def each(self, kinds: dict[str, list[dict]], description: str) -> dict[str, Any]:

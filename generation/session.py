@@ -203,12 +203,12 @@ class Session:
         return [{**lines[index], "name": lines[index]["melody_id"]} for index in fitting[:count]]
 
     def encode(self, batch):
-        """Return latents `(B, Z)` that give melodies back, of models that can refine them."""
+        """Return latents `(B, Z)` that give melodies back, refined where the runtime has gradients."""
         import torch
 
         with torch.no_grad():
             latent = self.model.encode(**batch).latent_mean
-        return self.model.refine(latent, batch["input_ids"]) if hasattr(self.model, "refine") else latent
+        return latent if self.runtime == "onnx" else self.model.refine(latent, batch["input_ids"])
 
     def conditions(self) -> dict[str, Any]:
         """Return what the model is asked for: arguments of `sample`, `infill` and `continue_melody`."""

@@ -188,10 +188,9 @@ def listen(model, processor, originals: dict[str, torch.Tensor], folder: Path, s
         for number, score in enumerate(processor.to_scores(model.sample(count, seed=seed)), start=1)
     ]
     if model.config.latent_size:
-        options = {"refinement_steps": 0} if hasattr(model, "refine") else {}
         pairs = zip(
             processor.to_scores(originals["input_ids"]),
-            processor.to_scores(model.reconstruct(**originals, **options)),
+            processor.to_scores(model.reconstruct(**originals, refinement_steps=0)),
             strict=True,
         )
         takes += [record(folder, f"reconstruction-{number}", list(pair)) for number, pair in enumerate(pairs, start=1)]

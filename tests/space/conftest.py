@@ -6,8 +6,9 @@ from urllib.parse import urlparse
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
+from benchmarks.space_process import running_space
 from tests.builders.space_browser import CHROMIUM, DESKTOP
-from tests.builders.space_server import running_space, save_model
+from tests.builders.space_server import save_model
 
 expect.set_options(timeout=30_000)  # ms; a machine may be busy
 
@@ -15,7 +16,7 @@ expect.set_options(timeout=30_000)  # ms; a machine may be busy
 @pytest.fixture(scope="session")
 def url(tmp_path_factory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("space")
-    with running_space(save_model(folder / "model"), folder / "run") as address:
+    with running_space(save_model(folder / "model"), folder / "run", workers=2) as (address, _):
         yield address
 
 

@@ -29,9 +29,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from symusic import Note, Score, Tempo, TimeSignature, Track, types
 
+from benchmarks.space_process import PATIENCE_SECONDS, running_space
 from modeling.melody_line_melody_vae import TEMPO_CLASSES
 from modeling.melody_line_melody_vae import tempo_class as model_class
-from tests.builders.space_server import ATTRIBUTES, BARS, PATIENCE_SECONDS, ROOT, running_space, save_model
+from tests.builders.space_server import ATTRIBUTES, BARS, ROOT, save_model
 
 sys.path.append(str(ROOT / "space"))
 
@@ -677,7 +678,7 @@ def test_a_model_that_is_not_there_is_named_in_a_line(tmp_path):
 @pytest.fixture(scope="module")
 def space(model_folder, tmp_path_factory) -> Iterator[tuple[str, Path]]:
     folder = tmp_path_factory.mktemp("space") / "run"
-    with running_space(model_folder, folder) as url:
+    with running_space(model_folder, folder, workers=2) as (url, _):
         yield url, folder
 
 

@@ -17,14 +17,9 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.builders.space_server import (
-    PATIENCE_SECONDS,
-    cpu_seconds,
-    members,
-    resident_bytes,
-    running_space,
-    save_model,
-)
+from benchmarks.space_process import PATIENCE_SECONDS, members, memory_of, running_space
+from benchmarks.timing import processor_seconds_of
+from tests.builders.space_server import save_model
 
 PEOPLE, ROUNDS, COUNT, BARS = 30, 5, 4, 16
 CORES = min(4, len(os.sched_getaffinity(0)))
@@ -38,12 +33,11 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def space(tmp_path_factory) -> Iterator[tuple[str, Path]]:
+def space(tmp_path_factory) -> Iterator[tuple[str, int, Path]]:
     folder = tmp_path_factory.mktemp("load")
     model = os.environ.get("LOAD_MODEL") or save_model(folder / "model")
-    with running_space(Path(model).resolve(), folder / "run", workers=CORES) as url:
-        yield url, folder / "run"
-    group = int((folder / "run/pid").read_text(encoding="utf-8"))
+    with running_space(Path(model).resolve(), folder / "run", workers=CORES) as (url, group):
+        yield url, group, folder / "run/log.txt"
     assert members(group) == []
 
 
@@ -72,19 +66,18 @@ def pitches(melodies: list[dict]) -> list[Any]:
 
 def test_thirty_people_at_once(space):
     """All press at the same moment, again and again: nobody waits long, gets an error, or somebody else's melodies."""
-    url, folder = space
-    group = int((folder / "pid").read_text(encoding="utf-8"))
+    url, group, log = space
     clients = [httpx.Client(base_url=url, timeout=PATIENCE_SECONDS) for _ in range(PEOPLE)]
     began = time.perf_counter()
     page = clients[0].get("/").raise_for_status()
     print(f"\n{CORES} cores, first page {len(page.content) / 1e6:.2f} MB in {time.perf_counter() - began:.2f} s")
-    before = cpu_seconds(group)
+    before = processor_seconds_of(members(group))
     alone = [press_make(clients[0], seed) for seed in range(5)]
-    assert cpu_seconds(group) - before < 5 * ALONE_COMPUTED
+    assert processor_seconds_of(members(group)) - before < 5 * ALONE_COMPUTED
     print(f"one person: median {np.median([seconds for seconds, _ in alone]):.2f} s")
     memory, seconds = [], []
     for turn in range(ROUNDS):
-        together, before = threading.Barrier(PEOPLE), cpu_seconds(group)
+        together, before = threading.Barrier(PEOPLE), processor_seconds_of(members(group))
 
         def visit(number: int, turn: int = turn, together: threading.Barrier = together) -> tuple[float, list[dict]]:
             together.wait(PATIENCE_SECONDS)
@@ -96,11 +89,11 @@ def test_thirty_people_at_once(space):
         assert len({str(pitches(melodies)) for _, melodies in answers}) == PEOPLE
         if turn == 0:  # the seeds that one person asked for
             assert [pitches(melodies) for _, melodies in answers[:5]] == [pitches(melodies) for _, melodies in alone]
-        computed = cpu_seconds(group) - before
+        computed = processor_seconds_of(members(group)) - before
         assert computed < MOST_COMPUTED
         waited = [each for each, _ in answers]
         seconds += waited
-        memory.append(resident_bytes(group))
+        memory.append(memory_of(members(group)))
         median, worst = np.percentile(waited, [50, 95])
         print(
             f"round {turn + 1}: median {median:.2f} s, p95 {worst:.2f} s, slowest {max(waited):.2f} s, "
@@ -108,6 +101,6 @@ def test_thirty_people_at_once(space):
         )
     for client in clients:
         client.close()
-    assert "Traceback" not in (folder / "log.txt").read_text(encoding="utf-8")
+    assert "Traceback" not in log.read_text(encoding="utf-8")
     assert memory[-1] - memory[1] < MOST_GROWTH
     assert np.percentile(seconds, 95) < MOST_SECONDS
