@@ -1,32 +1,29 @@
 """Everything the Space can do, as plain functions: the page's buttons, the API's endpoints and the MCP tools are these.
 
-Arguments come from strangers. Each is checked here, before a worker sees it.
+Arguments come from strangers. Each is checked, see `checks.py`, before a worker sees it.
 """
 
 import base64
 import json
 import random
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from checks import ANY, MAX_COUNT, MAX_SEED, TEMPOS, ArgumentChecks
 from engine import Engine
 from harmony import harmonize
 from listening import Ballot, ListeningTest
 from melody import (
     CHOICES,
-    SHARP_NAMES,
-    TEMPO_RANGE,
     Melody,
     RefusedError,
     check_length,
     check_melody,
     check_number,
     clean_text,
-    cut_bars,
     file_name,
     to_midi,
 )
@@ -34,14 +31,9 @@ from notation import to_abc, to_musicxml
 from originality import judge, load_index
 from ranking import OPENING_BARS, OPENING_SEEDS, choose_opening
 
-ANY = "any"
 MODES: tuple[str, ...] = tuple(CHOICES["modes"])
-TEMPOS: dict[str, float] = CHOICES["tempos"]  # quarter notes per minute, as the model has them
 SLOW_BELOW, FAST_FROM = 90.0, 130.0
 VOICES: dict[str, list[int] | None] = CHOICES["voices"]  # lowest and highest MIDI pitch
-MAX_COUNT = 8
-MAX_SEED = 2**31 - 1
-MAX_AMOUNT = 3.0  # standard deviations
 PATH_POINTS = 9
 GRID_SIDE = 7
 MAX_FILE_BYTES = 2 * 1024 * 1024
@@ -64,6 +56,7 @@ class Actions:
     def __init__(self, engine: Engine, votes: Path):
         self.engine = engine
         self.facts: dict[str, Any] = engine("facts")
+        self.check = ArgumentChecks(self.facts)
         self.index = load_index(engine.model_id)
         self.tunes = {tune["title"]: tune for tune in load_tunes()}
         self.test = ListeningTest(
@@ -130,28 +123,26 @@ class Actions:
             Melodies: pitch (MIDI), start and duration (grid steps), time_signature, steps_per_beat, bars, tempo,
             program, title and origin.
         """
-        count = int(check_number("count", count, 1, MAX_COUNT, whole=True))
+        draws = self.check.draws(count, seed, temperature)
         bars = int(check_number("bars", bars, 1, self.most_bars, whole=True))
-        seed = int(check_number("seed", seed, 0, MAX_SEED, whole=True))
-        temperature = check_number("temperature", temperature, 0.1, 2.0)
         asked = {
-            "key": self._check_scale("key", key, ("major", "minor")),
-            "scale": self._check_scale("scale", scale, MODES),
-            "time_signature": self._check_choice("time_signature", time_signature, self.facts["meters"]),
-            "genre": self._check_choice("genre", genre, self.genres),
-            "tempo": self._check_tempo(tempo),
-            "voice": self._check_choice("voice", voice, list(VOICES)),
+            "key": self.check.scale("key", key, ("major", "minor")),
+            "scale": self.check.scale("scale", scale, MODES),
+            "time_signature": self.check.choice("time_signature", time_signature, self.facts["meters"]),
+            "genre": self.check.choice("genre", genre, self.genres),
+            "tempo": self.check.tempo(tempo),
+            "voice": self.check.choice("voice", voice, list(VOICES)),
         }
-        more = self._check_attributes(attributes)
-        made = self._make(count, bars, temperature, seed, tuple(asked.items()), tuple(more.items()))
+        more = self.check.attributes(attributes)
+        made = self._make(bars=bars, asked=tuple(asked.items()), attributes=tuple(more.items()), **draws)
         return [dict(melody) for melody in made]
 
     def _make_uncached(
         self,
-        count: int,
         bars: int,
-        temperature: float,
+        count: int,
         seed: int,
+        temperature: float,
         asked: tuple[tuple[str, Any], ...],
         attributes: tuple[tuple[str, float], ...],
     ) -> list[Melody]:
@@ -206,8 +197,8 @@ class Actions:
         Returns:
             Melodies.
         """
-        source = self._window(melody)
-        checked = self._check_attributes(amounts)
+        source = self.check.window(melody)
+        checked = self.check.attributes(amounts)
         similarity = check_number("similarity", similarity, 0, 1)
         count = int(check_number("count", count, 1, MAX_COUNT, whole=True))
         seed = int(check_number("seed", seed, 0, MAX_SEED, whole=True))
@@ -227,7 +218,7 @@ class Actions:
         """
         if not isinstance(melodies, list) or len(melodies) not in (2, 4):
             raise RefusedError("Blend two melodies, or four")
-        ends = [self._window(melody, f"Melody {letter}") for letter, melody in zip("ABCD", melodies, strict=False)]
+        ends = [self.check.window(melody, f"Melody {letter}") for letter, melody in zip("ABCD", melodies, strict=False)]
         if len({end["time_signature"] for end in ends}) > 1:
             meters = ", ".join(f"{letter} {end['time_signature']}" for letter, end in zip("ABCD", ends, strict=False))
             raise RefusedError(f"These melodies differ in meter ({meters}). Choose melodies of one meter to blend.")
@@ -254,9 +245,9 @@ class Actions:
         Returns:
             Melodies, the given one at the beginning of each.
         """
-        source = self._on_grid(melody)
+        source = self.check.on_grid(melody)
         bars = int(check_number("bars", bars, 1, self.max_bars // 2, whole=True))
-        made = self.engine("extend", melody=source, bars=bars, **self._draws(count, seed, temperature))
+        made = self.engine("extend", melody=source, bars=bars, **self.check.draws(count, seed, temperature))
         return self._entitle(made, source, "continued", {"tab": "extend", "seed": seed})
 
     def fill(
@@ -274,14 +265,14 @@ class Actions:
         Returns:
             Melodies.
         """
-        source = self._window(melody)
+        source = self.check.window(melody)
         if not isinstance(bars, list) or not bars:
             raise RefusedError("Choose at least one bar to write anew")
         if len(bars) > self.max_bars:
             raise RefusedError(f"{len(bars)} bars; {self.max_bars} is the most")
         chosen = sorted({int(check_number("a bar", bar, 1, source["bars"], whole=True)) for bar in bars})
         made = self.engine(
-            "fill", melody=source, bars=[bar - 1 for bar in chosen], **self._draws(count, seed, temperature)
+            "fill", melody=source, bars=[bar - 1 for bar in chosen], **self.check.draws(count, seed, temperature)
         )
         return self._entitle(made, source, "filled", {"tab": "fill", "seed": seed})
 
@@ -448,33 +439,6 @@ class Actions:
         )
         return made[0]
 
-    def _draws(self, count: Any, seed: Any, temperature: Any) -> dict[str, Any]:
-        """Check what actions that draw have in common."""
-        return {
-            "count": int(check_number("count", count, 1, MAX_COUNT, whole=True)),
-            "seed": int(check_number("seed", seed, 0, MAX_SEED, whole=True)),
-            "temperature": check_number("temperature", temperature, 0.1, 2.0),
-        }
-
-    def _on_grid(self, melody: Any, name: str = "The melody") -> Melody:
-        """Check a melody and whether the model can read it."""
-        checked = check_melody(melody, name)
-        if checked["time_signature"] not in self.facts["meters"]:
-            raise RefusedError(
-                f"{name} is in {checked['time_signature']}; this model reads {', '.join(self.facts['meters'])}"
-            )
-        if checked["steps_per_beat"] != self.facts["steps_per_beat"]:
-            raise RefusedError(f"{name} needs steps_per_beat={self.facts['steps_per_beat']}")
-        return checked
-
-    def _window(self, melody: Any, name: str = "The melody") -> Melody:
-        """Check a melody and keep as many of its first bars as one latent holds."""
-        checked = self._on_grid(melody, name)
-        window = cut_bars(checked, 0, self.max_bars)
-        if not window["pitch"]:
-            raise RefusedError(f"{name} is silent for its first {self.max_bars} bars")
-        return window
-
     def _judged(self, melody: Melody) -> Melody:
         """Say how original a melody is, where there is an index to ask."""
         return melody if self.index is None else {**melody, "originality": judge(self.index, melody)}
@@ -492,46 +456,6 @@ class Actions:
             }
             for number, melody in enumerate(melodies, start=1)
         ]
-
-    def _check_attributes(self, amounts: Any) -> dict[str, float]:
-        """Return how much of which attribute; those of which nothing is asked are left out."""
-        if not isinstance(amounts or {}, dict):
-            raise RefusedError("amounts must name attributes and how much, such as {'note_density': 1}")
-        checked = {}
-        for attribute, amount in (amounts or {}).items():
-            if attribute not in self.facts["attributes"]:
-                known = ", ".join(self.facts["attributes"]) or "none"
-                raise RefusedError(f"unknown attribute {clean_text(attribute, 24)}; this model has {known}")
-            if checked_amount := check_number(attribute, amount, -MAX_AMOUNT, MAX_AMOUNT):
-                checked[attribute] = checked_amount
-        return checked
-
-    def _check_tempo(self, value: Any) -> str | float:
-        """Return quarter notes per minute, or the name of a tempo."""
-        if isinstance(value, int | float):
-            return check_number("tempo", value, *TEMPO_RANGE)
-        return self._check_choice("tempo", value, list(TEMPOS)[1:])
-
-    def _check_choice(self, name: str, value: Any, known: Sequence[str]) -> str:
-        """Return a word that is known, or `any`."""
-        if value in (None, "", ANY):
-            return ANY
-        if not isinstance(value, str) or value not in known:
-            raise RefusedError(f"unknown {name} {clean_text(value, 24)}; there is {ANY}, {', '.join(known)}")
-        return value
-
-    def _check_scale(self, name: str, value: Any, modes: Sequence[str]) -> str:
-        """Return a key or scale as the model's conditions write it (sharps), or `any`."""
-        if value in (None, "", ANY):
-            return ANY
-        match = re.fullmatch(r"([A-G])([#♯b♭]?) +([a-z ]+)", str(value)[:40].strip())
-        if match is None or match[3] not in modes:
-            raise RefusedError(
-                f"unknown {name} {clean_text(value, 24)}: give a tonic and a mode, as in 'D {modes[-1]}'; "
-                f"modes: {', '.join(modes)}"
-            )
-        place = SHARP_NAMES.index(match[1]) + {"": 0, "#": 1, "♯": 1, "b": -1, "♭": -1}[match[2]]
-        return f"{SHARP_NAMES[place % 12]} {match[3]}"
 
 
 def as_file(melody: Melody, suffix: str, content: bytes) -> dict[str, str]:

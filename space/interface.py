@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import re
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
@@ -11,30 +10,25 @@ from typing import Any
 import gradio as gr
 from about import about_text
 from actions import (
-    ANY,
     ATTRIBUTE_NAMES,
     GRID_SIDE,
-    MAX_AMOUNT,
-    MAX_COUNT,
     MAX_FILE_BYTES,
-    MAX_SEED,
     MODES,
     PATH_POINTS,
-    TEMPOS,
     VOICES,
     Actions,
     new_seed,
     tempo_class,
 )
+from checks import ANY, MAX_AMOUNT, MAX_COUNT, MAX_SEED, TEMPOS
 from components import BlendPad, Dock, Header, MelodyList, MelodySlot
 from gradio.events import api
+from links import melodies_of_link
 from melody import CHOICES, SHARP_NAMES, Melody, RefusedError, cut_bars
 from ranking import OPENING_SEEDS
 
 TITLE = "Melody Space"
 FIRST_TUNE, FIRST_BLEND = CHOICES["first_tune"], CHOICES["first_blend"]
-LINK_WORDS = ("key", "scale", "time_signature", "genre", "tempo", "voice")
-LINK_COUNTS = ("count", "bars", "seed", "pick")
 TONIC_CHOICES = [("Any key", ANY), *((tonic.replace("#", "♯"), tonic) for tonic in SHARP_NAMES)]
 PEOPLE_PER_WORKER = 16  # whose melodies are being made, or will be next; eight share a worker, see `engine.py`
 
@@ -201,14 +195,7 @@ class Interface:
                 voice = gr.Dropdown(voices, value=ANY, label="Singable by", min_width=110)
             temperature = gr.Slider(0.1, 2.0, 1.0, step=0.05, label="Temperature", info="Daring: 1 is as it learned")
             with gr.Row():
-                seed = gr.Number(
-                    first_seed,
-                    label="Seed",
-                    precision=0,
-                    minimum=0,
-                    maximum=MAX_SEED,
-                    min_width=90,
-                )
+                seed = gr.Number(first_seed, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=90)
                 is_new = gr.Checkbox(True, label="New seed each time", min_width=120, container=False)
         with gr.Accordion("More or less of something", open=False, elem_classes="mv-wishes"):
             attributes = [
@@ -216,10 +203,6 @@ class Interface:
                 for name in self.actions.facts["attributes"]
             ]
         return [count, bars, tonic, mode, meter, genre, tempo, voice, temperature, *attributes], seed, is_new
-
-    def _first(self) -> dict[str, int]:
-        """Settings that a link need not name."""
-        return {"count": 3, "bars": min(8, self.actions.max_bars), "seed": 0}
 
     def _asked(
         self,
@@ -250,27 +233,14 @@ class Interface:
 
     def _open_page(self, query: dict[str, str]) -> Any:
         """Set the controls as a link says, and make its melodies again; without a link, leave the page as it is."""
-        actions = self.actions
-        known = self.actions.facts["attributes"]
-        query = {{"meter": "time_signature"}.get(name, name): text for name, text in query.items()}  # its old name
-        named = {name: query[name] for name in (*LINK_WORDS, *LINK_COUNTS, "temperature", *known) if name in query}
-        if not named:
-            return gr.skip()
-        asked: dict[str, Any] = self._first()
         try:
-            numbers = {name: int(text) for name, text in named.items() if name in LINK_COUNTS}
-            asked |= numbers | {name: text for name, text in named.items() if name in LINK_WORDS}
-            asked["temperature"] = float(named.get("temperature", 1.0))
-            asked["attributes"] = {name: float(text) for name, text in named.items() if name in known}
-            if re.fullmatch(r"[\d.]+", named.get("tempo", "")):
-                asked["tempo"] = float(named["tempo"])
-            pick = asked.pop("pick", 0)
-            melodies = actions.make(**asked)
-        except (ValueError, RefusedError) as error:
-            reason = str(error) if isinstance(error, RefusedError) else "its numbers are damaged"
-            gr.Warning(f"The link cannot be followed: {escape(reason)}")
+            melodies = melodies_of_link(self.actions, query)
+        except RefusedError as error:
+            gr.Warning(f"The link cannot be followed: {escape(str(error))}")
             return gr.skip()
-        settings = melodies[0]["origin"]
+        if melodies is None:
+            return gr.skip()
+        settings = melodies["melodies"][0]["origin"]
         tonic, _, mode = settings["scale"].partition(" ")
         return [
             settings["count"],
@@ -282,10 +252,10 @@ class Interface:
             settings["tempo"] if isinstance(settings["tempo"], str) else tempo_class(settings["tempo"]),
             settings["voice"],
             settings["temperature"],
-            *(settings.get(name, 0) for name in known),
+            *(settings.get(name, 0) for name in self.actions.facts["attributes"]),
             settings["seed"],
             False,
-            {"melodies": melodies, "pick": pick if 1 <= pick <= len(melodies) else None},
+            melodies,
         ]
 
     # Change

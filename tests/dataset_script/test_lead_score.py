@@ -4,7 +4,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from dataset_script import fit_lead_score, lead_score
+from dataset_script import choice_model, fit_lead_score, lead_score
 from dataset_script.labelled_tracks import Tracks, is_named_tune
 from dataset_script.lead_score import TRACK_FEATURES, lead_scores, name_hint, read_weights, track_features, utilities
 from modeling.tune_finding_melody_vae import LEAD_FLOOR
@@ -265,7 +265,7 @@ class TestFit:
 
     def test_choice_finds_the_weights_it_was_drawn_by(self):
         columns, is_label, file = self.choices()
-        fitted = fit_lead_score.fit_choice(columns, is_label, file, np.ones(file[-1] + 1))
+        fitted = choice_model.fit_choice(columns, is_label, file, np.ones(file[-1] + 1))
         np.testing.assert_allclose(fitted, [1.5, -1.0, 0.0], atol=0.12)
 
     def test_choice_is_at_the_bottom_with_two_labels_in_some_files(self):
@@ -278,7 +278,7 @@ class TestFit:
             chosen = np.bincount(file, power * is_label) / np.bincount(file, power)
             return -(weight * np.log(chosen)).sum() + 10 * fitted @ fitted / 2
 
-        fitted = fit_lead_score.fit_choice(columns, is_label, file, weight)
+        fitted = choice_model.fit_choice(columns, is_label, file, weight)
         for direction in np.eye(3):
             slope = (loss(fitted + 1e-4 * direction) - loss(fitted - 1e-4 * direction)) / 2e-4
             assert abs(slope) < 1e-3
@@ -287,7 +287,7 @@ class TestFit:
         rng = np.random.default_rng(2)
         utility = rng.normal(size=20_011)
         is_label = rng.random(20_011) < 1 / (1 + np.exp(-(2 * utility - 1)))
-        found = fit_lead_score.calibrate(utility, is_label, np.ones(20_011))
+        found = choice_model.calibrate(utility, is_label, np.ones(20_011))
         np.testing.assert_allclose(found, (2, -1), atol=0.1)
 
     def tracks(self, **given):
@@ -306,7 +306,7 @@ class TestFit:
         is_tune = (drawn == drawn.max(axis=1, keepdims=True)).ravel()
         chance = np.where(is_tune[:, None], [0.1, 0.3, 0.6], [0.4, 0.5, 0.1])  # of the hints -1, 0 and 1
         hint = (rng.random(len(file))[:, None] > chance.cumsum(axis=1)).sum(axis=1) - 1.0
-        found = fit_lead_score.fit_names(utility, self.tracks(file=file, hint=hint))
+        found = choice_model.fit_names(utility, self.tracks(file=file, hint=hint))
         expected = np.log(0.6 / 0.1) - np.log(0.3 / 0.5), np.log(0.1 / 0.4) - np.log(0.3 / 0.5)
         np.testing.assert_allclose(found, expected, atol=0.2)
 

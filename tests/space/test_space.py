@@ -40,7 +40,8 @@ import interface
 import listening
 import sampler
 import sound
-from actions import ANY, GRID_SIDE, MAX_FILE_BYTES, OPENING_SEEDS, PATH_POINTS, TEMPOS, Actions, tempo_class
+from actions import GRID_SIDE, MAX_FILE_BYTES, OPENING_SEEDS, PATH_POINTS, Actions, tempo_class
+from checks import ANY, TEMPOS
 from composer import Composer
 from engine import Engine, answer
 from harmony import harmonize
