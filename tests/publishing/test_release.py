@@ -12,7 +12,8 @@ from symusic import Score
 
 from dataset_script.tunes import embedded_scores
 from evaluation.reconstruction import fit_to_grid, summary
-from modeling import MelodyProcessor, MelodyVAEModel
+from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel
+from modeling.configuration_melody_vae import COMMON_ARGUMENTS
 from publishing.release import link_code
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +23,27 @@ LARGEST_WEIGHTS = 25_000_000  # bytes
 OTHERS = ("note_density", "rhythmic_complexity", "pitch_range", "mean_pitch", "contour", "repetition")
 HIGHEST_START = 1.75  # standard deviations of an attribute; folk tunes repeat themselves more than what was trained on
 LOWEST_F1 = 0.85  # of public-domain tunes, free-running; they are simpler than Lakh's
+
+NOT_DEFAULTS = {
+    "sizes of a model that trains in hours on a CPU": (
+        *("hidden_size", "intermediate_size", "num_attention_heads", "num_encoder_layers"),
+    ),
+    "train.py sets them in new models; the default is that of checkpoints before them": (
+        *("musical_time", "musical_pitch", "previous_token"),
+    ),
+    "--config_overrides of the stages in configs/release.yaml": ("kl_weight", "free_bits", "noise_probability"),
+    "read from the tokenizer": (
+        *("vocab_size", "bar_token_ids", "repeat_token_ids", "repeat_lags", "grammar_columns", "fingerprint"),
+    ),
+    "read from the training data, or measured on it": (
+        *("conditions", "attributes", "decoder_conditions", "key_shares", "section_returns"),
+    ),
+    "later stages: the prior, the critic, and how they sample": (
+        *("num_prior_layers", "critic_size", "sampling_candidates"),
+        *("sampling_noise", "sampling_top_p", "variation_levels"),
+    ),
+}
+"""Fields of the release's configuration that differ from their defaults, by reason."""
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +80,14 @@ def test_it_is_small_and_whole():
         for ending in ("mp3", "png"):
             assert (RELEASE / "samples" / f"sample-seed{seed}.{ending}").stat().st_size > 1000
     assert "sample-seed15.mp3" in (RELEASE / "samples" / "index.html").read_text(encoding="utf-8")
+
+
+def test_its_configuration_is_the_default_but_for_what_has_a_reason():
+    written = json.loads((RELEASE / "config.json").read_text(encoding="utf-8"))
+    default = MelodyVAEConfig().to_dict()
+    assert [name for name in written if not hasattr(MelodyVAEConfig(), name) and name not in COMMON_ARGUMENTS] == []
+    different = {name for name in MelodyVAEConfig.__annotations__ if written.get(name) != default[name]}
+    assert different == set(itertools.chain(*NOT_DEFAULTS.values()))
 
 
 def test_its_results_are_of_this_model(release):
