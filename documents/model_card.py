@@ -360,6 +360,48 @@ def head(published: Published, own: Evaluation | None, costs: Mapping[str, dict[
     )
 
 
+def template_values(
+    published: Published, results: Mapping[str, Any], logs: Mapping[str, Any], evaluations: Sequence[Evaluation]
+) -> dict[str, Any]:
+    """Gather what the card's template shows.
+
+    Args:
+        published: What is published.
+        results: As in [`render`].
+        logs: Of training, by stage.
+        evaluations: All that `results` hold.
+    """
+    own, data = own_evaluation(evaluations, published), report_on_data(logs, results)
+    shown = {"likelihood", "likelihood_floors", "free_running", "teacher_forced_by_bar", "samples"}
+    shown |= {"training", "data", "machine", "not_measured"}
+    return {
+        "published": published,
+        "config": published.config,
+        "own": own,
+        "metrics": table_of_metrics(own.values) if own else [],
+        "more": [
+            name for name, value in own.values.items() if isinstance(value, Mapping) and value and name not in shown
+        ]
+        if own
+        else [],
+        "sets": (own.values.get("samples") or {}).get("sets") if own else None,
+        "others": [each for each in evaluations if each is not own],
+        "metrics_of": table_of_metrics,
+        "training": logs.get("training"),
+        "prior": logs.get("prior"),
+        "critic": logs.get("critic"),
+        "costs": costs_of(published, logs),
+        "grams_co2_per_kwh": GRAMS_CO2_PER_KWH,
+        "data": data,
+        "is_lakh": data is not None and data["input"].startswith("lmd_"),
+        "is_measured_data": data is not None and data is results.get("dataset"),
+        "abilities": results.get("model"),
+        "attention": results.get("attention"),
+        "bibtex": bibtex(),
+        "requirements": versions.ranges(),
+    }
+
+
 def render(published: Published, results: Mapping[str, Any]) -> tuple[str, Evaluation | None, list[str]]:
     """Write the card.
 
@@ -378,36 +420,7 @@ def render(published: Published, results: Mapping[str, Any]) -> tuple[str, Evalu
     logs = dict(published.logs)
     if own and "training" not in logs and own.values.get("training"):
         logs["training"] = own.values["training"]
-    costs = costs_of(published, logs)
-    data = report_on_data(logs, results)
-    shown = {"likelihood", "likelihood_floors", "free_running", "teacher_forced_by_bar", "samples"}
-    shown |= {"training", "data", "machine", "not_measured"}
-    about = {
-        "published": published,
-        "config": published.config,
-        "own": own,
-        "metrics": table_of_metrics(own.values) if own else [],
-        "more": [
-            name for name, value in own.values.items() if isinstance(value, Mapping) and value and name not in shown
-        ]
-        if own
-        else [],
-        "sets": (own.values.get("samples") or {}).get("sets") if own else None,
-        "others": [each for each in evaluations if each is not own],
-        "metrics_of": table_of_metrics,
-        "training": logs.get("training"),
-        "prior": logs.get("prior"),
-        "critic": logs.get("critic"),
-        "costs": costs,
-        "grams_co2_per_kwh": GRAMS_CO2_PER_KWH,
-        "data": data,
-        "is_lakh": data is not None and data["input"].startswith("lmd_"),
-        "is_measured_data": data is not None and data is results.get("dataset"),
-        "abilities": results.get("model"),
-        "attention": results.get("attention"),
-        "bibtex": bibtex(),
-        "requirements": versions.ranges(),
-    }
+    about = template_values(published, results, logs, evaluations)
     environment = Environment(
         loader=FileSystemLoader(ROOT),
         undefined=StrictUndefined,
@@ -423,5 +436,5 @@ def render(published: Published, results: Mapping[str, Any]) -> tuple[str, Evalu
         raise UserError(f"results/ lacks a figure that {TEMPLATE} needs ({error}); measure it again") from error
     pieces = {"dataset": "is_measured_data", "model": "abilities", "attention": "attention"}
     used = {each.file for each in evaluations} | {f"{name}.json" for name, of in pieces.items() if about[of]}
-    yaml_head = head(published, own, costs).to_yaml()
+    yaml_head = head(published, own, about["costs"]).to_yaml()
     return f"---\n{yaml_head}\n---\n{body}", own, sorted(used)

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -63,6 +65,12 @@ def draw_curves(
         axes.text(0.5, 0.5, "nothing measured yet", ha="center", color=palette.faint_ink, transform=axes.transAxes)
         axes.set_xticks([])
         axes.set_yticks([])
+    _name_ends(axes, ends)
+    return figure
+
+
+def _name_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
+    """Write names and last values beside the ends (x, y, name, colour) of curves, none over another."""
     low, high = axes.get_ylim()
     right = axes.get_xlim()[1]
     places = _spread([(y - low) / (high - low) for _, y, _, _ in ends], 0.068)
@@ -79,20 +87,11 @@ def draw_curves(
             annotation_clip=False,
             parse_math=False,
         )
-    return figure
 
 
-def write_curves(
-    path: str | Path,
-    series: Series,
-    *,
-    title: str = "",
-    x_label: str = "step",
-    y_label: str = "",
-    theme: Theme = "light",
-) -> None:
-    """Write `draw_curves` as PNG; the folder must exist."""
-    write_figure(path, draw_curves(series, title=title, x_label=x_label, y_label=y_label, theme=theme))
+def write_curves(path: str | Path, series: Series, **look: Any) -> None:
+    """Write `draw_curves` of `series`, with its keywords, as PNG; the folder must exist."""
+    write_figure(path, draw_curves(series, **look))
 
 
 def _spread(places: list[float], space: float) -> list[float]:

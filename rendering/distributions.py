@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -10,20 +11,17 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from rendering.axes import style_axes
-from rendering.palette import Theme, palette_of
+from rendering.palette import Palette, Theme, palette_of
 from rendering.piano_roll import write_figure
 
 WIDTH, PANEL_HEIGHT, HEAD, COLUMNS = 8.4, 1.75, 0.8, 3  # inches
 LEFT, RIGHT, TOP, BOTTOM = 0.4, 0.14, 0.3, 0.3  # inches around each panel
 STYLES = ("-", "--", ":", "-.")
 
+Panels = Mapping[str, tuple[Sequence[float], Mapping[str, Sequence[int]]]]
 
-def draw_distributions(
-    panels: Mapping[str, tuple[Sequence[float], Mapping[str, Sequence[int]]]],
-    *,
-    title: str = "",
-    theme: Theme = "light",
-) -> Figure:
+
+def draw_distributions(panels: Panels, *, title: str = "", theme: Theme = "light") -> Figure:
     """Draw how values are distributed in several sets.
 
     Args:
@@ -65,6 +63,12 @@ def draw_distributions(
     figure.text(
         0.022, 1 - 0.12 / height, title, fontsize=11, fontweight="bold", color=palette.ink, va="top", parse_math=False
     )
+    _draw_legend(figure, names, palette)
+    return figure
+
+
+def _draw_legend(figure: Figure, names: Sequence[str], palette: Palette) -> None:
+    """Name the sets below the title, beside a piece of their lines."""
     handles = [
         Line2D(
             [], [], color=palette.series[index % len(palette.series)], linestyle=STYLES[index % len(STYLES)], label=name
@@ -74,7 +78,7 @@ def draw_distributions(
     legend = figure.legend(
         handles=handles,
         loc="upper left",
-        bbox_to_anchor=(0.01, 1 - 0.34 / height),
+        bbox_to_anchor=(0.01, 1 - 0.34 / figure.get_figheight()),
         ncols=len(names),
         frameon=False,
         fontsize=8.5,
@@ -82,15 +86,8 @@ def draw_distributions(
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
-    return figure
 
 
-def write_distributions(
-    path: str | Path,
-    panels: Mapping[str, tuple[Sequence[float], Mapping[str, Sequence[int]]]],
-    *,
-    title: str = "",
-    theme: Theme = "light",
-) -> None:
-    """Write `draw_distributions` as PNG; the folder must exist."""
-    write_figure(path, draw_distributions(panels, title=title, theme=theme))
+def write_distributions(path: str | Path, panels: Panels, **look: Any) -> None:
+    """Write `draw_distributions` of `panels`, with its keywords, as PNG; the folder must exist."""
+    write_figure(path, draw_distributions(panels, **look))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -75,14 +76,6 @@ def draw_intervals(
     return figure
 
 
-def write_intervals(
-    path: str | Path,
-    rows: Sequence[tuple[str, float, Sequence[float] | None]],
-    *,
-    title: str = "",
-    x_label: str = "",
-    reference: float | None = None,
-    theme: Theme = "light",
-) -> None:
-    """Write `draw_intervals` as PNG; the folder must exist."""
-    write_figure(path, draw_intervals(rows, title=title, x_label=x_label, reference=reference, theme=theme))
+def write_intervals(path: str | Path, rows: Sequence[tuple[str, float, Sequence[float] | None]], **look: Any) -> None:
+    """Write `draw_intervals` of `rows`, with its keywords, as PNG; the folder must exist."""
+    write_figure(path, draw_intervals(rows, **look))

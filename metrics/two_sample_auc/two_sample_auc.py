@@ -28,6 +28,41 @@ def area_under_curve(scores: np.ndarray, is_prediction: np.ndarray) -> float:
     return float((ranks[is_prediction].sum() - positive * (positive + 1) / 2) / (positive * negative))
 
 
+def checked_vectors(
+    predictions: Sequence[Sequence[float | None]],
+    references: Sequence[Sequence[float | None]],
+    folds: int,
+    groups: Sequence[Hashable] | None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the features of all melodies `(N, F)`, which are predictions `(N,)`, and the number of each one's group.
+
+    Raises:
+        ValueError: See [`two_sample_auc`].
+    """
+    smallest = min(len(predictions), len(references))
+    if folds < 2 or smallest < folds:
+        raise ValueError(
+            f"{folds} folds need 2 or more folds and as many melodies on each side, "
+            f"got {len(predictions)} predictions and {len(references)} references"
+        )
+    sizes = {len(vector) for vectors in (predictions, references) for vector in vectors}
+    if len(sizes) != 1 or 0 in sizes:
+        raise ValueError(f"vectors must be equally long and not empty, got lengths {sorted(sizes)}")
+    features = np.array([*predictions, *references], dtype=np.float64)  # None becomes NaN
+    for value in features[np.isinf(features)]:
+        raise ValueError(f"values must be finite or missing, got {value}")
+    is_prediction = np.arange(len(features)) < len(predictions)
+    groups = range(len(features)) if groups is None else groups
+    if len(groups) != len(features):
+        raise ValueError(f"{len(features)} melodies need as many groups, got {len(groups)}")
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    group_of = np.array([numbers[group] for group in groups])
+    fewest = min(len(set(group_of[side])) for side in (is_prediction, ~is_prediction))
+    if fewest < folds:
+        raise ValueError(f"{folds} folds need as many groups of melodies on each side, got {fewest}")
+    return features, is_prediction, group_of
+
+
 def two_sample_auc(
     predictions: Sequence[Sequence[float | None]],
     references: Sequence[Sequence[float | None]],
@@ -63,27 +98,7 @@ def two_sample_auc(
         ValueError: If a side has fewer melodies or groups than there are folds, vectors differ in length, a value is
             infinite, or `groups` is of another length.
     """
-    smallest = min(len(predictions), len(references))
-    if folds < 2 or smallest < folds:
-        raise ValueError(
-            f"{folds} folds need 2 or more folds and as many melodies on each side, "
-            f"got {len(predictions)} predictions and {len(references)} references"
-        )
-    sizes = {len(vector) for vectors in (predictions, references) for vector in vectors}
-    if len(sizes) != 1 or 0 in sizes:
-        raise ValueError(f"vectors must be equally long and not empty, got lengths {sorted(sizes)}")
-    features = np.array([*predictions, *references], dtype=np.float64)  # None becomes NaN
-    for value in features[np.isinf(features)]:
-        raise ValueError(f"values must be finite or missing, got {value}")
-    is_prediction = np.arange(len(features)) < len(predictions)
-    groups = range(len(features)) if groups is None else groups
-    if len(groups) != len(features):
-        raise ValueError(f"{len(features)} melodies need as many groups, got {len(groups)}")
-    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    group_of = np.array([numbers[group] for group in groups])
-    fewest = min(len(set(group_of[side])) for side in (is_prediction, ~is_prediction))
-    if fewest < folds:
-        raise ValueError(f"{folds} folds need as many groups of melodies on each side, got {fewest}")
+    features, is_prediction, group_of = checked_vectors(predictions, references, folds, groups)
     generator = np.random.default_rng(seed)
     areas, deviations, drawn = [], [], np.zeros(rounds)
     splits = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
