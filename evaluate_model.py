@@ -99,8 +99,8 @@ def headline(results: dict[str, Any]) -> str:
         accuracy = free["step_accuracy"]
         said.append(f"free-running step accuracy {accuracy['accuracy']:.3f} (floor {accuracy['floor']:.3f})")
         said.append(f"note F1 {free['note_f1']['f1']:.3f}")
-    if (samples := results.get("samples")) and (told := samples["sets"]["model"]["two_sample"]):
-        said.append(f"samples told from melodies with AUC {told['auc']:.3f}")
+    if (samples := results.get("samples")) and (two_sample := samples["sets"]["model"]["two_sample"]):
+        said.append(f"samples separated from melodies with AUC {two_sample['auc']:.3f}")
     return ", ".join(said) or "done"
 
 

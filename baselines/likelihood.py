@@ -5,7 +5,7 @@ bits per note compare, with these caveats:
 
 - It is an upper bound for each. A model with a latent pays the ELBO; a language model pays for the token sequence that
   BPE writes, which is one of several that decode to the melody.
-- Note lengths: in steps a note's end and an onset that touches it are one event; in tokens they are told twice, by a
+- Note lengths: in steps a note's end and an onset that touches it are one event; in tokens they are written twice, by a
   Duration and by the next Position. The second follows from the first only where lines are legato.
 - Quantisation: both have the data set's grid, and steps are read from the tokens' own text, so what the grid or the
   longest Duration took from a melody is missing in both. A length past the window's end is cut in steps.

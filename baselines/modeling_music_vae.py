@@ -272,7 +272,7 @@ class MusicVAEModel(PreTrainedModel):
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> torch.Tensor:
-        """Decode latents, each step told what was decoded before it.
+        """Decode latents, each step conditioned on the one before it.
 
         Args:
             latent: `(B, Z)`.

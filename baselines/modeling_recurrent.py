@@ -146,7 +146,7 @@ class RecurrentModel(MelodyVAEModel):
 
 
 class MelodyRNNModel(RecurrentModel):
-    """A plain recurrent network (Elman 1990), told to continue melodies.
+    """A plain recurrent network (Elman 1990) that continues melodies.
 
     The task is Eck and Schmidhuber's (2002, "A first look at music composition using LSTM recurrent neural networks"):
     next-step prediction of melodies. They solved it with an LSTM where plain recurrent networks, as in Mozer's CONCERT

@@ -173,15 +173,15 @@ def run_all(args: argparse.Namespace) -> None:
         if str(seed) in read(args.output, base)["variants"].get(name, {}).get("seeds", {}):
             continue
         folder = args.runs / f"{name.replace(' ', '_')}-seed{seed}"
-        options, told = varied(base, wanted[name]) | {"--seed": str(seed)}, wanted[name]
+        options, changed = varied(base, wanted[name]) | {"--seed": str(seed)}, wanted[name]
         if name == "transfer":
             before = folder.with_name(f"{folder.name}-before")
             train(options | {"--dataset": args.pretrain_dataset}, before)
             options |= {"--init_from": str(before)}
-            told = {"--init_from": f"{args.steps} steps on {args.pretrain_dataset}"}
+            changed = {"--init_from": f"{args.steps} steps on {args.pretrain_dataset}"}
         found = measure(train(options, folder))
         results = read(args.output, base)  # again: other variants may have been run beside this one
-        results["variants"].setdefault(name, {"options": told, "seeds": {}})["seeds"][str(seed)] = found
+        results["variants"].setdefault(name, {"options": changed, "seeds": {}})["seeds"][str(seed)] = found
         write({**results, "baseline_options": base, "machine": machine()}, args.output)
     print(table(read(args.output, base)))
 

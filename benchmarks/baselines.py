@@ -77,28 +77,28 @@ def run_all(args: argparse.Namespace) -> None:
     """
     base = {"--lr_scheduler_type": "cosine"} | options_of(args, checkpoints=16)
     measured = {"--dataset": args.dataset, "--parts": " ".join(PARTS), **parse_options(args.evaluate)}
-    told = {"options": base, "evaluation": measured}
+    settings = {"options": base, "evaluation": measured}
     for model_type in tqdm(args.only, desc="models", unit="model"):
-        if model_type in read(args.output, told)["models"]:
+        if model_type in read(args.output, settings)["models"]:
             continue
         shape = ",".join([SHAPES[model_type], "dropout=0.0", *([OBJECTIVE] if model_type.endswith("_vae") else [])])
         folder = args.runs / model_type
         train(varied(base, {OVERRIDES: shape}) | {"--model_type": model_type}, folder)
         found = {"shape": shape, **evaluate(folder, measured)}
-        results = read(args.output, told)  # again: other model types may have been trained beside this one
+        results = read(args.output, settings)  # again: other model types may have been trained beside this one
         results["models"][model_type] = found
-        write({**results, **told, "machine": machine()}, args.output)
-    print(budget(read(args.output, told)))
+        write({**results, **settings, "machine": machine()}, args.output)
+    print(budget(read(args.output, settings)))
 
 
-def read(output: Path, told: dict) -> dict:
+def read(output: Path, settings: dict) -> dict:
     """Read the results so far.
 
     Raises:
         UserError: If they are of other options.
     """
     results = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {"models": {}}
-    if {name: results.get(name, told[name]) for name in told} != told:
+    if {name: results.get(name, settings[name]) for name in settings} != settings:
         raise UserError(f"{output}: results of other options; give another --output, or remove it")
     return results
 

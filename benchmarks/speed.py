@@ -148,14 +148,14 @@ def measures(parts: SpeedParts) -> dict[str, Callable[[], Any]]:
     return found | {"profile": lambda: profiles(parts), "guard": guard}
 
 
-def read_report(output: Path, told: Mapping[str, Any]) -> dict[str, Any]:
+def read_report(output: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Read what was measured so far.
 
     Raises:
         UserError: If that was with other sizes or versions, or on another machine.
     """
     report = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {"parts": {}}
-    for name, value in told.items():
+    for name, value in settings.items():
         if report.get(name, value) != value:
             raise UserError(f"{output}: measured with other {name}; give another --output, or remove it")
     return report
@@ -165,9 +165,9 @@ def measure(options: argparse.Namespace) -> None:
     """Measure what the report lacks, and write it after each part."""
     check_output(options.output)
     sizes = SHORT if options.short else FULL
-    told = {"sizes": rounded(json.loads(json.dumps(asdict(sizes)))), "machine": machine()}
-    told["versions"] = versions(LIBRARIES)
-    report = read_report(options.output, told)
+    settings = {"sizes": rounded(json.loads(json.dumps(asdict(sizes)))), "machine": machine()}
+    settings["versions"] = versions(LIBRARIES)
+    report = read_report(options.output, settings)
     wanted = options.parts or [name for name in PARTS if name not in report["parts"]]
     torch.set_num_threads(1)
     with one_core(), tqdm(total=len(wanted), unit="part", smoothing=0) as progress:
@@ -177,7 +177,7 @@ def measure(options: argparse.Namespace) -> None:
             progress.set_description(name)
             load = os.getloadavg()[0]
             report["parts"][name] = rounded(of[name]() | ({} if name == "guard" else {"load_average": load}))
-            report |= told | {"targets": rounded(compare(report["parts"]))}
+            report |= settings | {"targets": rounded(compare(report["parts"]))}
             write_json(report, options.output)
             progress.update()
     print(f"{summary(report)}\n\nwritten to {options.output}")

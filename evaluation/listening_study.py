@@ -40,7 +40,7 @@ QUESTION = "Which melody is more musical?"
 CHOICES = ("The first, by far", "The first, somewhat", "No difference", "The second, somewhat", "The second, by far")
 SIDES = ("The first", "The second")
 PREFERENCES = dict(zip(CHOICES, range(-2, 3), strict=True))
-EFFECT = 0.65  # share of wins for which the power is told
+EFFECT = 0.65  # share of wins for which the power is given
 
 
 def parse_models(given: Sequence[str]) -> dict[str, str]:
@@ -321,15 +321,15 @@ def conclude(args: argparse.Namespace) -> None:
             reference=0.0,
             theme=theme,
         )
-    told = results["kruskal_wallis"]
-    print(f"{results['votes']} votes of {results['voters']} voters; any difference: p = {told['p_value']:.4f}")
+    overall = results["kruskal_wallis"]
+    print(f"{results['votes']} votes of {results['voters']} voters; any difference: p = {overall['p_value']:.4f}")
     for row in results["bradley_terry"]:
         low, high = row["interval"]
         strength = f"{row['strength']:+.2f} ({low:+.2f} to {high:+.2f})"
         print(f"  {row['system']}: strength {strength}, wins {row['win_share']:.0%}")
     for row in results["pairwise"]:
-        told = ", ".join(f"{system} {wins}" for system, wins in zip(row["systems"], row["wins"], strict=True))
-        print(f"  {told}, ties {row['ties']}: p = {row['p_value_holm']:.4f} (Holm)")
+        counts = ", ".join(f"{system} {wins}" for system, wins in zip(row["systems"], row["wins"], strict=True))
+        print(f"  {counts}, ties {row['ties']}: p = {row['p_value_holm']:.4f} (Holm)")
     print(output)
 
 

@@ -312,7 +312,7 @@ def measure_samples(
     found: dict[str, Any] = {
         name: quality(melodies, reference, index, options.seed, name) for name, melodies in sets.items()
     }
-    # The split itself cannot be told from itself: only what does not compare it with itself is of use.
+    # Of the split itself, metrics that compare a set with the split are left out.
     found["split"] = {
         "melodies": len(reference.lines),
         "statistics": reference.statistics(),

@@ -291,13 +291,13 @@ class Evaluation:
                 padded = torch.full((len(prefixes), openings[-1]), self.model.config.pad_token_id, device=row.device)
                 for prefix, target in zip(prefixes, padded, strict=True):
                     target[len(target) - len(prefix) :] = prefix
-                told = {} if mean is None else {"latent": mean.expand(len(prefixes), -1)}
+                given = {} if mean is None else {"latent": mean.expand(len(prefixes), -1)}
                 ids = self.model.generate(
                     padded,
                     attention_mask=(padded != self.model.config.pad_token_id).long(),
                     bars=torch.arange(1, len(prefixes) + 1, device=row.device),
                     do_sample=False,
-                    **told,
+                    **given,
                 )
                 # With the true bars after it, a note that the bar's end would cut keeps its length.
                 special = (self.model.config.pad_token_id, self.model.config.eos_token_id)

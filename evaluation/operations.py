@@ -327,7 +327,7 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
     sizes = {"train": options.probe_melodies} | dict.fromkeys(("validation", "test"), options.probe_melodies // 8)
     chosen = {name: choose_windows(options.dataset, name, size, 0) for name, size in sizes.items()}
     melodies = chosen["test"][: options.melodies]
-    told = {
+    settings = {
         "model": {
             "name": Path(options.model).name,
             "weights": fingerprint(model),
@@ -350,23 +350,23 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
         "validity": lambda: operations.validity(options.samples, options.bars),
         "attributes": lambda: control(model, operations.processor, chosen, options.shifts),
     }
-    report = read_report(options.output, told)
+    report = read_report(options.output, settings)
     for part in tqdm([part for part in options.parts if part not in report], desc="parts", unit="part"):
         found = measures[part]()
-        report = read_report(options.output, told)  # again: other parts may have been measured beside this one
-        report |= {part: found} | told | {"attention": read_attention(options.attention), "machine": machine()}
+        report = read_report(options.output, settings)  # again: other parts may have been measured beside this one
+        report |= {part: found} | settings | {"attention": read_attention(options.attention), "machine": machine()}
         write_json(report, options.output)
     return report
 
 
-def read_report(output: Path, told: Mapping[str, Any]) -> dict[str, Any]:
+def read_report(output: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Read what was measured so far.
 
     Raises:
         UserError: If it was measured of another model, or with other options.
     """
     report = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {}
-    if report and {name: report.get(name) for name in told} != told:
+    if report and {name: report.get(name) for name in settings} != settings:
         raise UserError(f"{output}: of another model or other options; give another --output, or remove it")
     return report
 

@@ -204,8 +204,8 @@ def infill(session: Session) -> Section:
             temperature=options.temperature,
             **counter,
         )
-    told = ", ".join(map(str, options.fill_bars))
-    text = f"Of {line['name']}, bars {told} were written anew; the others are as they were."
+    numbers = ", ".join(map(str, options.fill_bars))
+    text = f"Of {line['name']}, bars {numbers} were written anew; the others are as they were."
     text += describe_conditions(session)
     return Section("Fillings", text, show_beside_melody(session, "filling", line, batch, filled))
 

@@ -111,9 +111,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def release(args: argparse.Namespace) -> None:
     """Make the release, or see to its card only."""
-    told = {"sampling_noise": args.sampling_noise, "sampling_top_p": args.sampling_top_p}
+    sampling = {"sampling_noise": args.sampling_noise, "sampling_top_p": args.sampling_top_p}
     if args.model:
-        write_release(args.model, args.output, {name: each for name, each in told.items() if each is not None})
+        write_release(args.model, args.output, {name: each for name, each in sampling.items() if each is not None})
     write_card(args.output, args.check)
     if args.model:
         size = sum(file.stat().st_size for file in args.output.rglob("*") if file.is_file())

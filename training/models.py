@@ -146,14 +146,14 @@ def load_model(
     if (kind := load_pretrained(AutoConfig, source).model_type) != MELODY_VAE:
         raise UserError(f"{source}: a model of type {kind}; --init_from goes on from type {MELODY_VAE} only")
     config = load_pretrained(MelodyVAEConfig, source)
-    was_told = list(config.decoder_conditions or [])
-    told = list(decoder_conditions) or was_told
+    trained_conditions = list(config.decoder_conditions or [])
+    conditions = list(decoder_conditions) or trained_conditions
     known = [*(config.conditions or {}), *(["attributes"] if config.attributes else [])]
-    if unknown := set(told) - set(known):
+    if unknown := set(conditions) - set(known):
         raise UserError(f"--decoder_conditions {sorted(unknown)[0]}: {source} knows {', '.join(known) or 'none'}")
-    config.num_prior_layers, config.decoder_conditions = 0, told
+    config.num_prior_layers, config.decoder_conditions = 0, conditions
     config.critic_size, config.sampling_candidates = 0, 1
-    if not told:
+    if not conditions:
         config.conditions, config.attributes, config.key_shares = {}, [], None
     tokens = len(processor.tokenizer)
     new_repeats = {lag: token for lag, token in processor.repeats.items() if lag not in (config.repeat_lags or [])}
@@ -178,7 +178,7 @@ def load_model(
         )
     if depth != trained:
         model = deepen(model, MelodyVAEConfig(**config.to_dict() | depth))
-    if told and not was_told:
+    if conditions and not trained_conditions:
         prior = load_pretrained(MelodyVAEModel, source).prior
         model.bar_conditioner.condition_embedding.attribute_mean.copy_(prior.attribute_mean)
         model.bar_conditioner.condition_embedding.attribute_scale.copy_(prior.attribute_scale)

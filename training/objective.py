@@ -9,26 +9,26 @@ from modeling.note_editing_melody_vae import measure
 
 
 def read_conditions(model: MelodyVAEModel, input_ids: torch.Tensor) -> dict[str, dict[str, torch.Tensor]]:
-    """Read from melodies what their decoder is told of them.
+    """Read the conditions of the melody decoder from melodies.
 
     Returns:
-        `conditions` for [`MelodyVAEModel.forward`]; nothing for a model that is told nothing. The genre and the tempo,
+        `conditions` for [`MelodyVAEModel.forward`]; nothing for an unconditional melody decoder. Genre and tempo,
         which no melody says, are left open.
     """
     if not getattr(model.config, "decoder_conditions", None):
         return {}
     embedding, lines = model.bar_conditioner.condition_embedding, model.read_lines(input_ids)
     known, attributes = model.config.conditions or {}, model.config.attributes or []
-    told: dict[str, list] = {"key": [key_of(line) for line in lines]} if "key" in known else {}
+    values: dict[str, list] = {"key": [key_of(line) for line in lines]} if "key" in known else {}
     if "time_signature" in known:
         signatures = [line["time_signature"] for line in lines]
-        told["time_signature"] = [name if name in known["time_signature"] else None for name in signatures]
+        values["time_signature"] = [name if name in known["time_signature"] else None for name in signatures]
     if embedding.attribute_proj is not None:
         names = [list(ATTRIBUTES).index(name) for name in attributes]
-        values = measure(lines)[:, names].to(embedding.attribute_mean)
-        values = (values - embedding.attribute_mean) / embedding.attribute_scale
-        told |= dict(zip(attributes, values.T.tolist(), strict=True))
-    return {"conditions": model._condition_labels(embedding, told, len(lines))}
+        measured = measure(lines)[:, names].to(embedding.attribute_mean)
+        measured = (measured - embedding.attribute_mean) / embedding.attribute_scale
+        values |= dict(zip(attributes, measured.T.tolist(), strict=True))
+    return {"conditions": model._condition_labels(embedding, values, len(lines))}
 
 
 def smoothing_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -186,8 +186,8 @@ def add_model_options(model: argparse._ArgumentGroup) -> None:
         "--decoder_conditions",
         type=lambda names: [name for name in names.split(",") if name],
         default=[],
-        help="with --init_from a model with a prior: as in key,time_signature,attributes, what the melody decoder is "
-        "told of a melody beside its latent",
+        help="with --init_from a model with a prior: as in key,time_signature,attributes, the conditions of the "
+        "melody decoder, beside the latent",
     )
     model.add_argument("--gradient_checkpointing", action="store_true", help="save memory, lose a third of the speed")
     model.add_argument(

@@ -340,13 +340,13 @@ def fit_new_prior(
     }
     returns = count_returns(tqdm(lines["train"], desc="looking for returns"), max(1, model.config.max_bars // 2))
     train = encoded["train"]
-    told = bool(model.config.decoder_conditions)  # whose conditions are rows of the melody decoder's weights
+    is_conditional = bool(model.config.decoder_conditions)  # whose conditions are rows of the melody decoder's weights
     model = with_parts(
         model,
         args.seed,
         num_prior_layers=args.num_prior_layers,
-        conditions=model.config.conditions if told else choose_conditions(train.values),
-        attributes=model.config.attributes if told else list(ATTRIBUTES),
+        conditions=model.config.conditions if is_conditional else choose_conditions(train.values),
+        attributes=model.config.attributes if is_conditional else list(ATTRIBUTES),
         key_shares=key_shares(train.values["key"]),
         section_returns=[round(chance, 4) for chance in returns],
         **sampling,

@@ -62,16 +62,17 @@ def evaluate(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoade
     if means and len(nats) > 1:
         active = (torch.cat(means).var(0) > ACTIVE_UNIT_VARIANCE).sum().item()
     model.train(was_training)
-    told = {}
+    unconditional = {}
     if alone:
-        told["bits_per_note_without_latent"] = (torch.cat(alone).double().sum() / notes.sum() / NATS_PER_BIT).item()
+        nats_without = torch.cat(alone).double().sum()
+        unconditional["bits_per_note_without_latent"] = (nats_without / notes.sum() / NATS_PER_BIT).item()
     return {
         "reconstruction_nats": nats.mean().item(),
         "kl_nats": kl_nats.mean().item(),
         "bits_per_note": ((nats + kl_nats).sum() / notes.sum() / NATS_PER_BIT).item(),
         "active_units": active,
         "validation_melodies": len(nats),
-        **told,
+        **unconditional,
     }
 
 

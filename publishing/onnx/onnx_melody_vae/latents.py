@@ -214,7 +214,7 @@ class LatentModel:
         Args:
             latent: `(B, Z)`.
             noise_level: From 0 to 1, a number or `(B, N)`; 0 by default.
-            conditions: What the melody decoder is told, a list for each.
+            conditions: Of the melody decoder, a list for each.
         """
         n, config = len(latent), self.config
         if noise_level is not None and not config["noise_probability"]:

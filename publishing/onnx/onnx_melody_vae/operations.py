@@ -88,14 +88,14 @@ class OnnxMelodyVAE(SamplingModel):
         return float(np.interp(similarity, np.linspace(0, 1, len(levels)), levels))
 
     def _conditions_like(self, latent: np.ndarray, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Read key and attributes of the melody of a latent `(1, Z)`, as far as the melody decoder is told of them."""
-        told = self.config["decoder_conditions"]
-        if not told:
+        """Read key and attributes of the melody of a latent `(1, Z)`, as far as they are its conditions."""
+        known = self.config["decoder_conditions"]
+        if not known:
             return {}
         bars = options.get("bars")
         line = self.read_lines(self.decode(latent, bars=bars if isinstance(bars, int) else None))[0]
-        conditions: dict[str, Any] = {"key": self._known_key(line)} if "key" in told else {}
-        if "attributes" in told and line["pitch"]:
+        conditions: dict[str, Any] = {"key": self._known_key(line)} if "key" in known else {}
+        if "attributes" in known and line["pitch"]:
             values = self.attributes_of([line])[0].tolist()
             conditions |= dict(zip(self.config["attributes"], values, strict=True))
         return conditions

@@ -84,7 +84,7 @@ class SamplingModel(LatentModel):
             input_ids: `(B, T)` beginnings of the melodies, padded on the left; the start token by default.
             bars: Bars that each melody shall have, a number or `(B,)`; the model decides by default.
             noise_level: How much of the latent is noise, from 0 to 1; a number, or `(B, N)` for each bar.
-            conditions: What the melody decoder is told, as in [`sample`].
+            conditions: Of the melody decoder, as in [`sample`].
             scale: Such as `D dorian`: the only pitches. One for all, or one for each, as the three that follow.
             time_signature: Such as `6/8`; the model's choice by default.
             lowest_pitch: MIDI pitch.
