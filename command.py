@@ -85,6 +85,20 @@ def check_links(folder: str | Path) -> None:
             )
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder that a command writes to, if it is not there.
+
+    Raises:
+        UserError: If that cannot be done.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: not a folder, nor can one be made ({error.strerror}); choose another --output"
+        ) from error
+
+
 def check_output(output: Path) -> None:
     """Make the folder that a file goes to, before hours go into its content.
 

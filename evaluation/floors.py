@@ -1,14 +1,11 @@
 """What a model's likelihood is compared with: n-gram models of the training split over the model's own tokens."""
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from evaluation.held_out import BARS
-from evaluation.model_evaluation import Evaluation
 from evaluation.ngram import NgramModel
 from evaluation.reconstruction import Line
 from metrics.bits_per_note.bits_per_note import bits_per_note
@@ -50,15 +47,6 @@ class Floors:
         if not sum(notes):
             return None
         return bits_per_note(self.nats("4-gram", lines), [0.0] * len(notes), notes)["bits_per_note"]
-
-    def likelihood(self, evaluation: Evaluation) -> dict[str, Any]:
-        """Measure each model on the evaluation's melodies, and the guess that all tokens are equally likely."""
-        uniform = [count * math.log(len(self.processor.tokenizer)) for count in evaluation.tokens]
-        return {
-            "uniform": evaluation.per_note(uniform),
-            **{name: evaluation.per_note(self.nats(name, evaluation.melodies)) for name in self.models},
-            "training_melodies": self.melodies,
-        }
 
     def sample(self, count: int, seed: int) -> list[dict]:
         """Sample melodies of 16 bars from the 4-gram model."""

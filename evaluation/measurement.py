@@ -1,6 +1,7 @@
 """Everything that evaluate_model.py writes of a model, part by part."""
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ def measure(options: Options) -> dict[str, Any]:
         floors = Floors(processor, training_windows[: options.ngram_melodies])
     if "likelihood" in parts:
         results["likelihood"] = evaluation.likelihood(options.importance_samples)
-        results["likelihood_floors"] = floors.likelihood(evaluation)
+        results["likelihood_floors"] = likelihood_floors(evaluation, floors)
     if "reconstruction" in parts:
         results["free_running"] = evaluation.free_running()
         if isinstance(evaluation.model, MelodyVAEModel):
@@ -144,6 +145,16 @@ def measure(options: Options) -> dict[str, Any]:
         "data": read_json(options.dataset, "build.json"),
         "machine": describe_machine(),
         "seconds": time.perf_counter() - clock,
+    }
+
+
+def likelihood_floors(evaluation: Evaluation, floors: Floors) -> dict[str, Any]:
+    """Measure n-gram models on the evaluation's melodies, and the guess that all tokens are equally likely."""
+    uniform = [count * math.log(len(evaluation.processor.tokenizer)) for count in evaluation.tokens]
+    return {
+        "uniform": evaluation.per_note(uniform),
+        **{name: evaluation.per_note(floors.nats(name, evaluation.melodies)) for name in floors.models},
+        "training_melodies": floors.melodies,
     }
 
 

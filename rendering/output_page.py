@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from command import UserError
+from command import make_folder
 from rendering.page import Item, Picture, Section, write_page
 
 
@@ -27,12 +27,7 @@ class OutputPage:
     def __init__(self, folder: Path, audio: str = "wav"):
         self.folder, self.audio = folder, audio
         self.jobs: list[Callable[[], object]] = []
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"{folder}: not a folder, nor can one be made ({error.strerror}); choose another --output"
-            ) from error
+        make_folder(folder)
 
     def melody(self, name: str, title: str, score, bars: int | None = None) -> Item:
         """Announce NAME.mid, NAME.png and its sound, of `bars` bars if given; returns what the page shows of them."""

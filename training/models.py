@@ -14,8 +14,8 @@ import baselines
 from command import UserError, check_links
 from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel
 from training.data import Collator
-from training.options import MELODY_VAE, MUSIC_VAE
 
+MELODY_VAE, MUSIC_VAE = MelodyVAEConfig.model_type, baselines.MusicVAEConfig.model_type
 TOKENIZER = "tokenizer_of_windows"  # folder in the run's, where its model reads no tokens
 # Begin as zeros, so that a trained model goes on as it was; `musical_time` also turns queries and keys, at once.
 ADDABLE = {"bar_conditioner.noise_proj.weight", "previous_proj.weight", "time_embedding.proj.weight"}

@@ -30,7 +30,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from command import UserError, first_line
+from command import UserError, first_line, make_folder
 from generation.loading import check_model, load_model
 from modeling.conditioning_melody_vae import ConditionEmbedding
 from modeling.relative_attention import RelativeAttention, rotate
@@ -359,12 +359,7 @@ def export_and_compare(name: str, folder: Path) -> None:
         raise UserError(f'{missing[0]} is not installed; run pip install -e ".[onnx]"')
     check_model(name)
     _, model = load_model(name)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: not a folder, nor can one be made ({first_line(error)}); choose another --output"
-        ) from error
+    make_folder(folder)
     try:
         export(model, folder)
     except ValueError as error:
