@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 
 import torch
 from accelerate import Accelerator
@@ -29,6 +30,20 @@ def start_accelerator(mixed_precision: str | None, cpu_threads: int | None, **op
             f"{started} processes were started but each trains alone; on a CPU: "
             f"accelerate launch --config_file configs/cpu.yaml --num_processes {started} train.py ..."
         )
+    if (
+        accelerator.mixed_precision == "bf16"
+        and accelerator.is_main_process
+        and is_bfloat16_emulated(accelerator.device)
+    ):
+        print(
+            "warning: this processor has no bfloat16 arithmetic and emulates it: --mixed_precision no is faster here",
+            file=sys.stderr,
+        )
     if accelerator.device.type == "cpu":  # accelerate launch leaves each process a single thread
         torch.set_num_threads(cpu_threads or max(1, (os.cpu_count() or 1) // accelerator.num_processes))
     return accelerator
+
+
+def is_bfloat16_emulated(device: torch.device) -> bool:
+    """Whether a device computes bfloat16 by other arithmetic, as x86 processors without AVX-512 do."""
+    return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "NO AVX")

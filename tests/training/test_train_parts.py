@@ -6,6 +6,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import nn
 from transformers import get_scheduler
 
@@ -21,6 +22,7 @@ from training.loaders import StreamLoader
 from training.objective import smoothing_nats
 from training.optimizers import NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS, build_optimizer, orthogonalised
 from training.options import OWN_FILES, SCHEDULES, parse_args
+from training.processes import start_accelerator
 from training.schedules import curriculum_pacing, kl_weight_at, learning_rate_schedule
 from training.validation import is_best, is_time_to_stop, warnings_of
 
@@ -457,3 +459,15 @@ def test_own_files_have_defaults_of_their_own(tmp_path):
     args = parse_args([*argv, "--init_from", "model", "--learning_rate", "5"])
     assert args.learning_rate == 5
     assert {name: getattr(args, name) for name in OWN_FILES} == {**OWN_FILES, "learning_rate": 5}
+
+
+@pytest.mark.parametrize(
+    ("precision", "capability", "is_warned"), [("bf16", "AVX2", True), ("bf16", "AVX512", False), ("no", "AVX2", False)]
+)
+def test_emulated_bfloat16_is_warned_of(precision, capability, is_warned, monkeypatch, capsys):
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    start_accelerator(precision, cpu_threads=1)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert ("--mixed_precision no is faster" in capsys.readouterr().err) == is_warned
