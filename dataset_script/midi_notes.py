@@ -328,15 +328,12 @@ def events_of_bytes(data: bytes) -> Events:
     """
     if not data:
         raise UnreadableMidiError("empty file")
-    events = read_events(data)
+    events = read_events(data, ends_notes=True)
     if events is not None and not events.open_notes:
         return events
     try:
         repaired, _ = repair_midi(data, has_open_notes=events is not None)
-        again = read_events(repaired)
-        if again is not None and again.open_notes and events is None:
-            again = read_events(repair_midi(data, has_open_notes=True)[0])
-        return again or events_of(parse(repaired))
+        return read_events(repaired, ends_notes=True) or events_of(parse(repaired))
     except ValueError as error:  # what cannot be repaired
         if events is not None:
             return events

@@ -75,15 +75,21 @@ class Events:
     denominators: np.ndarray
 
 
-def read_events(data: bytes) -> Events | None:
-    """Read the bytes of a MIDI file; None if something about the file is irregular and symusic has to decide."""
+def read_events(data: bytes, ends_notes: bool = False) -> Events | None:
+    """Read the bytes of a MIDI file; None if something about the file is irregular and symusic has to decide.
+
+    Args:
+        data: content of the file.
+        ends_notes: whether notes without an end, which symusic leaves out, are given the one that
+            `midi_repair.repair_midi` gives them, unless there is more to repair.
+    """
     if len(data) < 14 or data[:8] != HEADER:
         return None
     kind, midi_tracks, ticks_per_quarter = data[8] << 8 | data[9], data[10] << 8 | data[11], data[12] << 8 | data[13]
     if kind > 2 or not 0 < ticks_per_quarter < 0x8000:  # the high bit means frames per second
         return None
     understood, time, duration, pitch, tracks, drums, no_notes, open_notes, tempos, signatures = _read(
-        np.frombuffer(data, np.uint8), 14, midi_tracks
+        np.frombuffer(data, np.uint8), 14, midi_tracks, ticks_per_quarter * (ends_notes and kind != 2)
     )
     if not understood:
         return None
@@ -110,8 +116,11 @@ codecs.register_error("replace_like_symusic", _replace_like_symusic)
 
 
 @njit(cache=True, nogil=True)
-def _read(data, position, midi_tracks):
-    """Read all tracks of a file, the first of which begins at `position`, and put their notes into symusic's order."""
+def _read(data, position, midi_tracks, ticks_per_quarter):
+    """Read all tracks of a file, the first of which begins at `position`, and put their notes into symusic's order.
+
+    Notes without an end are given one where `ticks_per_quarter` is not 0, see `_scan_file`.
+    """
     # The shortest events take 3 bytes (a note), 7 (a tempo) and 6 (a time signature): no table can overflow.
     notes = np.empty((len(data) // 3 + 1, 5), np.int32)
     tempos = np.empty((2, len(data) // 7 + 1), np.int32)
@@ -119,7 +128,13 @@ def _read(data, position, midi_tracks):
     parts = np.empty((MAX_PARTS, 6), np.int64)
     counts = np.zeros(4, np.int64)
     order = np.empty(MAX_PARTS, np.int64)  # the parts as symusic orders them
-    understood = _scan_file(data, position, midi_tracks, (notes, parts, tempos, signatures, counts), order)
+    tables = notes, parts, tempos, signatures, counts
+    stop = _scan_file(data, position, midi_tracks, tables, order, ticks_per_quarter)
+    is_meaningful = tempos[1, : counts[TEMPO_COUNT]].all() and signatures[1, : counts[SIGNATURE_COUNT]].all()
+    if ticks_per_quarter and (stop != len(data) or not is_meaningful):  # more is to be put right than ends of notes
+        counts[:] = 0
+        stop = _scan_file(data, position, midi_tracks, tables, order, 0)
+    understood = stop > 0
     if not understood:
         counts[:] = 0
 
@@ -174,25 +189,52 @@ def _sort_by_time(events):
 
 
 @njit(cache=True, nogil=True)
-def _scan_file(data, position, midi_tracks, tables, order):
-    """Fill the tables from all tracks of a file; False if something is irregular."""
+def _scan_file(data, position, midi_tracks, tables, order, ticks_per_quarter):
+    """Fill the tables from all tracks of a file.
+
+    Args:
+        data: the file.
+        position: where its first track begins.
+        midi_tracks: how many the header counts.
+        tables: to fill.
+        order: of the parts, to fill.
+        ticks_per_quarter: if not 0, notes without an end are given one; one that the track ends with at once gets this
+            length.
+
+    Returns:
+        Where the last track ends; 0 if something is irregular.
+    """
     parts, counts = tables[1], tables[4]
     part_of_key = np.full(16 * 128, NONE, np.int32)
     open_first, open_last = np.empty(16 * 128, np.int32), np.empty(16 * 128, np.int32)
+    never_ends = np.zeros(16 * 128, np.bool_)
     file_track = 0
     while file_track < midi_tracks and position < len(data):
         start = position + CHUNK_HEADER_BYTES
         if start > len(data) or _big_endian(data, position, 4) != TRACK_TAG:
-            return False
+            return 0
         position = start + _big_endian(data, start - 4, 4)
         if position > len(data):
-            return False
-        first_part = counts[PART_COUNT]
-        part_of_channel, programs, waiting = np.full(16, NONE), np.zeros(16, np.int64), np.zeros(16, np.int64)
-        open_first[:] = NONE
-        state = part_of_channel, part_of_key, programs, waiting
-        if not _scan_track(data[:position], start, tables, state, open_first, open_last):
-            return False
+            return 0
+        before, first_part = counts.copy(), counts[PART_COUNT]
+        never_ends[:] = False
+        for _ in range(2):  # once more where notes without an end are found
+            part_of_channel, programs, waiting = np.full(16, NONE), np.zeros(16, np.int64), np.zeros(16, np.int64)
+            open_first[:] = NONE
+            state = part_of_channel, part_of_key, programs, waiting
+            last_tick = _scan_track(data[:position], start, tables, state, open_first, open_last, never_ends)
+            if last_tick == NONE:
+                return 0
+            is_open = open_first != NONE
+            if not (ticks_per_quarter and is_open.any()):
+                break
+            if never_ends.any():
+                if not _end_notes(tables, open_first[is_open], last_tick, ticks_per_quarter):
+                    return 0
+                break
+            never_ends[:] = is_open
+            part_of_key[parts[first_part : counts[PART_COUNT], KEY]] = NONE
+            counts[:] = before
         for part in range(first_part, counts[PART_COUNT]):  # into the order of their keys
             parts[part, FILE_TRACK] = file_track
             part_of_key[parts[part, KEY]] = NONE
@@ -202,14 +244,31 @@ def _scan_file(data, position, midi_tracks, tables, order):
                 place -= 1
             order[place] = part
         file_track += 1
+    return position
+
+
+@njit(cache=True, nogil=True)
+def _end_notes(tables, notes_left, last_tick, ticks_per_quarter):
+    """End notes with their track; False if one would end too late. One that would have no length gets a quarter."""
+    notes, parts = tables[0], tables[1]
+    for note in notes_left:
+        length = last_tick - notes[note, ONSET]
+        notes[note, DURATION] = length if length else ticks_per_quarter
+        parts[notes[note, PART], NOTES] += 1
+        if notes[note, ONSET] + np.int64(notes[note, DURATION]) > MAX_TICK:
+            return False
     return True
 
 
 @njit(cache=True, nogil=True)
-def _scan_track(data, position, tables, state, open_first, open_last):
-    """Fill the tables from one track, which begins at `position` and ends where `data` does; False if irregular.
+def _scan_track(data, position, tables, state, open_first, open_last, never_ends):
+    """Fill the tables from one track, which begins at `position` and ends where `data` does.
 
     `open_first` and `open_last` hold, for each channel and pitch, the oldest and the newest note that still sounds.
+    Where `never_ends`, the next note of the same channel and pitch ends the one that sounds.
+
+    Returns:
+        The tick at which the track ends; `NONE` if something is irregular.
     """
     notes, parts, _, _, counts = tables
     part_of_channel, part_of_key, programs, waiting = state
@@ -223,7 +282,7 @@ def _scan_track(data, position, tables, state, open_first, open_last):
             delta, position = _variable_length(data, position - 1)
         tick += delta
         if position >= len(data):
-            return False
+            return NONE
         byte = np.int64(data[position])
         if byte >= SYSTEM:
             if byte == SYSTEM_EXCLUSIVE:
@@ -234,22 +293,22 @@ def _scan_track(data, position, tables, state, open_first, open_last):
             status = byte
             position += 1
         elif not status:
-            return False
+            return NONE
         kind, channel = status & 0xF0, status & 0x0F
         if kind == PROGRAM_CHANGE or kind == CHANNEL_PRESSURE:  # noqa: SIM109 (two comparisons compile to less)
             if position >= len(data) or data[position] >= 0x80:
-                return False
+                return NONE
             if kind == PROGRAM_CHANGE:
                 programs[channel] = data[position]
                 part_of_channel[channel] = part_of_key[channel << 7 | programs[channel]]
             position += 1
             continue
         if position + 2 > len(data):
-            return False
+            return NONE
         first, second = np.int64(data[position]), np.int64(data[position + 1])
         position += 2
         if (first | second) >= 0x80:
-            return False
+            return NONE
 
         key = channel << 7 | first
         if kind == NOTE_ON and second:
@@ -257,10 +316,15 @@ def _scan_track(data, position, tables, state, open_first, open_last):
             if part == NONE:
                 part = _begin_part(channel, parts, counts, state)
                 if part == NONE:
-                    return False
+                    return NONE
             parts[part, IN_USE] = True
             if channel == DRUM_CHANNEL:
                 continue
+            if open_first[key] != NONE and never_ends[key]:
+                note = open_first[key]
+                notes[note, DURATION] = tick - notes[note, ONSET]
+                parts[notes[note, PART], NOTES] += 1
+                open_first[key] = NONE
             if open_first[key] == NONE:
                 open_first[key] = note_count
             else:
@@ -284,7 +348,7 @@ def _scan_track(data, position, tables, state, open_first, open_last):
     for part in range(first_part, counts[PART_COUNT]):
         parts[part, NAME_START : NAME_STOP + 1] = name
     counts[NOTE_COUNT] = note_count
-    return position == len(data) and tick <= MAX_TICK
+    return tick if position == len(data) and tick <= MAX_TICK else NONE
 
 
 @njit(cache=True, nogil=True)

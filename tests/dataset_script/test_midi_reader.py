@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from symusic.core import ScoreTick
 
 from dataset_script.midi_reader import MAX_PARTS, STABLE_SORT_EVENTS, read_events
+from dataset_script.midi_repair import repair_midi
 
 END = b"\x00\xff\x2f\x00"
 
@@ -270,6 +271,23 @@ TRACKS = st.lists(st.lists(st.tuples(SHORT, EVENT), max_size=40), max_size=4)
 @given(TRACKS)
 def test_streams_of_events(tracks):
     agrees_or_declines(midi(*[b"".join(bytes([delta]) + event for delta, event in track) + END for track in tracks]))
+
+
+@settings(max_examples=400)
+@given(TRACKS)
+def test_notes_without_an_end_get_the_one_that_the_repair_gives_them(tracks):
+    bodies = [b"".join(bytes([delta]) + event for delta, event in track) + END for track in tracks]
+    open_notes = b"\x01\x90\x3c\x40\x02\x3c\x40\x02\x3c\x00\x01\x3d\x40\x01\xff\x01\x00\x00\x3e\x40" + END
+    data = midi(open_notes, *bodies)
+    plain, ended = read_events(data), read_events(data, ends_notes=True)
+    if plain is None or ended is None:
+        assert plain is ended is None
+    elif not plain.numerators.all():  # more is to be put right
+        assert ended.open_notes == plain.open_notes > 0
+    else:
+        assert ended.open_notes == 0 < plain.open_notes
+        repaired = read_events(repair_midi(data, has_open_notes=True)[0])
+        assert in_the_same_words(ended) == in_the_same_words(repaired)
 
 
 @settings(max_examples=400)
