@@ -1,7 +1,7 @@
 """Which track of a MIDI file is its tune: the data set's lead score, for one file, from its notes on the bar grid.
 
 The data set finds its leads with the same grid, skyline, features and weights, compiled for a million files; a test
-asserts that both say the same. Here they are tensors, since this file ships to the Hub.
+asserts that both say the same. Here they are NumPy arrays, since this file ships to the Hub.
 
 N notes · K tracks · G stretches of constant time signature · R bars of tracks that have an onset · F features
 """
@@ -9,6 +9,7 @@ N notes · K tracks · G stretches of constant time signature · R bars of track
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from .melody_rules_melody_vae import (
@@ -66,6 +67,7 @@ PROGRAMS = (  # what each of General MIDI's families of eight programs adds
     -0.047498, 0.005628, -0.061629, -0.540721, -0.263963, -0.100888, -0.030393, -0.153507,
     0.224288, 0.221635, 0.83654, 0.196706, 0.083365, -0.31196, -0.056725, -0.000881,
 )  # fmt: skip
+WEIGHTS = np.array(list(FEATURES.values())).T.copy()  # shape (4, F)
 BIAS, TUNE_NAME_WEIGHT, OTHER_NAME_WEIGHT = -1.307939, 2.294841, 1.955896
 CALIBRATION = (0.852669, 1.803945, 2.766778)  # of the log-odds, of those of its rivals, and a bias
 
@@ -91,11 +93,11 @@ class GridNotes(NamedTuple):
         duration: Length in grid steps.
     """
 
-    track: torch.Tensor
-    stretch: torch.Tensor
-    step: torch.Tensor
-    pitch: torch.Tensor
-    duration: torch.Tensor
+    track: np.ndarray
+    stretch: np.ndarray
+    step: np.ndarray
+    pitch: np.ndarray
+    duration: np.ndarray
 
 
 class Skyline(NamedTuple):
@@ -111,13 +113,13 @@ class Skyline(NamedTuple):
         is_alone: Whether the next note begins no earlier than about the note's own end.
     """
 
-    track: torch.Tensor
-    stretch: torch.Tensor
-    step: torch.Tensor
-    pitch: torch.Tensor
-    duration: torch.Tensor
-    to_next: torch.Tensor
-    is_alone: torch.Tensor
+    track: np.ndarray
+    stretch: np.ndarray
+    step: np.ndarray
+    pitch: np.ndarray
+    duration: np.ndarray
+    to_next: np.ndarray
+    is_alone: np.ndarray
 
 
 def bar_grid(time_signatures: Iterable[tuple[int, int, int]], ticks_per_quarter: int) -> list[Stretch]:
@@ -164,10 +166,10 @@ def nearest_step(ticks, steps_per_whole, whole_note_ticks: int):
 
 
 def quantise(
-    track: torch.Tensor,
-    time: torch.Tensor,
-    duration: torch.Tensor,
-    pitch: torch.Tensor,
+    track: np.ndarray,
+    time: np.ndarray,
+    duration: np.ndarray,
+    pitch: np.ndarray,
     grid: Sequence[Stretch],
     ticks_per_quarter: int,
     steps_per_beat: int,
@@ -190,29 +192,35 @@ def quantise(
         ValueError: If a note is before the beginning or too far from it.
     """
     whole = 4 * ticks_per_quarter
-    start, length, _, denominator, _ = torch.tensor(grid).T.contiguous()
+    start, length, _, denominator, _ = np.array(grid).T
     up = denominator * steps_per_beat  # steps in a whole note
-    stretch = torch.searchsorted(start, time, right=True) - 1
-    if int(time.min()) < 0:
+    stretch = start.searchsorted(time, side="right") - 1
+    if time.min() < 0:
         raise ValueError("a note begins before the file does")
     step = nearest_step(time - start[stretch], up[stretch], whole)
     # What is nearest to a later stretch's first bar line begins there; stretches shorter than half a step have none.
-    following = list(range(1, len(grid) + 1))
+    following = np.arange(1, len(grid) + 1)
     for place in range(len(grid) - 2, -1, -1):
         if 2 * grid[place + 1].length_ticks * grid[place + 1].denominator * steps_per_beat <= whole:
             following[place] = following[place + 1]
     is_next = step * whole >= length[stretch] * up[stretch]
-    stretch, step = torch.where(is_next, torch.tensor(following)[stretch], stretch), step.where(~is_next, 0)
-    if int(step.max()) >= MAX_STEPS:
+    stretch, step = np.where(is_next, following[stretch], stretch), np.where(is_next, 0, step)
+    if step.max() >= MAX_STEPS:
         raise ValueError("a note is a million grid steps and more from the beginning")
-    end = nearest_step(time + duration.clamp(min=0) - start[stretch], up[stretch], whole)
+    end = nearest_step(time + np.maximum(duration, 0) - start[stretch], up[stretch], whole)
     last = -(-length * up // whole)
-    steps = (end.minimum(last[stretch]) - step).clamp(1, MAX_DURATION)
-    stays = ~is_ornament((track * len(grid) + stretch) << 20 | step, time, time + duration.clamp(min=1))
-    return GridNotes(track[stays], stretch[stays], step[stays], pitch[stays], steps[stays])
+    steps = np.clip(np.minimum(end, last[stretch]) - step, 1, MAX_DURATION)
+    notes = GridNotes(track, stretch, step, pitch, steps)
+    return leave_out_ornaments(notes, track * len(grid) + stretch, time, time + np.maximum(duration, 1))
 
 
-def is_ornament(voice: torch.Tensor, begin: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+def leave_out_ornaments(notes: GridNotes, voice: np.ndarray, begin: np.ndarray, end: np.ndarray) -> GridNotes:
+    """Leave out notes that only decorate another of their voice and grid step, see [`is_ornament`]."""
+    ornaments = is_ornament(voice << 20 | notes.step, begin, end)
+    return notes if ornaments is None else GridNotes(*(column[~ornaments] for column in notes))
+
+
+def is_ornament(voice: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray | None:
     """Tell which notes only decorate another of their grid step: only what overlaps in played time is a chord.
 
     Of two notes of which one ends before the other begins the longer one takes the step, the earlier one where they are
@@ -224,71 +232,89 @@ def is_ornament(voice: torch.Tensor, begin: torch.Tensor, end: torch.Tensor) -> 
         end: End in ticks, later than the onset, shape (N,).
 
     Returns:
-        Shape (N,).
+        Shape (N,), or None where every note has its step for itself.
     """
-    _, place, notes = voice.unique(return_inverse=True, return_counts=True)
-    is_shared = (notes > 1)[place]
-    found = torch.zeros_like(is_shared)
-    if not is_shared.any():
-        return found
-    place, begin, end = place[is_shared], begin[is_shared], end[is_shared]
-    origin = int(begin.min())
+    order = voice.argsort(kind="stable")
+    is_first = is_begin(voice[order])
+    if is_first.all():
+        return None
+    is_shared = ~(is_first & is_end(voice[order]))
+    shared, place = order[is_shared], is_first[is_shared].cumsum(dtype=np.int64)
+    begin, end = begin[shared], end[shared]
+    origin = begin.min()
     begin, end = begin - origin, end - origin
-    span = int(end.max()) + 1
-    length = end - begin
+    span, length = end.max() + 1, end - begin
 
-    def longest_before(time: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    def longest_before(time: np.ndarray, at: np.ndarray) -> np.ndarray:
         """Return the greatest length of the notes of each place whose `time` is not after `at`, 0 for none."""
-        key, order = (place * span + time).sort()
-        longest = (place * span + length)[order].cummax(0).values
-        last = torch.searchsorted(key, place * span + at, right=True) - 1
-        return (longest[last.clamp(min=0)] - place * span).where(last >= 0, 0).clamp(min=0)
+        key = place * span + time
+        order = key.argsort(kind="stable")
+        longest = np.maximum.accumulate((place * span + length)[order])
+        last = key[order].searchsorted(place * span + at, side="right") - 1
+        return np.maximum(np.where(last >= 0, longest[last] - place * span, 0), 0)
 
     # Time backwards is how to see the notes after.
-    found[is_shared] = (longest_before(end, begin) >= length) | (
-        longest_before(span - 1 - begin, span - 1 - end) > length
-    )
+    found = np.zeros(len(voice), dtype=bool)
+    found[shared] = (longest_before(end, begin) >= length) | (longest_before(span - 1 - begin, span - 1 - end) > length)
     return found
 
 
-def is_end(*columns: torch.Tensor) -> torch.Tensor:
+def is_end(*columns: np.ndarray) -> np.ndarray:
     """Tell of each row whether the next one differs from it; the last row is an end too."""
-    differs = torch.stack([column[1:] != column[:-1] for column in columns]).any(0)
-    return torch.cat([differs, differs.new_ones(1)])
+    found = np.ones(len(columns[0]), dtype=bool)
+    found[:-1] = columns[0][1:] != columns[0][:-1]
+    for column in columns[1:]:
+        found[:-1] |= column[1:] != column[:-1]
+    return found
+
+
+def is_begin(*columns: np.ndarray) -> np.ndarray:
+    """Tell of each row whether it differs from the one before; the first row is a beginning too."""
+    return before(is_end(*columns))
+
+
+def after(values: np.ndarray) -> np.ndarray:
+    """Return the value that follows each value, the first one after the last."""
+    return np.concatenate([values[1:], values[:1]])
+
+
+def before(values: np.ndarray) -> np.ndarray:
+    """Return the value before each value, the last one before the first."""
+    return np.concatenate([values[-1:], values[:-1]])
 
 
 def skyline(notes: GridNotes, stretches: int) -> Skyline:
     """Make every track monophonic: of the notes with one onset the highest stays, and the next onset ends it."""
-    strand = notes.track * stretches + notes.stretch
-    order = (((strand << 20 | notes.step) << 7 | 127 - notes.pitch) << 16 | MAX_DURATION - notes.duration).argsort()
-    order = order[is_end(strand[order], notes.step[order]).roll(1)]  # the first of each onset
+    onset = (notes.track * stretches + notes.stretch) << 20 | notes.step
+    order = ((onset << 7 | 127 - notes.pitch) << 16 | MAX_DURATION - notes.duration).argsort(kind="stable")
+    order = order[is_begin(onset[order])]  # the first of each onset
     track, stretch, step, pitch, duration = (column[order] for column in notes)
-    to_next = (step.roll(-1) - step).where(~is_end(track, stretch), MAX_STEPS)
+    to_next = np.where(is_end(track, stretch), MAX_STEPS, after(step) - step)
     # Legato playing holds a note a little into the next one: a step, or a quarter of its length.
-    is_alone = duration - (duration >> 2).clamp(min=1) <= to_next
-    return Skyline(track, stretch, step, pitch, duration.minimum(to_next), to_next, is_alone)
+    is_alone = duration - np.maximum(duration >> 2, 1) <= to_next
+    return Skyline(track, stretch, step, pitch, np.minimum(duration, to_next), to_next, is_alone)
 
 
-def extreme(values: torch.Tensor, of: torch.Tensor, count: int, which: str) -> torch.Tensor:
-    """Return the greatest (`amax`) or the smallest (`amin`) value of each group, shape (count,)."""
-    return values.new_zeros(count).scatter_reduce(0, of, values, which, include_self=False)
+def count_distinct(values: np.ndarray, of: np.ndarray, size: int) -> np.ndarray:
+    """Count the different values, each from 0 to `size` - 1, of each group."""
+    return np.bincount(np.unique(of * size + values) // size)
 
 
-def has_lines(sky: Skyline, tracks: int, grid: Sequence[Stretch], steps_per_beat: int) -> torch.Tensor:
+def has_lines(sky: Skyline, tracks: int, grid: Sequence[Stretch], steps_per_beat: int) -> np.ndarray:
     """Tell of each track whether a part of it, split at silences of more than a bar, is a melody line, shape (K,)."""
-    size = torch.tensor(grid)[:, 2][sky.stretch] * steps_per_beat
+    size = np.array(grid)[sky.stretch, 2] * steps_per_beat
     ends = (sky.to_next == MAX_STEPS) | (sky.to_next - sky.duration > size)
-    line, lines = ends.cumsum(0) - ends.long(), int(ends.sum())
-    before = (sky.step // size)[ends.roll(1)]
-    bars = (-(-(sky.step + sky.duration) // size))[ends] - before
-    pitches = ((line << 7 | sky.pitch).unique() >> 7).bincount()
+    begins = before(ends)
+    bars = (-(-(sky.step + sky.duration) // size))[ends] - (sky.step // size)[begins]
+    pitches = count_distinct(sky.pitch, begins.cumsum() - 1, 128)
+    first = begins.nonzero()[0]
     is_line = (bars >= MIN_BARS) & (bars <= MAX_BARS) & (pitches >= MIN_PITCHES)
-    is_line &= extreme(sky.pitch, line, lines, "amin") >= MIN_PITCH
-    is_line &= extreme(sky.pitch, line, lines, "amax") <= MAX_PITCH
-    return sky.track[ends][is_line].bincount(minlength=tracks) > 0
+    is_line &= np.minimum.reduceat(sky.pitch, first) >= MIN_PITCH
+    is_line &= np.maximum.reduceat(sky.pitch, first) <= MAX_PITCH
+    return np.bincount(sky.track[ends][is_line], minlength=tracks) > 0
 
 
-def describe_tracks(sky: Skyline, found: torch.Tensor, grid: Sequence[Stretch], steps_per_beat: int) -> torch.Tensor:
+def describe_tracks(sky: Skyline, found: np.ndarray, grid: Sequence[Stretch], steps_per_beat: int) -> np.ndarray:
     """Describe every track: by itself, and beside the others of its file.
 
     Args:
@@ -302,64 +328,68 @@ def describe_tracks(sky: Skyline, found: torch.Tensor, grid: Sequence[Stretch], 
     """
     track, pitch, duration = sky.track, sky.pitch, sky.duration
 
-    def total(values: torch.Tensor, of: torch.Tensor = track) -> torch.Tensor:
-        return of.bincount(values.double(), minlength=len(found))
+    def total(values: np.ndarray, of: np.ndarray = track) -> np.ndarray:
+        return np.bincount(of, values, len(found))
 
-    numerator, denominator, first_bar = torch.tensor(grid)[sky.stretch, 2:].T
-    size, beat = numerator * steps_per_beat, denominator.double() * steps_per_beat / 4  # steps in a bar, in a quarter
-    bar, position = first_bar + sky.step // size, sky.step % size
-    is_last, is_bar_end, kept = is_end(track), is_end(track, bar), track.bincount()
-    gap = position.roll(-1) - position + (bar.roll(-1) - bar) * size  # to the next onset, where there is one
+    numerator, denominator, first_bar = np.array(grid)[sky.stretch, 2:].T
+    size, beat = numerator * steps_per_beat, denominator * steps_per_beat / 4  # steps in a bar, in a quarter
+    in_stretch = sky.step // size
+    bar, position = first_bar + in_stretch, sky.step - in_stretch * size
+    is_last, is_bar_end, kept = is_end(track), is_end(track, bar), np.bincount(track)
+    gap = after(position) - position + (after(bar) - bar) * size  # to the next onset, where there is one
     is_phrase_end = is_last | (gap - duration >= PHRASE_REST_QUARTERS * beat)
     leads_on = ~is_last & (gap <= INTERVAL_QUARTERS * beat)
-    interval, intervals = (pitch.roll(-1) - pitch).abs(), total(leads_on).clamp(min=1)
-    length = (duration / beat).clamp(max=LONGEST_QUARTERS)
+    interval, intervals = abs(after(pitch) - pitch), np.maximum(total(leads_on), 1)
+    length = np.minimum(duration / beat, LONGEST_QUARTERS)
     mean_length, phrase_end = total(length) / kept, total(length * is_phrase_end) / total(is_phrase_end)
 
     # Records: the bars in which a track has an onset, by track and by time.
-    record, owner = is_bar_end.cumsum(0) - is_bar_end.long(), track[is_bar_end]
-    bars = owner.bincount()
-    to_bar_end = is_bar_end.nonzero().flatten()[record] - torch.arange(len(record))
-    powers = torch.full((int(to_bar_end.max()) + 1,), HASH_FACTOR - (1 << 64)).cumprod(0)
-    content = torch.zeros_like(owner).index_add(0, record, ((position << 7 | pitch) + 1) * powers[to_bar_end])
-    contents, content = content.unique(return_inverse=True)
-    new_bars = ((owner * len(contents) + content).unique() // len(contents)).bincount()
+    is_bar_begin = before(is_bar_end)
+    record, owner, begin = is_bar_begin.cumsum() - 1, track[is_bar_end], is_bar_begin.nonzero()[0]
+    bars, end = np.bincount(owner), is_bar_end.nonzero()[0]
+    to_bar_end = end[record] - np.arange(len(record))
+    powers = np.full(to_bar_end.max() + 1, HASH_FACTOR - (1 << 64)).cumprod()
+    content = np.add.reduceat(((position << 7 | pitch) + 1) * powers[to_bar_end], begin)
+    contents, content = np.unique(content, return_inverse=True)
+    new_bars = count_distinct(content, owner, len(contents))
 
-    mean_pitch = record.bincount(pitch.double()) / record.bincount()
-    file_bars, file_bar = bar[is_bar_end].unique(return_inverse=True)
-    highest, lowest = (
-        mean_pitch == extreme(mean_pitch, file_bar, len(file_bars), how)[file_bar] for how in ("amax", "amin")
-    )
+    mean_pitch = np.bincount(record, pitch) / (end - begin + 1)
+    file_bars, file_bar = np.unique(bar[is_bar_end], return_inverse=True)
+    highest, lowest = np.empty(len(file_bars)), np.empty(len(file_bars))
+    highest[file_bar] = lowest[file_bar] = mean_pitch  # of any track, to begin with
+    np.maximum.at(highest, file_bar, mean_pitch)
+    np.minimum.at(lowest, file_bar, mean_pitch)
 
-    slot = torch.where(size <= BAR_SLOTS, position, position * BAR_SLOTS // size)
-    onset = (record * BAR_SLOTS + slot).unique()
+    slot = np.where(size <= BAR_SLOTS, position, position * BAR_SLOTS // size)
+    onset = record * BAR_SLOTS + slot  # rising
+    onset = onset[is_end(onset)]
     record, slot = onset // BAR_SLOTS, onset % BAR_SLOTS
-    rhythm = torch.zeros_like(owner).index_add(0, record, 1 << slot)
-    is_same = ~is_end(owner) & (rhythm.roll(-1) == rhythm)
-    _, place, users = (file_bar[record] * BAR_SLOTS + slot).unique(return_inverse=True, return_counts=True)
+    rhythm = np.add.reduceat(1 << slot, is_begin(record).nonzero()[0])
+    is_same = ~is_end(owner) & (after(rhythm) == rhythm)
+    _, place, users = np.unique(file_bar[record] * BAR_SLOTS + slot, return_inverse=True, return_counts=True)
 
     features = {
-        "log_notes": kept.double().log(),
-        "skyline": kept / found.double(),
+        "log_notes": np.log(kept),
+        "skyline": kept / found,
         "monophony": total(sky.is_alone) / found,
         "mean_pitch": total(pitch) / kept,
         "vocal_range": total((pitch >= VOCAL_LOW) & (pitch <= VOCAL_HIGH)) / kept,
-        "log_pitches": ((track << 7 | pitch).unique() >> 7).bincount().double().log(),
+        "log_pitches": np.log(count_distinct(pitch, track, 128)),
         "steps": total(leads_on & (interval >= 1) & (interval <= 2)) / intervals,
         "leaps": total(leads_on & (interval >= LEAP)) / intervals,
-        "mean_interval": total(leads_on * interval.clamp(max=OCTAVE)) / intervals,
-        "log_density": (kept / total((size / beat)[is_bar_end], owner)).log(),
-        "log_duration": mean_length.log(),
+        "mean_interval": total(leads_on * np.minimum(interval, OCTAVE)) / intervals,
+        "log_density": np.log(kept / total((size / beat)[is_bar_end], owner)),
+        "log_duration": np.log(mean_length),
         "rests": total(is_last | (gap - duration >= REST_QUARTERS * beat)) / kept,
-        "phrase_end": ((phrase_end + LENGTH_FLOOR) / (mean_length + LENGTH_FLOOR)).log(),
-        "same_rhythm": total(is_same, owner) / (bars - 1).clamp(min=1),
-        "new_bars": new_bars / bars.double(),
-        "coverage": bars.double() / len(file_bars),
-        "highest": total(highest, owner) / bars,
-        "lowest": total(lowest, owner) / bars,
-        "shared_onsets": total(users[place] > 1, owner[record]) / owner[record].bincount(),
+        "phrase_end": np.log((phrase_end + LENGTH_FLOOR) / (mean_length + LENGTH_FLOOR)),
+        "same_rhythm": total(is_same, owner) / np.maximum(bars - 1, 1),
+        "new_bars": new_bars / bars,
+        "coverage": bars / len(file_bars),
+        "highest": total(mean_pitch == highest[file_bar], owner) / bars,
+        "lowest": total(mean_pitch == lowest[file_bar], owner) / bars,
+        "shared_onsets": total(users[place] > 1, owner[record]) / np.bincount(owner[record]),
     }
-    return torch.stack([features[name] for name in FEATURES], dim=1)
+    return np.stack([features[name] for name in FEATURES], axis=1)
 
 
 def weigh_name(name: str) -> float:
@@ -368,7 +398,7 @@ def weigh_name(name: str) -> float:
     return hint * (TUNE_NAME_WEIGHT if hint > 0 else OTHER_NAME_WEIGHT)
 
 
-def is_double(sky: Skyline, utility: torch.Tensor, stretches: int) -> torch.Tensor:
+def is_double(sky: Skyline, utility: np.ndarray, stretches: int) -> np.ndarray:
     """Tell which tracks double a likelier one: nearly all notes at the same onsets, octaves apart or not, shape (K,).
 
     Args:
@@ -377,23 +407,23 @@ def is_double(sky: Skyline, utility: torch.Tensor, stretches: int) -> torch.Tens
         stretches: Number of stretches.
     """
     tracks = len(utility)
-    kept = sky.track.bincount(minlength=tracks)
-    most, least = torch.maximum(kept[:, None], kept), torch.minimum(kept[:, None], kept)
-    is_alike = (least >= MIN_DOUBLED_NOTES) & (least >= DOUBLED * most.double())
-    if tracks < 2 or not is_alike.triu(1).any():
-        return torch.zeros(tracks, dtype=torch.bool)
+    kept = np.bincount(sky.track, minlength=tracks)
+    most, least = np.maximum(kept[:, None], kept), np.minimum(kept[:, None], kept)
+    is_alike = (least >= MIN_DOUBLED_NOTES) & (least >= DOUBLED * most)
+    if tracks < 2 or not np.triu(is_alike, 1).any():
+        return np.zeros(tracks, dtype=bool)
     # Count the notes that each two tracks share, as a product of matrices: tracks by places, some of them at a time.
-    place = ((sky.stretch << 20 | sky.step) * OCTAVE + sky.pitch % OCTAVE).unique(return_inverse=True)[1]
-    place, order = place.sort()
-    shared = torch.zeros(tracks, tracks)
+    place = np.unique((sky.stretch << 20 | sky.step) * OCTAVE + sky.pitch % OCTAVE, return_inverse=True)[1]
+    order = place.argsort(kind="stable")
+    place, shared = place[order], np.zeros((tracks, tracks), dtype=np.float32)
     for first in range(0, int(place[-1]) + 1, 4096):
-        begin, end = torch.searchsorted(place, torch.tensor([first, first + 4096])).tolist()
-        is_there = torch.zeros(4096, tracks)
+        begin, end = place.searchsorted([first, first + 4096])
+        is_there = np.zeros((4096, tracks), dtype=np.float32)
         is_there[place[begin:end] - first, sky.track[order[begin:end]]] = 1.0
         shared += is_there.T @ is_there
-    index = torch.arange(tracks)
+    index = np.arange(tracks)
     is_likelier = (utility > utility[:, None]) | ((utility == utility[:, None]) & (index < index[:, None]))
-    return (is_alike & (shared >= DOUBLED * most.double()) & is_likelier).any(1)
+    return (is_alike & (shared >= DOUBLED * most) & is_likelier).any(1)
 
 
 def score_tracks(
@@ -412,22 +442,21 @@ def score_tracks(
         The data set's lead score of each track, from 0 to 1, and whether the data set finds a melody line in it. The
         lead of a file is the first of the highest score of those that have a line.
     """
-    found, sky = notes.track.bincount(), skyline(notes, len(grid))
+    found, sky = np.bincount(notes.track), skyline(notes, len(grid))
     features = describe_tracks(sky, found, grid, steps_per_beat)
-    mean, scale, linear, square = torch.tensor(list(FEATURES.values()), dtype=torch.float64).T  # (F,) each
-    standard = ((features - mean) / scale).clamp(-LARGEST_DEVIATION, LARGEST_DEVIATION)
+    mean, scale, linear, square = WEIGHTS
+    standard = np.clip((features - mean) / scale, -LARGEST_DEVIATION, LARGEST_DEVIATION)
     labels = [PROGRAMS[program // 8] + weigh_name(name) for program, name in zip(programs, names, strict=True)]
-    utility = BIAS + standard @ linear + standard**2 / 2 @ square + torch.tensor(labels, dtype=torch.float64)
-    utility = utility.round(decimals=UTILITY_DECIMALS)
+    utility = (BIAS + standard @ linear + standard**2 / 2 @ square + labels).round(UTILITY_DECIMALS)
 
     # Chords and doubles are left out; but the likeliest track of all may be chords, such as a piano's right hand.
-    is_chords = (found - sky.track.bincount() > MAX_DISCARDED * found) & (utility != utility.max())
+    is_chords = (found - np.bincount(sky.track) > MAX_DISCARDED * found) & (utility != utility.max())
     is_left_out = is_chords | is_double(sky, utility, len(grid))
     is_melody = has_lines(sky, len(found), grid, steps_per_beat) & ~is_left_out
 
     # The odds of a track, beside those of its rivals.
-    odds = utility.clamp(-LARGEST_LOG_ODDS, LARGEST_LOG_ODDS).exp() * is_melody
-    rivals = (odds.sum() - odds).clamp(min=0).log1p()
+    odds = np.exp(np.clip(utility, -LARGEST_LOG_ODDS, LARGEST_LOG_ODDS)) * is_melody
+    rivals = np.log1p(np.maximum(odds.sum() - odds, 0))
     of_utility, of_rivals, bias = CALIBRATION
-    log_odds = of_utility * utility - of_rivals * rivals + bias
-    return log_odds.round(decimals=UTILITY_DECIMALS).sigmoid().tolist(), is_melody.tolist()
+    log_odds = (of_utility * utility - of_rivals * rivals + bias).round(UTILITY_DECIMALS)
+    return torch.as_tensor(log_odds).sigmoid().tolist(), is_melody.tolist()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-import torch
+import numpy as np
 from symusic import Score, types
 
 from .midi_repair_melody_vae import repair_midi, scan_channels, split_tracks, unpack_zip, walk_channels
@@ -42,10 +42,10 @@ class Part(NamedTuple):
     channel: int
     program: int
     name: str
-    time: torch.Tensor
-    duration: torch.Tensor
-    held: torch.Tensor
-    pitch: torch.Tensor
+    time: np.ndarray
+    duration: np.ndarray
+    held: np.ndarray
+    pitch: np.ndarray
 
 
 @dataclass
@@ -78,11 +78,11 @@ class MidiNotes:
     program: list[int]
     sound: list[int]
     name: list[str]
-    voice: torch.Tensor
-    time: torch.Tensor
-    duration: torch.Tensor
-    held: torch.Tensor
-    pitch: torch.Tensor
+    voice: np.ndarray
+    time: np.ndarray
+    duration: np.ndarray
+    held: np.ndarray
+    pitch: np.ndarray
     time_signatures: list[tuple[int, int, int]]
     tempos: list[tuple[int, int]]
     key_signatures: list[tuple[int, int, bool]]
@@ -208,7 +208,7 @@ def _read(file: str, content: bytes | types.Score) -> MidiNotes:
     members = [[part for part, own in zip(parts, voice, strict=True) if own == number] for number in range(count)]
     largest = [max(own, key=lambda part: len(part.time)) for own in members]
     set_elsewhere = _programs_set_elsewhere(tracks)
-    lengths = torch.tensor([len(part.time) for part in parts])
+    lengths = [len(part.time) for part in parts]
     return MidiNotes(
         file=file,
         parts=sum(len(score.tracks) for score in scores),
@@ -217,11 +217,11 @@ def _read(file: str, content: bytes | types.Score) -> MidiNotes:
         program=[part.program for part in largest],
         sound=[set_elsewhere.get((part.file_track, part.channel), part.program) for part in largest],
         name=[own[0].name for own in members],
-        voice=torch.tensor(voice).repeat_interleave(lengths),
-        time=torch.cat([part.time for part in parts]),
-        duration=torch.cat([part.duration for part in parts]),
-        held=torch.cat([part.held for part in parts]),
-        pitch=torch.cat([part.pitch for part in parts]),
+        voice=np.repeat(np.array(voice, np.int64), lengths),
+        time=np.concatenate([part.time for part in parts]),
+        duration=np.concatenate([part.duration for part in parts]),
+        held=np.concatenate([part.held for part in parts]),
+        pitch=np.concatenate([part.pitch for part in parts]),
         time_signatures=[
             (each.time, each.numerator, each.denominator) for score in scores for each in score.time_signatures
         ],
@@ -250,7 +250,9 @@ def _read_tracks(data: bytes) -> list[tuple[types.Score, bytes]]:
 
 
 def _has_open_notes(score: types.Score) -> bool:
-    return any(len(track.notes) and track.notes.numpy()["duration"].max() >= FAR_TICKS for track in score.tracks)
+    return score.end() >= FAR_TICKS and any(
+        len(track.notes) and track.notes.numpy()["duration"].max() >= FAR_TICKS for track in score.tracks
+    )
 
 
 def _take_parts(tracks: list[tuple[types.Score, bytes]]) -> Iterator[Part]:
@@ -266,7 +268,7 @@ def _take_parts(tracks: list[tuple[types.Score, bytes]]) -> Iterator[Part]:
                 origins = [(file_track, channel) for channel in played]
         for (index, track), origin in zip(pitched, origins, strict=True):
             columns = track.notes.numpy()
-            time, duration, pitch = (torch.as_tensor(columns[name]).long() for name in ("time", "duration", "pitch"))
+            time, duration, pitch = (columns[name].astype(np.int64) for name in ("time", "duration", "pitch"))
             name = _decoded(track.name, body)
             held = _hold(time, duration, track, MAX_HELD_QUARTERS * score.ticks_per_quarter)
             yield Part(before + index, *origin, track.program, name, time, duration, held, pitch)
@@ -282,45 +284,45 @@ def _decoded(name: str, body: bytes) -> str:
     return decode_name(names[-1]) if names else name
 
 
-def _hold(time: torch.Tensor, duration: torch.Tensor, track: types.Track, longest: int) -> torch.Tensor:
+def _hold(time: np.ndarray, duration: np.ndarray, track: types.Track, longest: int) -> np.ndarray:
     """Lengthen the notes that end while the sustain pedal is down to its release, by `longest` ticks at most."""
     if not len(track.pedals):
         return duration
     columns = track.pedals.numpy()
-    begin, order = torch.as_tensor(columns["time"]).long().sort()
-    release = begin + torch.as_tensor(columns["duration"]).long()[order]
-    end = time + duration
-    last = torch.searchsorted(begin, end, right=True) - 1
-    release = release[last.clamp(min=0)].minimum(end + longest).where(last >= 0, end)
-    return release.maximum(end) - time
+    order = columns["time"].argsort(kind="stable")
+    begin = columns["time"][order].astype(np.int64)
+    release, end = begin + columns["duration"][order], time + duration
+    last = begin.searchsorted(end, side="right") - 1
+    return np.maximum(np.where(last >= 0, np.minimum(release[last], end + longest), end), end) - time
 
 
 def _play_drums(parts: list[Part]) -> list[bool]:
     """Tell which parts play drums on another channel than that of drums."""
     found = []
     for part in parts:
-        counts = part.pitch.clamp(min=0).bincount().tolist()
+        counts = np.bincount(np.maximum(part.pitch, 0)).tolist()
         found.append(
             is_percussion(part.name, part.program, {pitch: count for pitch, count in enumerate(counts) if count})
         )
     return found
 
 
-def _sounding(part: Part) -> tuple[torch.Tensor, torch.Tensor]:
+def _sounding(part: Part) -> tuple[np.ndarray, np.ndarray]:
     """Return begin and end of the stretches in which a part sounds, in order."""
-    begin, order = part.time.sort()
-    end = (begin + part.duration[order].clamp(min=1)).cummax(0).values
-    is_first = torch.cat([begin.new_ones(1, dtype=torch.bool), begin[1:] > end[:-1]])
-    return begin[is_first], end[is_first.roll(-1)]
+    order = part.time.argsort(kind="stable")
+    begin = part.time[order]
+    end = np.maximum.accumulate(begin + np.maximum(part.duration[order], 1))
+    is_apart = begin[1:] > end[:-1]
+    return begin[np.append(True, is_apart)], end[np.append(is_apart, True)]
 
 
-def _overlap(begin: torch.Tensor, end: torch.Tensor, part: tuple[torch.Tensor, torch.Tensor]) -> int:
+def _overlap(begin: np.ndarray, end: np.ndarray, part: tuple[np.ndarray, np.ndarray]) -> int:
     """Return for how many ticks a part sounds together with others, given all their stretches in any order."""
 
-    def elapsed(time: torch.Tensor, since: torch.Tensor) -> torch.Tensor:
-        since = since.sort().values
-        before = torch.searchsorted(since, time)
-        return before * time - torch.cat([since.new_zeros(1), since.cumsum(0)])[before]
+    def elapsed(time: np.ndarray, since: np.ndarray) -> np.ndarray:
+        since = np.sort(since)
+        before = since.searchsorted(time)
+        return before * time - np.append(0, since.cumsum())[before]
 
     played = [elapsed(time, begin) - elapsed(time, end) for time in part]  # by the others until then
     return int((played[1] - played[0]).sum())
@@ -353,7 +355,7 @@ def _join_voices(parts: list[Part]) -> tuple[list[int], int]:
                 keys |= {(-1, part.program) for part in map(parts.__getitem__, voice)}
                 if not keys & {(parts[place].channel, -1), (-1, parts[place].program)}:
                     continue
-                begin, end = (torch.cat([stretches[member][side] for member in voice]) for side in (0, 1))
+                begin, end = (np.concatenate([stretches[member][side] for member in voice]) for side in (0, 1))
                 shorter = min(sum(played[member] for member in voice), played[place])
                 if _overlap(begin, end, stretches[place]) <= MAX_OVERLAP * shorter:
                     voice.append(place)

@@ -431,8 +431,9 @@ class MelodyProcessor(ProcessorMixin):
         for file, content in each_file(midi):
             tunes = find_tunes(content, self.steps_per_beat, file)
             lines.append(choose_tune(tunes, track))
-            is_certain = track is not None or lines[-1]["is_lead"]
-            logger.log(INFO if is_certain else WARNING, describe_line(lines[-1], self.max_bars, tunes))
+            level = INFO if track is not None or lines[-1]["is_lead"] else WARNING
+            if logger.isEnabledFor(level):
+                logger.log(level, describe_line(lines[-1], self.max_bars, tunes))
         return lines
 
     def windows(self, line: dict) -> list[dict]:

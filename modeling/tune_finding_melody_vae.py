@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from operator import itemgetter
 
-import torch
+import numpy as np
 from miditok.constants import MIDI_INSTRUMENTS
 
 from .melody_line_melody_vae import MAX_PITCH, MIN_PITCH, PITCH_NAMES, keys_of, readable_time_signature
@@ -22,7 +22,7 @@ from .melody_track_melody_vae import (
     Stretch,
     bar_grid,
     is_end,
-    is_ornament,
+    leave_out_ornaments,
     nearest_step,
     quantise,
     score_tracks,
@@ -90,7 +90,7 @@ def _find_tunes(notes: MidiNotes, steps_per_beat: int) -> list[dict]:
     voice, time, held, pitch = (column[is_in_range] for column in (notes.voice, notes.time, notes.held, notes.pitch))
     meters = _main_meters(notes.voice, notes.time, grid, voices)
     sky, first_steps = _lay_on_meters(voice, time, held, pitch, meters, *units)
-    ends = (is_end(sky.track).nonzero().flatten() + 1).tolist()
+    ends = (is_end(sky.track).nonzero()[0] + 1).tolist()
     owners, _, steps, pitches, durations = (column.tolist() for column in sky[:5])
     about = _describe_voices(notes, is_in_range, written, meters)
     tempos = sorted(notes.tempos, key=itemgetter(0))
@@ -117,7 +117,7 @@ def _find_tunes(notes: MidiNotes, steps_per_beat: int) -> list[dict]:
         }
         onsets.append(onset)
         lines.append((not is_melody[owner], -lead_scores[owner], owner, line))
-    weights = (sky.track * 12 + sky.pitch % 12).bincount(sky.duration.double(), minlength=12 * voices).view(voices, 12)
+    weights = np.bincount(sky.track * 12 + sky.pitch % 12, sky.duration, 12 * voices).reshape(voices, 12)
     weights = weights[[owner for *_, owner, _ in lines]]
     for (*_, line), key in zip(lines, _keys_at(onsets, notes.key_signatures, weights), strict=True):
         line["key"] = key
@@ -126,7 +126,7 @@ def _find_tunes(notes: MidiNotes, steps_per_beat: int) -> list[dict]:
 
 
 def _describe_voices(
-    notes: MidiNotes, is_in_range: torch.Tensor, written: Sequence[Stretch], meters: Sequence[Stretch]
+    notes: MidiNotes, is_in_range: np.ndarray, written: Sequence[Stretch], meters: Sequence[Stretch]
 ) -> list[dict]:
     """Return what is known of each voice, whatever line is read from it: columns of its line, K dictionaries.
 
@@ -137,8 +137,8 @@ def _describe_voices(
         meters: The one whose bar lines hold for each voice, shape (K,).
     """
     voices = len(notes.index)
-    counts = notes.voice.bincount(minlength=voices).tolist()
-    out_of_range = notes.voice[~is_in_range].bincount(minlength=voices).tolist()
+    counts = np.bincount(notes.voice, minlength=voices).tolist()
+    out_of_range = np.bincount(notes.voice[~is_in_range], minlength=voices).tolist()
     signatures = _written_in(notes.voice, notes.time, written, voices)
     described = []
     for voice, meter in enumerate(meters):
@@ -172,38 +172,36 @@ def _bar_at(grid: Sequence[Stretch], ticks: float, ticks_per_quarter: int) -> in
     return meter.first_bar + int(max(bars, 0))
 
 
-def _count_notes(voice: torch.Tensor, time: torch.Tensor, grid: Sequence[Stretch], voices: int) -> torch.Tensor:
+def _count_notes(voice: np.ndarray, time: np.ndarray, grid: Sequence[Stretch], voices: int) -> np.ndarray:
     """Count the notes of each voice in each stretch, shape (K, G)."""
-    start = torch.tensor([each.start_ticks for each in grid])
-    stretch = torch.searchsorted(start, time, right=True) - 1
-    return (voice * len(grid) + stretch).bincount(minlength=voices * len(grid)).view(voices, len(grid))
+    stretch = np.searchsorted([each.start_ticks for each in grid], time, side="right") - 1
+    return np.bincount(voice * len(grid) + stretch, minlength=voices * len(grid)).reshape(voices, len(grid))
 
 
-def _written_in(voice: torch.Tensor, time: torch.Tensor, grid: Sequence[Stretch], voices: int) -> list[list[str]]:
+def _written_in(voice: np.ndarray, time: np.ndarray, grid: Sequence[Stretch], voices: int) -> list[list[str]]:
     """List the time signatures that the notes of each voice are written in."""
     found: list[dict[str, None]] = [{} for _ in range(voices)]
-    for owner, stretch in _count_notes(voice, time, grid, voices).nonzero().tolist():
+    for owner, stretch in np.argwhere(_count_notes(voice, time, grid, voices)).tolist():
         found[owner][f"{grid[stretch].numerator}/{grid[stretch].denominator}"] = None
     return [list(each) for each in found]
 
 
-def _main_meters(voice: torch.Tensor, time: torch.Tensor, grid: Sequence[Stretch], voices: int) -> list[Stretch]:
+def _main_meters(voice: np.ndarray, time: np.ndarray, grid: Sequence[Stretch], voices: int) -> list[Stretch]:
     """Find the stretch whose bar lines hold for a whole voice: that of most notes, of the meter of most notes."""
     counts = _count_notes(voice, time, grid, voices)
     numbers: dict[tuple[int, int], int] = {}
-    meter = torch.tensor([numbers.setdefault((each.numerator, each.denominator), len(numbers)) for each in grid])
-    of_meter = counts.new_zeros(voices, len(numbers)).index_add(1, meter, counts)
+    meter = np.array([numbers.setdefault((each.numerator, each.denominator), len(numbers)) for each in grid])
+    of_meter = counts @ np.eye(len(numbers), dtype=np.int64)[meter]
     # Of equal counts the first.
-    main = (of_meter * len(numbers) - torch.arange(len(numbers))).argmax(1)
-    of_main = counts.where(meter == main[:, None], -1)
-    return [grid[place] for place in (of_main * len(grid) - torch.arange(len(grid))).argmax(1).tolist()]
+    main = of_meter.argmax(1)
+    return [grid[place] for place in np.where(meter == main[:, None], counts, -1).argmax(1).tolist()]
 
 
 def _lay_on_meters(
-    voice: torch.Tensor,
-    time: torch.Tensor,
-    duration: torch.Tensor,
-    pitch: torch.Tensor,
+    voice: np.ndarray,
+    time: np.ndarray,
+    duration: np.ndarray,
+    pitch: np.ndarray,
     meters: Sequence[Stretch],
     ticks_per_quarter: int,
     steps_per_beat: int,
@@ -223,18 +221,20 @@ def _lay_on_meters(
         The notes that stay, and how many steps after the meter's own beginning each voice begins, shape (K,).
     """
     whole = 4 * ticks_per_quarter
-    start, _, numerator, denominator, _ = torch.tensor(meters).T.contiguous()
+    start, _, numerator, denominator, _ = np.array(meters).T
     bar, up = (numerator * steps_per_beat), (denominator * steps_per_beat)[voice]
     step = nearest_step(time - start[voice], up, whole)
-    end = nearest_step(time + duration.clamp(min=0) - start[voice], up, whole)
-    first = step.new_zeros(len(meters)).scatter_reduce(0, voice, step, "amin", include_self=False) // bar * bar
-    length = (end - step).clamp(1, MAX_DURATION)
-    step = step - first[voice]
-    if int(step.max()) >= MAX_STEPS:
+    end = nearest_step(time + np.maximum(duration, 0) - start[voice], up, whole)
+    first = np.zeros_like(bar)
+    first[voice] = step
+    np.minimum.at(first, voice, step)
+    first = first // bar * bar
+    length, step = np.clip(end - step, 1, MAX_DURATION), step - first[voice]
+    if step.max() >= MAX_STEPS:
         raise ValueError("a note is a million grid steps and more from the first; cut the file in an editor")
-    stays = ~is_ornament(voice << 20 | step, time, time + duration.clamp(min=1))
-    columns = (voice, torch.zeros_like(step), step, pitch, length)
-    return skyline(GridNotes(*(column[stays] for column in columns)), 1), first.tolist()
+    on_grid = GridNotes(voice, np.zeros_like(step), step, pitch, length)
+    on_grid = leave_out_ornaments(on_grid, voice, time, time + np.maximum(duration, 1))
+    return skyline(on_grid, 1), first.tolist()
 
 
 def tempo_at(ticks: float, tempos: list[tuple[int, int]]) -> float:
@@ -247,7 +247,7 @@ def tempo_at(ticks: float, tempos: list[tuple[int, int]]) -> float:
     return min(max(60e6 / mspq, SLOWEST), FASTEST)
 
 
-def _keys_at(ticks: Sequence[float], key_signatures: list[tuple[int, int, bool]], weights: torch.Tensor) -> list[str]:
+def _keys_at(ticks: Sequence[float], key_signatures: list[tuple[int, int, bool]], weights: np.ndarray) -> list[str]:
     """Return the keys that the file states at some times, where the lines' notes are in them, else the likeliest.
 
     Args:
