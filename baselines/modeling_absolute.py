@@ -67,7 +67,6 @@ class AbsoluteMusicTransformer(MelodyVAEModel):
 
     config: AbsoluteMusicTransformerConfig
     config_class = AbsoluteMusicTransformerConfig
-    _has_plain_layers = False
 
     def __init__(self, config: AbsoluteMusicTransformerConfig):
         if config.latent_size:

@@ -31,7 +31,6 @@ class RecurrentModel(MelodyVAEModel):
     supports_gradient_checkpointing = False
     _is_stateful = True
     _can_compile_fullgraph = False
-    _has_plain_layers = False
 
     def __init__(self, config: RecurrentConfig):
         super().__init__(config)

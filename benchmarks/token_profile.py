@@ -12,9 +12,9 @@ from unittest.mock import patch
 
 REST = "loop"
 GROUPS: dict[str, tuple[tuple[str, str, str], ...]] = {
-    "attention": (("decoding_melody_vae", "StepDecoder", "_attend"),),
-    "feed-forward": (("relative_attention", "MelodyVAELayer", "feed_forward"),),
-    "decoder's other steps (embedding, norms, head)": (("decoding_melody_vae", "StepDecoder", "_step"),),
+    "attention": (("step_decoder_melody_vae", "StepDecoder", "_attend"),),
+    "feed-forward": (("step_decoder_melody_vae", "StepDecoder", "_feed_forward"),),
+    "decoder's other steps (embedding, norms, head)": (("step_decoder_melody_vae", "StepDecoder", "_step"),),
     "grammar": (
         ("logits_process_melody_vae", "MelodyLogitsProcessor", "__call__"),
         ("logits_process_melody_vae", "BarCountLogitsProcessor", "__call__"),

@@ -10,7 +10,6 @@
 Dimension key: B batch, T tokens, N bars, C hidden size, Z latent size, V vocabulary, K decoder layers.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -30,14 +29,13 @@ from .configuration_melody_vae import MelodyVAEConfig
 from .critic_melody_vae import MelodyCritic
 from .fingerprint_melody_vae import Fingerprint, FingerprintedModel, check, hash_grammar
 from .generation_melody_vae import MelodyVAEGenerationMixin
+from .musical_position_melody_vae import BarPositionEmbedding, rotation_of
 from .pipeline_melody_vae import custom_pipelines
 from .prior_melody_vae import LatentPrior
-from .relative_attention import MelodyVAELayer, RelativeAttention, ResidualLinear, ZeroLinear, rotation_of
+from .relative_attention import MelodyVAELayer, RelativeAttention, ResidualLinear, ZeroLinear
 from .token_grammar_melody_vae import MAX_TOKENS_PER_BAR, NO_ONSET, SPECIAL_ROW, TokenColumn, copied_tokens
 
 NATS_PER_BIT = 0.6931471805599453  # ln 2
-BAR_HARMONICS = 24  # of the bar-position embedding: 48 positions in a bar can be distinguished
-PHRASES = (2.0, 4.0, 8.0, 16.0)  # bars, in which the position is embedded as well
 ENCODED_AT_ONCE = 8  # melodies on a CPU; 4 and 16 were slower in small batches
 
 
@@ -163,22 +161,6 @@ class MelodyEncoder(nn.Module):
         )
 
 
-class BarPositionEmbedding(nn.Module):
-    """Embedding of a token's position in its bar and in phrases of 2, 4, 8 and 16 bars; starts at zero."""
-
-    def __init__(self, config: MelodyVAEConfig):
-        super().__init__()
-        self.proj = ZeroLinear(2 * (BAR_HARMONICS + len(PHRASES)), config.hidden_size, bias=False)
-
-    def forward(self, musical_position: torch.Tensor) -> torch.Tensor:
-        """Embed musical positions `(B, T)`, in bars, as `(B, T, C)`."""
-        device = musical_position.device
-        harmonics = torch.arange(1, BAR_HARMONICS + 1, device=device, dtype=torch.float32)
-        frequencies = torch.cat([harmonics, 1 / torch.tensor(PHRASES, device=device)])
-        angles = 2 * math.pi * musical_position[..., None] * frequencies
-        return self.proj(torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.proj.weight.dtype))
-
-
 class MelodyVAEPreTrainedModel(FingerprintedModel, PreTrainedModel):
     """Weight initialisation and what the model supports."""
 
@@ -250,8 +232,13 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
 
     is_bar_token: torch.Tensor
     token_grammar: torch.Tensor
-    _has_plain_layers = True  # [`StepDecoder`] can compute them
+    _is_plain = True  # [`StepDecoder`] can compute what its `forward` does
     _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}  # noqa: RUF012 - the base class's own form
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if vars(cls).keys() & {"forward", "_embed", "_add_position_embeddings", "musical_position", "musical_pitch"}:
+            cls._is_plain = False
 
     def __init__(self, config: MelodyVAEConfig):
         config.custom_pipelines = custom_pipelines()

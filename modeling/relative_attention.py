@@ -3,7 +3,6 @@
 Dimension key: B batch, L query positions, S key positions, H heads, D head size, C hidden size, M distances.
 """
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -17,7 +16,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 QUERIES_PER_BLOCK = 64  # on a CPU; 32 and 128 were slower
 FEWEST_IN_BLOCKS = 2 * QUERIES_PER_BLOCK  # queries at inference; fewer gain nothing
-BARS, SEMITONES = (1 / 8, 32.0), (6.0, 96.0)  # shortest and longest period of `rotation_of`
 
 
 def skew(relative_logits: torch.Tensor, num_keys: int) -> torch.Tensor:
@@ -38,37 +36,6 @@ def skew(relative_logits: torch.Tensor, num_keys: int) -> torch.Tensor:
     length, num_distances = relative_logits.shape[-2:]
     shifted = relative_logits.flatten(-2)[..., length - 1 : length - 1 + length * (num_distances - 1)]
     return shifted.unflatten(-1, (length, num_distances - 1))[..., :num_keys]
-
-
-def rotation_of(
-    head_dim: int, musical_position: torch.Tensor | None, pitch: torch.Tensor | None = None
-) -> torch.Tensor | None:
-    """Compute what [`rotate`] turns queries and keys by, so that their product depends on how far apart they are.
-
-    These are rotary embeddings (Su et al. 2021, arXiv:2104.09864) of musical position and pitch instead of token
-    indices: a bar ago is a bar ago, however many tokens there were in it. The position turns half of each head, pitch a
-    quarter, each pair of entries by an angle with a period of its own, from `BARS` and `SEMITONES`.
-
-    Args:
-        head_dim: D.
-        musical_position: `(B, L)`, in bars.
-        pitch: `(B, L)`, in semitones.
-
-    Returns:
-        `(2, B, 1, L, P)`: cosines and sines, P up to 3 D / 8; None if there is neither.
-    """
-    angles = []
-    for values, pairs, (shortest, longest) in (
-        (musical_position, head_dim // 4, BARS),
-        (pitch, head_dim // 8, SEMITONES),
-    ):
-        if values is not None:
-            steps = torch.arange(pairs, device=values.device, dtype=torch.float32) / max(pairs - 1, 1)
-            angles.append(2 * math.pi * values[:, None, :, None] / (shortest * (longest / shortest) ** steps))
-    if not angles:
-        return None
-    whole = torch.cat(angles, dim=-1)
-    return torch.stack([whole.cos(), whole.sin()])
 
 
 def rotate(states: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:

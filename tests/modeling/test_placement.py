@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import ClassVar
@@ -12,8 +13,8 @@ from accelerate import cpu_offload, dispatch_model
 
 from evaluation.operations import is_valid
 from modeling import MelodyVAEModel
-from modeling.decoding_melody_vae import StepDecoder
 from modeling.melody_line_melody_vae import ATTRIBUTES
+from modeling.step_decoder_melody_vae import StepDecoder, is_plain
 from tests.builders.lines import processor_for
 from tests.builders.models import make_model
 
@@ -124,7 +125,7 @@ class Recorded(StepDecoder):
     def __call__(self, input_ids: torch.Tensor) -> torch.Tensor:
         logits = super().__call__(input_ids)
         self.calls.append((input_ids.clone(), logits.float()))
-        self.dtypes.update(part.dtype for part in (*self.keys, *self.values))
+        self.dtypes.update(part.dtype for part in self.cache)
         return logits
 
 
@@ -160,6 +161,57 @@ def test_keys_and_values_of_a_forward_in_mixed_precision_are_taken_over_in_the_m
     model = copy.deepcopy(whole)
     model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
     check_against_forward(model, model.sample_latent(1, seed=2), recorded, atol=0.05)
+
+
+DECODER = ("layers.", "embed_tokens", "time_embedding", "previous_proj", "norm", "lm_head")
+
+
+def test_modules_with_hooks_are_called_and_give_what_plain_ones_give(whole, recorded):
+    latent = whole.sample_latent(3, seed=2)
+    whole.decode(latent, bars=BARS)
+    plain, recorded.calls = recorded.calls, []
+    model, called = copy.deepcopy(whole), Counter()
+    hooked = [each for name, each in model.named_modules() if is_plain(each) and name.startswith(DECODER)]
+    assert len(hooked) == 5 + 6 * len(model.layers)
+    for module in hooked:
+        module.register_forward_hook(lambda module, *_: called.update([module]))
+    model.decode(latent, bars=BARS)
+    assert min(called[module] for module in hooked) >= len(recorded.calls) > 2 * BARS
+    for (ids, logits), (same_ids, same) in zip(plain, recorded.calls, strict=True):
+        assert torch.equal(ids, same_ids)
+        torch.testing.assert_close(same, logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("place", ["", "layers.1", "layers.0.attention"])
+def test_hooks_of_what_has_parts_see_every_token(whole, recorded, place):
+    model, latent, seen = copy.deepcopy(whole), whole.sample_latent(1, seed=2), []
+    expected = whole.decode(latent, bars=BARS)
+    recorded.calls = []
+    model.get_submodule(place).register_forward_hook(lambda *_: seen.append(1))
+    ids = model.decode(latent, bars=BARS)
+    assert torch.equal(ids, expected)
+    assert not recorded.calls
+    assert len(seen) == ids.shape[1] - 1
+
+
+class Doubled(torch.nn.Linear):
+    """An adapter: what a layer of another kind computes is its own."""
+
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+def test_adapters_and_weights_that_change_between_calls(whole, recorded):
+    model = copy.deepcopy(whole)
+    latent = model.sample_latent(1, seed=2)
+    check_against_forward(model, latent, recorded, atol=1e-4)
+    recorded.calls = []
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.9)
+    for module in (model.layers[0].attention.qkv_proj, model.layers[1].up_proj, model.previous_proj):
+        module.__class__ = Doubled
+    check_against_forward(model, latent, recorded, atol=1e-4)
 
 
 def test_samples_and_the_prior_in_bfloat16(whole):

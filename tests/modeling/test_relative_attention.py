@@ -11,13 +11,13 @@ from torch.utils._pytree import tree_leaves
 from transformers.cache_utils import DynamicCache, StaticCache
 
 from modeling import MelodyVAEConfig, MelodyVAEModel, relative_attention
+from modeling.musical_position_melody_vae import rotation_of
 from modeling.relative_attention import (
     FEWEST_IN_BLOCKS,
     QUERIES_PER_BLOCK,
     BlockwiseRelativeAttention,
     RelativeAttention,
     rotate,
-    rotation_of,
     skew,
 )
 

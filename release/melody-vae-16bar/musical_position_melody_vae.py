@@ -1,0 +1,1 @@
+../../modeling/musical_position_melody_vae.py

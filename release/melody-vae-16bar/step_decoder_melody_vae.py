@@ -1,0 +1,1 @@
+../../modeling/step_decoder_melody_vae.py
