@@ -137,7 +137,9 @@ def bar_grid(
 
 @njit(cache=True)
 def drop_ornaments(notes: np.ndarray, begin: np.ndarray, end: np.ndarray, first: int, last: int) -> int:
-    """Leave out the ornaments of one voice on one grid step: only what overlaps in played time is a chord.
+    """Leave out the ornaments of one voice on one grid step, where not all notes on it sound together.
+
+    Only what overlaps in played time is a chord.
 
     Of two notes of which one ends at or before the other begins the longer takes the step, the earlier where they are
     equally long.
@@ -152,11 +154,8 @@ def drop_ornaments(notes: np.ndarray, begin: np.ndarray, end: np.ndarray, first:
     Returns:
         Index after the last note that stays.
     """
-    ends = end[first:last]
-    if begin[last - 1] < ends.min():  # a chord
-        return last
     is_ornament = np.zeros(last - first, dtype=np.bool_)
-    order = np.argsort(ends)
+    order = np.argsort(end[first:last])
     longest = seen = 0  # of the notes that end at or before a note's onset
     for one in range(first, last):
         while end[first + order[seen]] <= begin[one]:
@@ -213,6 +212,7 @@ def pack_notes(
     displacement = 0.0
     end_of_track = 0
     packed_count = on_step = 0  # notes packed so far, and the first of those on the same step as the last
+    last_place, last_onset, first_end = np.int64(-1), np.int64(-1), np.int64(0)  # of the notes on that step
     for track in range(len(track_notes)):
         begin_of_track, end_of_track = end_of_track, end_of_track + track_notes[track]
         stretch = 0
@@ -245,14 +245,15 @@ def pack_notes(
             value = (at << PITCH_BITS | (127 - np.int64(pitch[note]))) << DURATION_BITS | (MAX_DURATION - length)
             value = value << PHASE_BITS | np.int64(np.rint(moved * PHASES)) & (PHASES - 1)
             # The voice's notes on the step before are complete: its ornaments go.
-            if on_step < packed_count and notes[packed_count - 1] >> STEP_SHIFT != at:
-                if packed_count - on_step > 1:
+            if at != last_place:
+                if last_onset >= first_end:
                     packed_count = drop_ornaments(notes, begin_ticks, end_ticks, on_step, packed_count)
-                on_step = packed_count
-            notes[packed_count] = value
-            begin_ticks[packed_count], end_ticks[packed_count] = onset, onset + max(ticks, 1)
+                on_step, last_place, first_end = packed_count, at, np.int64(ENDLESS_TICKS)
+            last_onset, end = onset, onset + max(ticks, 1)
+            first_end = min(first_end, end)
+            notes[packed_count], begin_ticks[packed_count], end_ticks[packed_count] = value, onset, end
             packed_count += 1
-    if packed_count - on_step > 1:
+    if last_onset >= first_end:
         packed_count = drop_ornaments(notes, begin_ticks, end_ticks, on_step, packed_count)
     return notes[:packed_count], displacement
 

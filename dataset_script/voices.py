@@ -92,6 +92,16 @@ def find_voices(
     return voice
 
 
+@njit(cache=True)
+def is_in_order(time: np.ndarray, offsets: np.ndarray) -> bool:
+    """Tell whether the onsets of each part rise."""
+    for part in range(len(offsets) - 1):
+        for note in range(offsets[part] + 1, offsets[part + 1]):
+            if time[note] < time[note - 1]:
+                return False
+    return True
+
+
 def join_voices(events: Events) -> Events:
     """Join the parts of each track of a file that complement each other in time, see `find_voices`.
 
@@ -99,11 +109,8 @@ def join_voices(events: Events) -> Events:
     each voice are in order of their onsets.
     """
     offsets = np.append(0, np.cumsum(events.track_notes))
-    part_of_note = np.repeat(np.arange(len(events.track)), events.track_notes)
-    if (np.diff(events.time) < 0)[
-        np.diff(part_of_note) == 0
-    ].any():  # symusic keeps a file's order where times are equal
-        events = reorder(events, np.lexsort((events.time, part_of_note)))
+    if not is_in_order(events.time, offsets):  # symusic keeps a file's order where times are equal
+        events = reorder(events, np.lexsort((events.time, part_of_notes(events))))
     if len(set(events.file_track)) == len(events.track):
         return events
     about = (np.array(values, dtype=np.int64) for values in (events.file_track, events.channel, events.program))
@@ -113,7 +120,7 @@ def join_voices(events: Events) -> Events:
         return events
     largest = [max(np.flatnonzero(voice == first), key=lambda part: events.track_notes[part]) for first in firsts]
     return replace(
-        reorder(events, np.lexsort((events.time, voice[part_of_note]))),
+        reorder(events, np.lexsort((events.time, voice[part_of_notes(events)]))),
         track_notes=np.bincount(voice, events.track_notes, len(voice)).astype(np.int64)[firsts],
         track=[events.track[first] for first in firsts],
         file_track=[events.file_track[first] for first in firsts],
@@ -121,6 +128,11 @@ def join_voices(events: Events) -> Events:
         program=[events.program[part] for part in largest],
         names=[events.names[first] for first in firsts],
     )
+
+
+def part_of_notes(events: Events) -> np.ndarray:
+    """Return the part of each note, shape (N,)."""
+    return np.repeat(np.arange(len(events.track)), events.track_notes)
 
 
 def reorder(events: Events, order: np.ndarray) -> Events:
