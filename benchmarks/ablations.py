@@ -16,6 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from command import UserError, machine, run_command, write_json
+from training.checkpoints import checkpoint_folders
 from training.run_logger import LOG_NAME
 
 ROOT = Path(__file__).parents[1]
@@ -122,7 +123,7 @@ def train(options: dict[str, str], output_dir: Path) -> dict:
         UserError: If it fails; names its log file.
     """
     options = options | {"--output_dir": str(output_dir)}
-    if any(output_dir.glob("step_*")):
+    if checkpoint_folders(output_dir):
         options["--resume_from_checkpoint"] = "latest"
     output_dir.mkdir(parents=True, exist_ok=True)
     log = output_dir / "train.log"

@@ -26,7 +26,8 @@ from symusic.core import ScoreTick
 from tqdm import tqdm
 
 from benchmarks.dataset import LAKH_FILES, build_command, check, start
-from benchmarks.near_duplicates import change_notes, contents_of, transpose
+from benchmarks.near_duplicates import contents_of
+from benchmarks.planted_changes import change_notes, transpose
 from benchmarks.reports import report_to, rounded, versions
 from command import machine
 from dataset_script.build import LIBRARIES

@@ -12,9 +12,9 @@ from unittest.mock import patch
 
 REST = "loop"
 GROUPS: dict[str, tuple[tuple[str, str, str], ...]] = {
-    "attention": (("step_decoder_melody_vae", "StepDecoder", "_attend"),),
-    "feed-forward": (("step_decoder_melody_vae", "StepDecoder", "_feed_forward"),),
-    "decoder's other steps (embedding, norms, head)": (("step_decoder_melody_vae", "StepDecoder", "_step"),),
+    "attention": (("decoders_melody_vae", "StepDecoder", "_attend"),),
+    "feed-forward": (("decoders_melody_vae", "StepDecoder", "_feed_forward"),),
+    "decoder's other steps (embedding, norms, head)": (("decoders_melody_vae", "StepDecoder", "_step"),),
     "grammar": (
         ("logits_process_melody_vae", "MelodyLogitsProcessor", "__call__"),
         ("logits_process_melody_vae", "BarCountLogitsProcessor", "__call__"),

@@ -11,9 +11,9 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList, TopPLogitsWarper
 
 from .arguments_melody_vae import draw_uniform
+from .decoders_melody_vae import ForwardDecoder, StepDecoder
 from .logits_process_melody_vae import BarCountLogitsProcessor, MelodyLogitsProcessor
 from .prior_melody_vae import FEWEST_ROWS
-from .step_decoder_melody_vae import ForwardDecoder, StepDecoder
 
 LOOP_OPTIONS = {"do_sample", "temperature", "top_k", "top_p", "max_length", "max_new_tokens", "logits_processor"}
 LOOP_OPTIONS |= {"bars", "scale", "time_signature", "lowest_pitch", "highest_pitch", "noise_level", "generator"}

@@ -13,8 +13,8 @@ from accelerate import cpu_offload, dispatch_model
 
 from evaluation.operations import is_valid
 from modeling import MelodyVAEModel
+from modeling.decoders_melody_vae import StepDecoder, is_plain
 from modeling.melody_line_melody_vae import ATTRIBUTES
-from modeling.step_decoder_melody_vae import StepDecoder, is_plain
 from tests.builders.lines import processor_for
 from tests.builders.models import make_model
 

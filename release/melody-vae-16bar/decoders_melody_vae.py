@@ -1,0 +1,1 @@
+../../modeling/decoders_melody_vae.py

@@ -1,1 +1,0 @@
-../../modeling/step_decoder_melody_vae.py
