@@ -2,7 +2,6 @@
 
 import io
 import random
-import time
 import zipfile
 
 import pytest
@@ -12,6 +11,7 @@ from symusic import Score
 
 from modeling import midi_repair_melody_vae as midi_repair
 from modeling.midi_repair_melody_vae import repair_midi, unpack_zip
+from tests.builders.clock import processor_seconds
 
 PITCHES = [60, 64, 67, 62, 65, 59, 61, 72, 70, 69, 57]
 END = b"\0\xff\x2f\0"
@@ -217,12 +217,7 @@ def growing(kind: str, size: int) -> bytes:
 def test_costs_grow_with_the_file_and_not_faster(kind):
     def seconds(size: int) -> float:
         data = growing(kind, size)
-        times = []
-        for _ in range(3):
-            begin = time.process_time()
-            repair_midi(data, has_open_notes=True)
-            times.append(time.process_time() - begin)
-        return min(times)
+        return processor_seconds(lambda: repair_midi(data, has_open_notes=True))
 
     assert seconds(4000) < 24 * seconds(500) + 0.02  # eight times the file; quadratic would be 64 times
 
