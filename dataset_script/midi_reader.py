@@ -252,12 +252,19 @@ def _end_notes(tables, notes_left, last_tick, ticks_per_quarter):
     """End notes with their track; False if one would end too late. One that would have no length gets a quarter."""
     notes, parts = tables[0], tables[1]
     for note in notes_left:
-        length = last_tick - notes[note, ONSET]
-        notes[note, DURATION] = length if length else ticks_per_quarter
-        parts[notes[note, PART], NOTES] += 1
-        if notes[note, ONSET] + np.int64(notes[note, DURATION]) > MAX_TICK:
+        onset = np.int64(notes[note, ONSET])
+        end = last_tick if last_tick > onset else onset + ticks_per_quarter
+        if end > MAX_TICK:
             return False
+        _end_note(notes, parts, note, end)
     return True
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _end_note(notes, parts, note, tick):
+    """End a note, which from now on counts in its part."""
+    notes[note, DURATION] = tick - notes[note, ONSET]
+    parts[notes[note, PART], NOTES] += 1
 
 
 @njit(cache=True, nogil=True)
@@ -321,9 +328,7 @@ def _scan_track(data, position, tables, state, open_first, open_last, never_ends
             if channel == DRUM_CHANNEL:
                 continue
             if open_first[key] != NONE and never_ends[key]:
-                note = open_first[key]
-                notes[note, DURATION] = tick - notes[note, ONSET]
-                parts[notes[note, PART], NOTES] += 1
+                _end_note(notes, parts, open_first[key], tick)
                 open_first[key] = NONE
             if open_first[key] == NONE:
                 open_first[key] = note_count
@@ -337,8 +342,7 @@ def _scan_track(data, position, tables, state, open_first, open_last, never_ends
             note = open_first[key]
             if note != NONE:
                 open_first[key] = notes[note, NEXT]
-                notes[note, DURATION] = tick - notes[note, ONSET]
-                parts[notes[note, PART], NOTES] += 1
+                _end_note(notes, parts, note, tick)
         elif kind != KEY_PRESSURE:  # a control or pitch bend, which symusic stores
             if part_of_channel[channel] == NONE:
                 waiting[channel] = True

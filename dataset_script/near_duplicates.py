@@ -21,15 +21,14 @@ from dataset_script.midi_notes import MAX_STEPS, PITCH_BITS, PITCH_SHIFT, STEP_B
 NOTES = 8  # in a run
 MIN_DISTINCT = 4  # different intervals that a run needs: scales, trills and repeated notes are everybody's
 STRETCH_NOTES = 16  # that two files must share in one piece
-STRETCH_WINDOW = (
-    17  # of so many stretches in a row one is kept: of 32 notes in a row that two files share, the same one
-)
+STRETCH_WINDOW = 17  # of so many stretches in a row one is kept: of 32 notes that two files share, the same one
 VERBATIM_NOTES = 32  # in a row, in any key, that the leads of two files must not share unless they are linked
 VERBATIM_DISTINCT = 3  # different intervals that these need: less is a note repeated, or a trill
 MAX_HASHES = 512  # of a file: those with the smallest values, which is the same random sample of runs in every file
 
 MIN_LINE_HASHES = 8  # a line with fewer different runs is too plain to tell whether it is a copy
 
+LEFT_OUT = np.uint64(0)  # no hash is 0
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio (Knuth's multiplicative hashing)
 
 
@@ -43,7 +42,13 @@ def mix(value):
 
 @njit(cache=True)
 def hash_runs(
-    codes: np.ndarray, length: int, seen: np.ndarray, hashes: np.ndarray, at: int, least: int = MIN_DISTINCT
+    codes: np.ndarray,
+    length: int,
+    seen: np.ndarray,
+    hashes: np.ndarray,
+    at: int,
+    least: int = MIN_DISTINCT,
+    plain: np.uint64 = LEFT_OUT,
 ) -> int:
     """Hash each run of codes that has enough different ones, rolling from one to the next (Karp and Rabin).
 
@@ -54,6 +59,7 @@ def hash_runs(
         hashes: where to write.
         at: where in it to begin.
         least: so many different codes are enough.
+        plain: what to write for a run with fewer; `LEFT_OUT` for nothing.
 
     Returns:
         Where the hashes end.
@@ -68,8 +74,8 @@ def hash_runs(
         distinct += seen[code] == 0
         seen[code] += 1
         if index >= length - 1:
-            if distinct >= least:
-                hashes[at] = mix(value)
+            if distinct >= least or plain != LEFT_OUT:
+                hashes[at] = mix(value) if distinct >= least else plain
                 at += 1
             code = codes[index - length + 1]
             value -= mix(np.uint64(code + 1)) * leading
@@ -221,28 +227,10 @@ def winnow_stretches(
     Returns:
         Where the hashes end.
     """
-    steps, length, plain = intervals(pitch, codes), STRETCH_NOTES - 1, np.uint64(0xFFFFFFFFFFFFFFFF)
-    leading = np.uint64(1)
-    for _ in range(length - 1):
-        leading *= MULTIPLIER
-    value, distinct, count = np.uint64(0), 0, 0
-    for index in range(len(steps)):
-        code = steps[index]
-        value = value * MULTIPLIER + mix(np.uint64(code + 1))
-        distinct += seen[code] == 0
-        seen[code] += 1
-        if index >= length - 1:
-            values[count] = mix(value) if distinct >= MIN_DISTINCT else plain
-            count += 1
-            code = steps[index - length + 1]
-            value -= mix(np.uint64(code + 1)) * leading
-            seen[code] -= 1
-            distinct -= seen[code] == 0
-    for code in steps[-length:]:
-        seen[code] = 0
-
+    plain = np.uint64(0xFFFFFFFFFFFFFFFF)
+    count = hash_runs(intervals(pitch, codes), STRETCH_NOTES - 1, seen, values, 0, MIN_DISTINCT, plain)
     smallest = -1
-    for last in range(min(STRETCH_WINDOW, count) - 1, count):
+    for last in range(max(min(STRETCH_WINDOW, count) - 1, 0), count):
         first = max(last - STRETCH_WINDOW + 1, 0)
         if smallest < first:
             new = first

@@ -261,6 +261,15 @@ def test_any_32_notes_in_common_are_a_common_stretch(place):
     assert np.isin(first, second).any()
 
 
+@pytest.mark.parametrize("notes", [0, 1, 7, 15, 16, 32, 60])
+def test_stretches_of_a_line_do_not_depend_on_lines_before_it(notes):
+    random = np.random.default_rng(15)
+    line, before = random_line(random, notes), random_line(random, 90)
+    alone, after = stretches_of([[line]])[0], stretches_of([[before], [line]])[1]
+    assert alone.tolist() == after.tolist()
+    assert len(alone) == 0 if notes < 16 else len(alone) > 0
+
+
 @pytest.mark.parametrize(("notes", "is_lead", "is_linked"), [(32, True, True), (31, True, False), (32, False, False)])
 def test_leads_that_share_32_notes_are_linked(notes, is_lead, is_linked):
     random = np.random.default_rng(16)
