@@ -18,14 +18,16 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import BatchFeature, PreTrainedTokenizerFast
 
-from modeling.processing_melody_vae import (
+from modeling.line_writing_melody_vae import (
     FIRST_CHARACTER,
+    line_to_words,
+    make_remi,
+)
+from modeling.processing_melody_vae import (
     MAX_PITCH,
     MIN_PITCH,
     MelodyProcessor,
     cut_bars,
-    line_to_words,
-    make_remi,
 )
 
 from .flat_code import flatten_code

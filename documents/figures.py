@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from command import UserError, run_command
 from documents.compare import Results, find, read_results
-from modeling.processing_melody_vae import line_to_score
+from modeling.line_writing_melody_vae import line_to_score
 from rendering.curves import write_curves
 from rendering.distributions import write_distributions
 from rendering.piano_roll import write_piano_roll

@@ -30,7 +30,7 @@ from evaluation.held_out import BARS, STEPS, choose_windows
 from evaluation.listening_analysis import analyse, promised_power
 from evaluation.measurement import load
 from evaluation.reconstruction import fit_to_grid
-from modeling.processing_melody_vae import line_to_score
+from modeling.line_writing_melody_vae import line_to_score
 from rendering.intervals import write_intervals
 from rendering.sound import play, write_wav
 

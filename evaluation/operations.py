@@ -31,9 +31,9 @@ from command import UserError, machine, run_command, write_json
 from dataset_script.windows import section_notes
 from evaluation.attribute_control import control, encode_lines
 from evaluation.held_out import BARS, choose_windows
+from modeling.line_writing_melody_vae import FIRST_CHARACTER, WORD_PREFIX
 from modeling.melody_line_melody_vae import key_of, steps_per_bar, tempo_class
 from modeling.note_editing_melody_vae import measure
-from modeling.processing_melody_vae import FIRST_CHARACTER, WORD_PREFIX
 from training.data import load_lines
 from training.models import load_pretrained
 from training.run_logger import LOG_NAME

@@ -4,9 +4,10 @@ Dimension key: B melodies asked for, A melodies still being written, T tokens, S
 K decoder layers, C hidden size, V vocabulary.
 """
 
-import itertools
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList, TopPLogitsWarper
 
@@ -21,7 +22,6 @@ LOOP_OPTIONS |= {"max_rest", "conditions", "attention_mask", "begin_suppress_tok
 """Options of `generate` that the decoding loop knows; for others it is transformers' own."""
 
 NUMBERS_AT_ONCE = 64
-LIKELY_TOKENS = 64  # that top-p looks at before it sorts the whole vocabulary
 
 
 def choose(weights: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
@@ -38,17 +38,86 @@ def choose(weights: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(sums, share[:, None].to(sums) * sums[:, -1:], right=True).squeeze(1)
 
 
-def keep_most_likely(scores: torch.Tensor, top_p: float, warper: TopPLogitsWarper) -> torch.Tensor:
-    """Rule out all but the most probable tokens that together have `top_p`, as transformers' warper does.
+def draw_likely(probabilities: np.ndarray, share: np.ndarray, top_p: float) -> np.ndarray:
+    """Draw as [`choose`] does, from the most probable tokens that together have `top_p`, as transformers keeps them.
 
-    The vocabulary is sorted only where `LIKELY_TOKENS` do not have as much.
+    Args:
+        probabilities: `(A, V)`.
+        share: `(A,)`, from 0 to just under 1.
+        top_p: From 0 to 1.
+
+    Returns:
+        `(A,)` tokens.
     """
-    likely = scores.topk(min(LIKELY_TOKENS, scores.shape[-1])).values  # (A, L), descending
-    shares = (likely - scores.logsumexp(-1, keepdim=True)).exp().cumsum(-1)
-    count = (shares < top_p).sum(-1, keepdim=True)  # tokens before the one that reaches top_p
-    if int(count.max()) >= likely.shape[-1]:
-        return warper(None, scores)  # pyright: ignore[reportArgumentType] - it reads no ids
-    return scores.masked_fill(scores < likely.gather(-1, count), -torch.inf)
+    # What is less probable than this has no more than `1 - top_p` together, so top-p leaves it out: few are sorted.
+    least = np.minimum((1 - top_p) / probabilities.shape[-1], probabilities.max(-1, keepdims=True))
+    rows, tokens = np.nonzero(probabilities >= least)
+    first = np.searchsorted(rows, np.arange(len(probabilities)))
+
+    def sums_within_rows(values: np.ndarray) -> np.ndarray:
+        sums = values.cumsum()
+        return sums - (sums - values)[first][rows]
+
+    chances = probabilities[rows, tokens].astype(np.float64)
+    falling = chances[np.lexsort((-chances, rows))]
+    is_kept = sums_within_rows(falling) - falling < max(top_p, 1e-6)  # the most probable one at least
+    lowest = np.minimum.reduceat(np.where(is_kept, falling, 1.0), first)  # (A,); equal ones are kept as well
+    kept = np.where(chances >= lowest[rows], chances, 0.0)
+    is_before = sums_within_rows(kept) <= (share * np.add.reduceat(kept, first))[rows]
+    return tokens[first + np.add.reduceat(is_before.astype(np.int64), first)]
+
+
+class Choice:
+    """How tokens are chosen: the most likely one, or drawn by a number from each melody's own source.
+
+    Args:
+        generator: One for each melody; none for the most likely token.
+        temperatures: `(A,)`, of the softmax over tokens.
+        top_p: Share of the probability that tokens are drawn from; all by default.
+    """
+
+    def __init__(
+        self, generator: Sequence[torch.Generator] | None, temperatures: torch.Tensor | None, top_p: float | None
+    ):
+        self.temperatures, self.top_p, self.count = temperatures, top_p, 0
+        self.sources = [
+            torch.Generator(source.device).manual_seed(
+                int(torch.randint(2**62, (), generator=source, device=source.device))
+            )
+            for source in generator or ()
+        ]
+        self.numbers = torch.empty(0)
+
+    def __call__(self, scores: torch.Tensor) -> torch.Tensor:
+        """Choose from `scores` `(A, V)`; returns tokens `(A,)`."""
+        if not self.sources:
+            return scores.argmax(-1)
+        if self.temperatures is not None:
+            scores = scores / self.temperatures[:, None]
+        place, self.count = self.count % NUMBERS_AT_ONCE, self.count + 1
+        if place == 0:
+            self.numbers = draw_uniform((NUMBERS_AT_ONCE,), self.sources, scores.device)
+        probabilities, share = scores.softmax(-1), self.numbers[:, place]
+        if self.top_p is None:
+            return choose(probabilities, share)
+        drawn = draw_likely(probabilities.cpu().numpy(), share.cpu().numpy().astype(np.float64), self.top_p)
+        return torch.from_numpy(drawn).to(scores.device)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Go on with some melodies only."""
+        self.temperatures = self.temperatures if self.temperatures is None else self.temperatures[rows]
+        if self.sources:
+            self.sources, self.numbers = [self.sources[row] for row in rows.tolist()], self.numbers[rows]
+
+
+def make_decoder(model, model_kwargs: dict[str, Any], copies: torch.Tensor | None, num_melodies: int) -> ForwardDecoder:
+    """Return what computes the logits of melodies, or of `copies` of them by number."""
+    if copies is not None:
+        model_kwargs = {
+            name: value[copies] if isinstance(value, torch.Tensor) and len(value) == num_melodies else value
+            for name, value in model_kwargs.items()
+        }
+    return (StepDecoder if StepDecoder.is_for(model, model_kwargs) else ForwardDecoder)(model, model_kwargs)
 
 
 def sample_with_generators(
@@ -82,40 +151,21 @@ def sample_with_generators(
         `(B, T')` ids, padded at the end.
     """
     num_melodies, pad = len(input_ids), generation_config.pad_token_id
-    sources = [
-        torch.Generator(source.device).manual_seed(
-            int(torch.randint(2**62, (), generator=source, device=source.device))
-        )
-        for source in generator or ()
-    ]
     rows = list(range(num_melodies))  # (A,) the melodies that are still being written
     copies = None  # of the rows, where the model computes more
-    if sources and num_melodies < FEWEST_ROWS:
+    if generator and num_melodies < FEWEST_ROWS:
         copies = torch.arange(FEWEST_ROWS, device=input_ids.device) % num_melodies
-        model_kwargs = {
-            name: value[copies] if isinstance(value, torch.Tensor) and len(value) == num_melodies else value
-            for name, value in model_kwargs.items()
-        }
-    decoder = (StepDecoder if StepDecoder.is_for(model, model_kwargs) else ForwardDecoder)(model, model_kwargs)
+    decoder = make_decoder(model, model_kwargs, copies, num_melodies)
     finished, processors = {}, list(logits_processor)
-    top_p = processors.pop() if processors and isinstance(processors[-1], TopPLogitsWarper) else None
+    top_p = processors.pop().top_p if processors and isinstance(processors[-1], TopPLogitsWarper) else None
+    choice = Choice(generator, temperatures, top_p)
     is_done = torch.zeros(num_melodies, dtype=torch.bool, device=input_ids.device)
-    numbers = torch.empty(0)
-    for step in itertools.count():
+    while True:
         scores = decoder(input_ids if copies is None else input_ids[copies])[: len(rows)].float()  # (A, V)
         for processor in processors:
             scores = processor(input_ids, scores)
-        if temperatures is not None:
-            scores = scores / temperatures[:, None]
-        if top_p is not None:
-            scores = keep_most_likely(scores, top_p.top_p, top_p)
-        if sources:
-            if step % NUMBERS_AT_ONCE == 0:
-                numbers = draw_uniform((NUMBERS_AT_ONCE,), [sources[row] for row in rows], scores.device)
-            token = choose(scores.softmax(-1), numbers[:, step % NUMBERS_AT_ONCE])
-        else:
-            token = scores.argmax(-1)
-        input_ids = torch.cat([input_ids, token.masked_fill(is_done, pad)[:, None]], dim=-1)
+        token = choice(scores).masked_fill(is_done, pad)
+        input_ids = torch.cat([input_ids, token[:, None]], dim=-1)
         is_done = is_done | stopping_criteria(input_ids, scores)
         num_left = len(rows) - int(is_done.sum())
         if not num_left:
@@ -124,13 +174,11 @@ def sample_with_generators(
             left = (~is_done).nonzero().squeeze(1)
             kept = left.tolist()
             finished |= {rows[at]: input_ids[at] for at in set(range(len(rows))).difference(kept)}
-            decoder.keep(left, len(rows))
-            for processor in processors:
-                if isinstance(processor, MelodyLogitsProcessor | BarCountLogitsProcessor):
-                    processor.keep(left, len(is_done))
+            for part in (decoder, *processors):
+                if isinstance(part, ForwardDecoder | MelodyLogitsProcessor | BarCountLogitsProcessor):
+                    part.keep(left, len(rows))
+            choice.keep(left)
             input_ids, rows, is_done = input_ids[left], [rows[at] for at in kept], is_done[left]
-            temperatures = temperatures if temperatures is None else temperatures[left]
-            numbers = numbers[left] if sources else numbers
     finished |= dict(zip(rows, input_ids, strict=True))
     return torch.nn.utils.rnn.pad_sequence(
         [finished[row] for row in range(num_melodies)], batch_first=True, padding_value=pad

@@ -18,7 +18,7 @@ import export_onnx
 import generate
 from generation.sections import LOG_NAME
 from generation.session import Options, Session
-from modeling.processing_melody_vae import line_to_score
+from modeling.line_writing_melody_vae import line_to_score
 from modeling.tune_finding_melody_vae import find_melody
 from tests.builders.generation import BARS, LINES, STEPS, make_line, save_model
 

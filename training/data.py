@@ -10,15 +10,15 @@ from torch.utils.data import Dataset
 
 from command import UserError
 from modeling import MelodyProcessor
-from modeling.processing_melody_vae import (
+from modeling.line_writing_melody_vae import (
     bar_tokens,
-    is_supported,
     line_to_words,
     make_remi,
     repeat_tokens,
     transposition_table,
     words_to_text,
 )
+from modeling.processing_melody_vae import is_supported
 from modeling.token_grammar_melody_vae import copied_tokens
 from training.batches import transposition_limits, uniform_integers
 

@@ -16,7 +16,7 @@ import numpy as np
 from command import run_command
 from publishing.onnx.onnx_melody_vae import OnnxMelodyVAE
 from publishing.onnx.onnx_melody_vae.decoding import draw_tokens
-from publishing.onnx.onnx_melody_vae.grammar import GrammarState, Wanted
+from publishing.onnx.onnx_melody_vae.grammar_state_melody_vae import GrammarState, Wanted
 from publishing.onnx.onnx_melody_vae.latents import make_generators
 from publishing.onnx.onnx_melody_vae.melody_line_melody_vae import ATTRIBUTES, key_of
 from publishing.onnx.onnx_melody_vae.token_grammar_melody_vae import scale_mask

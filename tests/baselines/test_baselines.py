@@ -35,8 +35,8 @@ from metrics.bits_per_note.bits_per_note import bits_per_note
 from metrics.step_accuracy.step_accuracy import step_classes
 from modeling import MelodyProcessor
 from modeling.cache_melody_vae import CACHE_NAME
+from modeling.line_writing_melody_vae import line_to_words, transposition_table
 from modeling.modeling_melody_vae import NATS_PER_BIT, reconstruction_nats
-from modeling.processing_melody_vae import line_to_words, transposition_table
 from tests.builders import models as tiny_models
 
 B, T, N, Z = 3, 11, 5, 7  # N bars at most, Z latent size

@@ -1,7 +1,7 @@
 """Melodies and a model that has learnt to write notes, to try the commands on."""
 
 from modeling import MelodyProcessor
-from modeling.processing_melody_vae import line_to_words
+from modeling.line_writing_melody_vae import line_to_words
 from tests.builders.models import learn, make_model
 
 BARS = 5  # the tiny model's

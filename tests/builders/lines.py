@@ -7,15 +7,9 @@ import pytest
 from hypothesis import strategies as st
 from symusic import Note, Score, Tempo, TimeSignature, Track
 
-from modeling.processing_melody_vae import (
-    MAX_NOTE_BEATS,
-    MAX_PITCH,
-    MIN_PITCH,
-    TIME_SIGNATURES,
-    MelodyProcessor,
-    line_to_words,
-    steps_per_bar,
-)
+from modeling.line_writing_melody_vae import line_to_words
+from modeling.melody_line_melody_vae import MAX_NOTE_BEATS, MAX_PITCH, MIN_PITCH, TIME_SIGNATURES, steps_per_bar
+from modeling.processing_melody_vae import MelodyProcessor
 
 SIGNATURES = [f"{numerator}/{denominator}" for denominator, all_ in TIME_SIGNATURES.items() for numerator in all_]
 VOCABULARY = {4: 307, 12: 547}  # prime, and above the base vocabulary, so that there are merges

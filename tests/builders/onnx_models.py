@@ -7,8 +7,8 @@ import torch
 
 import export_onnx
 from modeling import MelodyProcessor
+from modeling.line_writing_melody_vae import line_to_words
 from modeling.melody_line_melody_vae import ATTRIBUTES, KEY_NAMES
-from modeling.processing_melody_vae import line_to_words
 from tests.builders.models import learn, make_model
 
 Z, N = 14, 7

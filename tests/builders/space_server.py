@@ -4,7 +4,7 @@ import random
 from pathlib import Path
 
 from modeling import MelodyProcessor
-from modeling.processing_melody_vae import line_to_words
+from modeling.line_writing_melody_vae import line_to_words
 from tests.builders.models import make_model
 
 ROOT = Path(__file__).parents[2]

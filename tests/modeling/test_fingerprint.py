@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
 
 from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel
-from modeling.processing_melody_vae import line_to_words
+from modeling.line_writing_melody_vae import line_to_words
 from tests.builders.space_server import save_model
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"

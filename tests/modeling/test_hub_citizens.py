@@ -18,8 +18,8 @@ from symusic import Note, Score, Track
 from transformers import GenerationConfig, pipeline
 
 from modeling import MelodyGenerationPipeline, MelodyProcessor, MelodyVAEModel
+from modeling.line_writing_melody_vae import line_to_words
 from modeling.melody_line_melody_vae import TEMPO_CLASSES, tempo_class
-from modeling.processing_melody_vae import line_to_words
 from tests.builders.fake_hub import running_hub
 from tests.builders.models import make_model
 

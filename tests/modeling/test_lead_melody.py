@@ -21,13 +21,9 @@ from dataset_script.extraction import extract_lines
 from dataset_script.lead_score import WEIGHTS_PATH
 from dataset_script.midi_notes import UnreadableMidiError, bar_grid, read_notes
 from modeling import melody_track_melody_vae as melody_track
+from modeling.line_writing_melody_vae import key_signature_of, line_to_words
 from modeling.melody_line_melody_vae import readable_time_signature
-from modeling.processing_melody_vae import (
-    cut_bars,
-    key_signature_of,
-    line_to_words,
-    steps_per_bar,
-)
+from modeling.processing_melody_vae import cut_bars, steps_per_bar
 from modeling.tune_finding_melody_vae import find_melody, find_tunes
 from tests.builders.lines import LINE, QUARTER, accompaniment, is_same, processor_for, scale, score_of, track_of
 

@@ -14,9 +14,9 @@ import torch
 from modeling import MelodyProcessor, MelodyVAEConfig, MelodyVAEModel, MelodyVAEPosterior
 from modeling.cache_melody_vae import CACHE_NAME, CACHE_NAMES
 from modeling.interpolation_melody_vae import slerp
+from modeling.line_writing_melody_vae import line_to_words
 from modeling.logits_process_melody_vae import BarCountLogitsProcessor
 from modeling.modeling_melody_vae import ENCODED_AT_ONCE, reconstruction_nats
-from modeling.processing_melody_vae import line_to_words
 from modeling.token_grammar_melody_vae import MAX_TOKENS_PER_BAR
 from tests.builders.models import (
     BAR_TOKENS,
@@ -971,6 +971,7 @@ def test_weights_are_tied(model):
 STANDARD = set(sys.stdlib_module_names) | {"torch", "transformers", "numpy"}  # transformers needs numpy
 ALLOWED = {  # of the processor
     "processing_melody_vae.py": STANDARD | {"miditok", "symusic", "tokenizers"},
+    "line_writing_melody_vae.py": STANDARD | {"miditok", "symusic"},
     "midi_reading_melody_vae.py": STANDARD | {"symusic", "numpy"},
     "melody_track_melody_vae.py": STANDARD | {"numpy"},
     "tune_finding_melody_vae.py": STANDARD | {"miditok", "numpy"},

@@ -5,10 +5,11 @@ from collections import Counter
 
 import pytest
 import torch
+from transformers import TopPLogitsWarper
 
 from evaluation.operations import is_valid
 from modeling import MelodyVAEModel
-from modeling.decoding_melody_vae import choose, sample_with_generators
+from modeling.decoding_melody_vae import choose, draw_likely, sample_with_generators
 from modeling.melody_line_melody_vae import KEY_NAMES, MAX_PITCH, MIN_PITCH, key_of
 from modeling.options_melody_vae import FREE_DRAWS
 from tests.builders.lines import processor_for
@@ -425,3 +426,17 @@ def test_numbers_of_ones_own_follow_the_model(told):
 def test_what_is_not_one_for_each_melody_is_refused(told, asked, message):
     with pytest.raises(ValueError, match=message):
         told.sample(3, **asked)
+
+
+@pytest.mark.parametrize("top_p", [0.0, 0.3, 0.965, 0.9999])
+def test_likely_tokens_are_those_that_transformers_keeps(top_p):
+    generator = torch.Generator().manual_seed(3)
+    scores = 3 * torch.randn(61, 53, generator=generator)
+    scores[::2, 7:40] = -torch.inf
+    scores[5, 1:] = -torch.inf
+    scores[11] = 0.0  # all alike
+    share = torch.rand(61, generator=generator)
+    kept = TopPLogitsWarper(top_p)(None, scores)
+    kept = torch.where(scores >= kept.masked_fill(kept.isinf(), torch.inf).amin(-1, keepdim=True), scores, -torch.inf)
+    drawn = draw_likely(scores.softmax(-1).numpy(), share.numpy(), top_p)
+    assert drawn.tolist() == choose(kept.softmax(-1), share).tolist()

@@ -10,21 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from miditok import TokSequence
 
-from modeling.processing_melody_vae import (
+from modeling.line_writing_melody_vae import (
     FIRST_CHARACTER,
-    MAX_NOTE_BEATS,
-    MAX_PITCH,
-    MIN_PITCH,
     SPECIAL_TOKENS,
-    MelodyProcessor,
-    cut_bars,
     line_to_score,
     line_to_words,
     make_monophonic,
     make_remi,
-    steps_per_bar,
     transposition_table,
 )
+from modeling.melody_line_melody_vae import MAX_NOTE_BEATS, MAX_PITCH, MIN_PITCH, steps_per_bar
+from modeling.processing_melody_vae import MelodyProcessor, cut_bars
 from modeling.tune_finding_melody_vae import find_melody
 from tests.builders.lines import (
     GRIDS,

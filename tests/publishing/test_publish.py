@@ -29,7 +29,7 @@ from dataset_script import build
 from documents import model_card
 from metrics.note_f1.note_f1 import note_f1
 from modeling import MelodyProcessor, MelodyVAEModel
-from modeling.processing_melody_vae import line_to_words
+from modeling.line_writing_melody_vae import line_to_words
 from publishing import hub as publishing_hub
 from publishing import model as publishing_model
 from publishing import release

@@ -16,7 +16,8 @@ import evaluate_model
 import train
 from evaluation.held_out import BARS, choose_windows
 from evaluation.model_evaluation import Evaluation
-from modeling.processing_melody_vae import MAX_PITCH, MIN_PITCH, line_to_words
+from modeling.line_writing_melody_vae import line_to_words
+from modeling.processing_melody_vae import MAX_PITCH, MIN_PITCH
 from tests.builders.training import TINY, arguments, make_batches, run
 from training.batches import WindowBatches
 from training.data import MelodyWindows, count_notes, load_lines, write_words

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
 from command import UserError
-from modeling.processing_melody_vae import line_to_score
+from modeling.line_writing_melody_vae import line_to_score
 from tests.builders.training import TINY, arguments, melody, run
 from training import average_models, models, own_midi, report, run_logger
 from training.data import load_lines

@@ -12,7 +12,7 @@ from transformers import get_scheduler
 
 from command import UserError
 from dataset_script import build
-from modeling.processing_melody_vae import line_to_words
+from modeling.line_writing_melody_vae import line_to_words
 from tests.builders.midi_files import midi_bytes, tune
 from tests.builders.training import make_batches
 from training.averaging import AveragedWeights

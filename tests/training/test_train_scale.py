@@ -9,7 +9,7 @@ import datasets
 import pytest
 
 from command import UserError
-from modeling.processing_melody_vae import make_remi
+from modeling.line_writing_melody_vae import make_remi
 from modeling.relative_attention import RelativeAttention
 from tests.builders.training import TINY, arguments, melody, run
 from training.run_logger import LOG_NAME

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from generation.loading import load_model
-from modeling.processing_melody_vae import line_to_score
+from modeling.line_writing_melody_vae import line_to_score
 from modeling.tune_finding_melody_vae import find_melody, find_tunes
 from publishing.onnx import golden
 from tests.builders.lines import random_line

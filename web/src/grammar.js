@@ -1,5 +1,5 @@
 /**
- * What a generated melody must be, token by token, by a state for each melody; as `onnx_melody_vae/grammar.py` has it.
+ * What a generated melody must be, token by token, by a state for each melody; as `grammar_state_melody_vae.py` has it.
  *
  * Which tokens fit depends on a few numbers of the state; what was found for them is remembered, so that most tokens
  * cost one lookup.

@@ -9,19 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from .grammar import GrammarState, TokenTable
+from .grammar_state_melody_vae import GrammarState, TokenTable, allowed_scores
 from .token_grammar_melody_vae import NO_ONSET, TokenColumn
 
 CACHE_BLOCK = 32  # tokens by which the cache grows
 LOWEST = np.finfo(np.float32).min
-
-
-def log_sum_exp(values: np.ndarray) -> np.ndarray:
-    """Compute log(sum(exp(values))) over the last axis; -inf where all are."""
-    highest = values.max(-1, keepdims=True)
-    highest = np.where(np.isfinite(highest), highest, 0)
-    with np.errstate(divide="ignore"):
-        return np.log(np.exp(values - highest).sum(-1)) + highest[..., 0]
 
 
 def draw_tokens(scores: np.ndarray, share: np.ndarray, top_p: float) -> np.ndarray:
@@ -130,36 +122,6 @@ class StepDecoder:
         middle = ((row[TokenColumn.LOWEST_PITCH] + highest) / 2).astype(np.float32)
         self.pitch = np.where(highest > 0, middle, self.pitch)
         return {"musical_position": position, "pitch": self.pitch}
-
-
-def allowed_scores(logits: np.ndarray, states: Sequence[GrammarState], is_primer: bool) -> np.ndarray:
-    """Rule out what is no melody, -inf in `(A, V)`, and give the end of a bar what belongs to it.
-
-    That a bar ends is one event, followed by a new bar or by the end of the melody; where only one of them is allowed
-    the event's probability goes to it.
-    """
-    offers, table = [state.offer(is_primer) for state in states], states[0].table
-    scores = np.where(np.stack([offer.allowed for offer in offers]), logits, np.float32(-np.inf))
-    scores[:, table.eos_token_id] = -np.inf
-    rows = np.array([row for row, offer in enumerate(offers) if offer.bar_may_end], dtype=np.int64)
-    if len(rows):
-        resting = [offers[row] for row in rows]
-        must_end, may_end = np.array([(offer.must_end, offer.may_end) for offer in resting]).T
-        end, openings = logits[rows, table.eos_token_id], scores[rows[:, None], table.bar_ends]  # (R,), (R, O)
-        new_bar = log_sum_exp(openings)
-        bar_ends = np.logaddexp(end, new_bar)
-        gain = np.where(may_end | np.isinf(new_bar), 0, bar_ends - np.where(np.isinf(new_bar), 0, new_bar))
-        has_to_close = must_end | [offer.next_kept is not None for offer in resting]
-        scores[rows[:, None], table.bar_ends] = np.where(has_to_close[:, None], -np.inf, openings + gain[:, None])
-        scores[rows, table.eos_token_id] = np.where(must_end, bar_ends, np.where(may_end, end, -np.inf))
-        for row, offer, score in zip(rows, resting, bar_ends, strict=True):
-            if offer.next_kept is not None:
-                scores[row, offer.next_kept] = score if np.isfinite(score) else 0
-    for row, offer in enumerate(offers):
-        if offer.only is not None:
-            scores[row] = -np.inf
-            scores[row, offer.only] = 0
-    return scores
 
 
 def write_melodies(

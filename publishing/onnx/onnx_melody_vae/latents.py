@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from .grammar import TokenTable
+from .grammar_state_melody_vae import TokenTable
 from .melody_line_melody_vae import ATTRIBUTES, read_line, write_line
 from .options_melody_vae import FEWEST_STEPS, PRIOR_STEPS, check_conditions
 from .token_grammar_melody_vae import NO_ONSET, TokenColumn, TokenWriter, mark_repeats, runs_of_tokens

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .decoding import StepDecoder, draw_tokens, log_sum_exp, write_melodies
-from .grammar import GrammarState, Wanted
+from .decoding import StepDecoder, draw_tokens, write_melodies
+from .grammar_state_melody_vae import GrammarState, Wanted, log_sum_exp
 from .latents import Generators, LatentModel, make_generators
 from .melody_line_melody_vae import key_of
 from .options_melody_vae import (

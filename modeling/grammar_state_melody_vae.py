@@ -1,13 +1,15 @@
-"""What a generated melody must be, token by token: `MelodyLogitsProcessor` of the model, by a state for each melody.
+"""What a generated melody must be, token by token, by a state for each melody.
 
-Which tokens fit depends on a few numbers of the state; what was found for them is remembered, so that most tokens cost
-one lookup.
+The torch model and the ONNX graphs both use it. Which tokens fit depends on a few numbers of the state; what was found
+for them is remembered, so that most tokens cost one lookup.
 
-Dimension key: V vocabulary.
+Dimension key: A melodies being written, V vocabulary, R of those melodies, O tokens that open a bar.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -149,6 +151,19 @@ class TokenTable:
         return is_fit
 
 
+@lru_cache(maxsize=4)
+def token_table(content: bytes, eos_token_id: int, repeats: tuple[tuple[int, int], ...], num_tokens: int) -> TokenTable:
+    """Return the table of a vocabulary, the same object each time, so that it goes on remembering.
+
+    Args:
+        content: Of its rows, whole numbers of 32 bits.
+        eos_token_id: As in `TokenTable`.
+        repeats: Likewise, pairs.
+        num_tokens: V.
+    """
+    return TokenTable(np.frombuffer(content, np.int32).reshape(num_tokens, -1), eos_token_id, dict(repeats))
+
+
 class Offer(NamedTuple):
     """What may come next in a melody.
 
@@ -158,6 +173,7 @@ class Offer(NamedTuple):
         must_end: Whether the end has to come instead of a new bar.
         may_end: Whether it may.
         only: The one token that may, if there is one.
+        is_copy: Whether that is a token of a bar that is repeated: certain, whatever its score.
         next_kept: Token of the template that a new bar begins with, if there is one.
     """
 
@@ -166,6 +182,7 @@ class Offer(NamedTuple):
     must_end: bool = False
     may_end: bool = False
     only: int | None = None
+    is_copy: bool = False
     next_kept: int | None = None
 
 
@@ -240,13 +257,20 @@ class GrammarState:
             bar = self.bars[-1]
             bar[1:] = self.count, max(self.end - self.steps, 0), min(bar[3], row[TokenColumn.FIRST_ONSET])
 
+    def copy(self, wanted: Wanted) -> "GrammarState":
+        """Return another one that goes on from here by itself, as a melody that may be wanted otherwise."""
+        other = copy.copy(self)
+        other.wanted = wanted
+        other.tokens, other.bars = list(self.tokens), [list(bar) for bar in self.bars]
+        return other
+
     def offer(self, is_primer: bool) -> Offer:
         """Tell what may come next; `is_primer` says that what came so far was given."""
         table, wanted = self.table, self.wanted
         kept = wanted.kept.get(self.begun - 1, ())
         if self.left:
-            return Offer(table.opens_bar, only=self.tokens[self.source])
-        if self.count < len(kept) and self.begun:
+            return Offer(table.opens_bar, only=self.tokens[self.source], is_copy=True)
+        if self.count < len(kept) and self.begun <= wanted.bars:
             return Offer(table.opens_bar, only=kept[self.count])
         must_open = bool(kept) or not self.begun or self.source > 0  # or end
         phase = RESTING if must_open else self.phase
@@ -293,3 +317,42 @@ class GrammarState:
         if onset >= NO_ONSET or onset < self.end - self.steps:
             return False
         return rings <= bars_after * steps and onset <= opens_by
+
+
+def log_sum_exp(values: np.ndarray) -> np.ndarray:
+    """Compute log(sum(exp(values))) over the last axis; -inf where all are."""
+    highest = values.max(-1, keepdims=True)
+    highest = np.where(np.isfinite(highest), highest, 0)
+    with np.errstate(divide="ignore"):
+        return np.log(np.exp(values - highest).sum(-1)) + highest[..., 0]
+
+
+def allowed_scores(logits: np.ndarray, states: Sequence[GrammarState], is_primer: bool) -> np.ndarray:
+    """Rule out what is no melody, -inf in `(A, V)`, and give the end of a bar what belongs to it.
+
+    That a bar ends is one event, followed by a new bar or by the end of the melody; where only one of them is allowed
+    the event's probability goes to it.
+    """
+    offers, table = [state.offer(is_primer) for state in states], states[0].table
+    scores = np.where(np.stack([offer.allowed for offer in offers]), logits, np.float32(-np.inf))
+    scores[:, table.eos_token_id] = -np.inf
+    rows = np.array([row for row, offer in enumerate(offers) if offer.bar_may_end], dtype=np.int64)
+    if len(rows):
+        resting = [offers[row] for row in rows]
+        must_end, may_end = np.array([(offer.must_end, offer.may_end) for offer in resting]).T
+        end, openings = logits[rows, table.eos_token_id], scores[rows[:, None], table.bar_ends]  # (R,), (R, O)
+        new_bar = log_sum_exp(openings)
+        bar_ends = np.logaddexp(end, new_bar)
+        gain = np.where(may_end | np.isinf(new_bar), 0, bar_ends - np.where(np.isinf(new_bar), 0, new_bar))
+        has_to_close = must_end | [offer.next_kept is not None for offer in resting]
+        scores[rows[:, None], table.bar_ends] = np.where(has_to_close[:, None], -np.inf, openings + gain[:, None])
+        scores[rows, table.eos_token_id] = np.where(must_end, bar_ends, np.where(may_end, end, -np.inf))
+        for row, offer, score in zip(rows, resting, bar_ends, strict=True):
+            if offer.next_kept is not None:
+                scores[row, offer.next_kept] = score if np.isfinite(score) else 0
+    for row, offer in enumerate(offers):
+        if offer.only is not None:
+            own = logits[row, offer.only]
+            scores[row] = -np.inf
+            scores[row, offer.only] = 0 if offer.is_copy or not np.isfinite(own) else own
+    return scores

@@ -1,0 +1,1 @@
+../../modeling/grammar_state_melody_vae.py

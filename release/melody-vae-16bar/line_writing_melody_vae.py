@@ -1,0 +1,1 @@
+../../modeling/line_writing_melody_vae.py
