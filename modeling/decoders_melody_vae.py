@@ -1,7 +1,8 @@
 """Decoders that compute one token after another: by the model's own `forward`, and step by step.
 
 Dimension key: A melodies being written, T tokens, S tokens so far, H heads, D head size, K decoder layers,
-C hidden size, N bars, V vocabulary, F waves of the bar-position embedding.
+C hidden size, N bars, V vocabulary, W waves of the bar-position embedding, F rows computed: A, or melodies over again
+where these are few.
 """
 
 import math
@@ -17,6 +18,7 @@ from transformers.cache_utils import DynamicCache
 
 from .cache_melody_vae import CACHE_NAME
 from .musical_position_melody_vae import MusicalState, periods_of
+from .prior_melody_vae import FEWEST_ROWS
 from .relative_attention import MelodyVAELayer, RelativeAttention, ResidualLinear, ZeroLinear
 
 CACHE_BLOCK = 64  # tokens by which the cache grows
@@ -53,7 +55,7 @@ def function_of(module: nn.Module) -> Function:
         return partial(functional.linear, weight=module.weight, bias=module.bias)
     assert isinstance(module, nn.LayerNorm)
     shape, weight, bias, eps = module.normalized_shape, module.weight, module.bias, module.eps
-    return lambda rows: functional.layer_norm(rows, shape, weight, bias, eps)
+    return lambda rows: torch.layer_norm(rows, shape, weight, bias, eps)
 
 
 def project_in_order(project: Function, order: torch.Tensor, scale: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -67,26 +69,38 @@ class ForwardDecoder:
     Args:
         model: Any model that `generate` takes.
         model_kwargs: Of `forward`, as `generate` prepares them.
+        fewest_rows: So many melodies are computed, the given ones over again where they are fewer.
+        num_melodies: How many are given.
     """
 
-    def __init__(self, model, model_kwargs: dict[str, Any]):
+    def __init__(self, model, model_kwargs: dict[str, Any], num_melodies: int, fewest_rows: int = 1):
         self.model, self.model_kwargs, self.is_first = model, model_kwargs, True
+        self.num_rows, self.fewest_rows = num_melodies, fewest_rows
+        self.copies: torch.Tensor | None = None
+        if num_melodies < fewest_rows:
+            self.copies = torch.arange(fewest_rows, device=model.device) % num_melodies
+            for name, value in model_kwargs.items():
+                if isinstance(value, torch.Tensor) and len(value) == num_melodies:
+                    model_kwargs[name] = value[self.copies]
 
     def __call__(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Compute the logits after `input_ids` `(A, T)`, one token longer each time, `(A, V)`."""
+        if self.copies is not None:
+            input_ids = input_ids[self.copies]
         new = 1 if not self.is_first and self.model_kwargs.get("use_cache") else None
         inputs = self.model.prepare_inputs_for_generation(input_ids, next_sequence_length=new, **self.model_kwargs)
         output = self.model(**inputs, return_dict=True)
         self.model_kwargs = self.model._update_model_kwargs_for_generation(output, self.model_kwargs)
         self.is_first = False
-        return output.logits[:, -1]
+        return output.logits[: self.num_rows, -1]
 
-    def can_keep(self) -> bool:
-        """Whether melodies that are done can leave."""
-        return isinstance(self.model_kwargs.get(CACHE_NAME), DynamicCache)
+    def can_keep(self, num_left: int) -> bool:
+        """Whether melodies that are done can leave, so that `num_left` are left."""
+        return num_left >= FEWEST_ROWS and isinstance(self.model_kwargs.get(CACHE_NAME), DynamicCache)
 
     def keep(self, rows: torch.Tensor, num_rows: int) -> None:
         """Go on with some of `num_rows` melodies only."""
+        self.num_rows = len(rows)
         self.model_kwargs[CACHE_NAME].batch_select_indices(rows)
         for name, value in self.model_kwargs.items():
             if isinstance(value, torch.Tensor) and len(value) == num_rows:
@@ -119,12 +133,12 @@ class StepDecoder(ForwardDecoder):
     keys are scaled already. The first call, over a primer, is `forward`'s.
     """
 
-    def __init__(self, model, model_kwargs: dict[str, Any]):
-        super().__init__(model, model_kwargs)
+    def __init__(self, model, model_kwargs: dict[str, Any], num_melodies: int, fewest_rows: int = 1):
+        super().__init__(model, model_kwargs, num_melodies, fewest_rows)
         self.conditions = model_kwargs.get("bar_conditions")  # (A, N + 1, K, C)
-        self.cache: list[torch.Tensor] = []  # keys and values of each layer, (2, A, H, capacity, D)
+        self.cache = torch.empty(0)  # keys and values of each layer, (K, 2, A, H, capacity, D)
         self.length = self.capacity = 0
-        self.padding: torch.Tensor | None = None  # (A, 1, T) of a primer, added to the logits of attention
+        self.padding: torch.Tensor | None = None  # (A, 1, 1, T) of a primer, added to the logits of attention
 
     @staticmethod
     def is_for(model, model_kwargs: dict[str, Any]) -> bool:
@@ -153,13 +167,18 @@ class StepDecoder(ForwardDecoder):
             return logits
         return self._step(input_ids[:, -1], input_ids[:, -2])
 
-    def can_keep(self) -> bool:
-        """Whether melodies that are done can leave."""
-        return True
+    def can_keep(self, num_left: int) -> bool:
+        """Whether melodies that are done can leave, so that `num_left` are left."""
+        return num_left >= FEWEST_ROWS or self.fewest_rows == FEWEST_ROWS
 
     def keep(self, rows: torch.Tensor, num_rows: int) -> None:
-        """Go on with some of `num_rows` melodies only."""
-        self.cache = [part[:, rows] for part in self.cache]
+        """Go on with some of `num_rows` melodies only, in their order."""
+        self.num_rows, length = len(rows), self.length
+        for place, row in enumerate(rows.tolist()):  # they rise: what is overwritten has been moved, or has left
+            if place < row:
+                self.cache[:, :, place, :, :length] = self.cache[:, :, row, :, :length]
+        self.cache = self.cache[:, :, : self.num_rows]
+        self.filled = torch.arange(max(self.num_rows, self.fewest_rows), device=rows.device) % self.num_rows
         self.music.keep(rows.cpu().numpy())
         if self.conditions is not None:
             self.conditions = self.conditions[rows]
@@ -176,17 +195,22 @@ class StepDecoder(ForwardDecoder):
         self.layers = [self._functions_of(layer) for layer in model.layers]
         self.norm, self.lm_head = function_of(model.norm), function_of(model.lm_head)
         self._set_embeddings()
-        for part, attention in zip(layers, attentions_of(model), strict=True):
-            pair = torch.stack([part.keys[..., self.order] * attention.scaling, part.values])
-            self.cache.append(pair.to(model.dtype))  # with mixed precision `forward` alone computes in bfloat16
+        pairs = [
+            torch.stack([part.keys[..., self.order] * attention.scaling, part.values])[:, : self.num_rows]
+            for part, attention in zip(layers, attentions_of(model), strict=True)
+        ]
+        self.cache = torch.stack(pairs).to(model.dtype)  # with mixed precision `forward` alone computes in bfloat16
+        if self.conditions is not None:
+            self.conditions = self.conditions[: self.num_rows]
+        self.filled = torch.arange(max(self.num_rows, self.fewest_rows), device=input_ids.device) % self.num_rows
         self._grow()
         mask = self.model_kwargs.get("attention_mask")
         if mask is not None and not mask[:, : self.length].all():
-            is_padding = mask[:, None, : self.length] == 0
+            is_padding = mask[: self.num_rows, None, None, : self.length] == 0
             self.padding = is_padding.to(model.dtype) * torch.finfo(model.dtype).min
 
     def _set_angles(self) -> None:
-        """Lay out the angles of the bar-position embedding (F), and after them those of pairs of entries.
+        """Lay out the angles of the bar-position embedding (W), and after them those of pairs of entries.
 
         Each is a sum of what position and pitch are multiplied with, and is divided by a period. All entries of queries
         and keys have one; that of the ones that are not turned is 0.
@@ -219,9 +243,8 @@ class StepDecoder(ForwardDecoder):
         scale = torch.ones(3 * width, device=order.device, dtype=self.model.dtype)
         scale[width : 2 * width] = attention.scaling
         if is_plain(module):
-            qkv_proj = partial(
-                functional.linear, weight=module.weight[order] * scale[:, None], bias=module.bias[order] * scale
-            )
+            weight, bias = module.weight[order] * scale[:, None], module.bias[order] * scale
+            qkv_proj = partial(functional.linear, weight=weight, bias=bias)
         else:
             qkv_proj = partial(project_in_order, function_of(module), order, scale)
         others = (attention.o_proj, layer.feed_forward_norm, layer.up_proj, layer.down_proj)
@@ -243,20 +266,19 @@ class StepDecoder(ForwardDecoder):
         self.previous_proj = function_of(model.previous_proj) if config.previous_token else None
         self.of_waves = None
         if config.musical_time:
-            weight = model.time_embedding.proj.weight  # (C, 2 F), cosines first
+            weight = model.time_embedding.proj.weight  # (C, 2 W), cosines first
             self.of_waves = weight.new_zeros(len(weight), len(self.periods), 2)
             self.of_waves[:, : self.num_waves] = weight.unflatten(1, (2, -1)).transpose(1, 2)
             self.of_waves = self.of_waves.flatten(1)
 
     def _grow(self) -> None:
-        """Copy keys and values `(2, A, H, S, D)` of each layer into a larger cache."""
-        before, self.capacity = self.cache[0].shape[3], -(-(self.length + 1) // CACHE_BLOCK) * CACHE_BLOCK
-        for index, part in enumerate(self.cache):
-            self.cache[index] = part.new_empty(*part.shape[:3], self.capacity, part.shape[4])
-            self.cache[index][:, :, :, :before] = part
+        """Copy keys and values into a larger cache."""
+        before, self.capacity = self.cache[..., : self.length, :], -(-(self.length + 1) // CACHE_BLOCK) * CACHE_BLOCK
+        self.cache = before.new_empty(*before.shape[:4], self.capacity, before.shape[5])
+        self.cache[..., : self.length, :] = before
         # Of the distances 1 - capacity to 0: the keys of a query end with its own.
         rows = [each.embedding_of_distances(self.capacity, 1) for each in attentions_of(self.model)]
-        self.embeddings = [each[..., self.order].transpose(1, 2).contiguous() for each in rows]  # (H, D, capacity)
+        self.embeddings = torch.stack(rows)[..., self.order].transpose(2, 3).contiguous()  # (K, H, D, capacity)
 
     # A step.
 
@@ -265,65 +287,79 @@ class StepDecoder(ForwardDecoder):
         if self.length == self.capacity:
             self._grow()
         self.music.advance(token.cpu().numpy())
-        states, rotation = self._embed(token, before)
+        filled, now = self.filled.cpu().numpy(), self.length
+        states, rotation = self._embed(token[self.filled], before[self.filled], filled)
+        places = self.cache[..., now, :].transpose(1, 2).unbind()  # of each layer, (A, 2, H, D)
+        so_far = self.cache[..., : now + 1, :].flatten(0, 1).unbind()  # keys and values of each, (A, H, S, D)
+        embeddings = self.embeddings[..., self.capacity - now - 1 :].unbind()  # of each, (H, D, S)
         conditions = None
         if self.conditions is not None:
             bars = np.clip(self.music.bars + 1, 0, self.conditions.shape[1] - 1)
-            rows = np.arange(len(bars)) * self.conditions.shape[1] + bars
+            rows = (np.arange(len(bars)) * self.conditions.shape[1] + bars)[filled]
             conditions = self.conditions.flatten(0, 1).index_select(0, torch.from_numpy(rows).to(token.device))
-            conditions = conditions.unbind(1)  # K of (A, C)
+            conditions = conditions.unbind(1)  # K of (F, C)
         for index, layer in enumerate(self.layers):
             if conditions is not None:
                 states = states + conditions[index]
-            attended = self._attend(index, layer.qkv_proj(layer.attention_norm(states)), rotation)
+            query, key_value = self._turn(layer.qkv_proj(layer.attention_norm(states)), rotation)
+            places[index].copy_(key_value if len(key_value) == self.num_rows else key_value[: self.num_rows])
+            attended = self._attend(query, so_far[2 * index], so_far[2 * index + 1], embeddings[index])
             states = states + layer.o_proj(attended)
             states = states + self._feed_forward(layer, states)
         self.length += 1
-        return self.lm_head(self.norm(states))
+        return self.lm_head(self.norm(states))[: self.num_rows]
 
-    def _embed(self, token: torch.Tensor, before: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embed one more token `(A,)`, see `MelodyVAEModel._embed`.
+    def _embed(
+        self, token: torch.Tensor, before: torch.Tensor, filled: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embed one more token `(F,)`, see `MelodyVAEModel._embed`.
 
         Returns:
-            `(A, C)`, and what queries and keys are turned by, `(A, 1, 1, D / 2)`, complex.
+            `(F, C)`, and what queries, keys and values are turned by, `(F, 3, 1, D / 2)`, complex; values are not.
         """
-        model, music = self.model, np.stack([self.music.position(), self.music.pitch])
-        position, pitch = torch.from_numpy(music).to(token.device)[..., None]  # (A, 1)
+        model, music = self.model, np.stack([self.music.position(), self.music.pitch])[:, filled]
+        position, pitch = torch.from_numpy(music).to(token.device)[..., None]  # (F, 1)
         angles = 2 * math.pi * position * self.of_position + 2 * math.pi * pitch * self.of_pitch
-        turns = torch.polar(torch.ones_like(angles), angles / self.periods)  # (A, F + D / 2)
-        rotation = turns[:, None, None, self.num_waves :]
+        turns = torch.polar(torch.ones_like(angles), angles / self.periods)  # (F, W + D / 2)
+        turn = turns[:, None, None, self.num_waves :]
+        rotation = torch.cat([turn, turn, torch.ones_like(turn)], dim=1)
         previous = torch.where(before == model.config.pad_token_id, token, before)
         if self.tokens is None:
             embedded, _ = model._embed(token[:, None], None, position, pitch, previous[:, None], None)
             return embedded[:, 0], rotation
         states = functional.embedding(token, self.tokens)
         if self.of_waves is not None:
-            waves = torch.view_as_real(turns).flatten(1).to(self.of_waves.dtype)
+            waves = torch.view_as_real(turns).flatten(1).to(self.tokens.dtype)
             states = states + functional.linear(waves, self.of_waves)
         if self.previous_proj is not None:
             states = states + self.previous_proj(functional.embedding(previous, self.tokens))
         return states, rotation
 
-    def _attend(self, index: int, states: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
-        """Attend from queries, with keys and values of their own `(A, 3 C)`, to all so far; returns `(A, C)`."""
-        (keys, values), now, size = self.cache[index], self.length, self.head_dim
-        rows, heads = keys.shape[:2]
-        states = states.view(rows, 3, heads, size)
-        query_key = states[:, :2]
+    def _turn(self, states: torch.Tensor, rotation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Turn queries and keys of `(F, 3 C)`; returns queries `(F, H, D)`, and keys and values `(F, 2, H, D)`."""
+        size = self.head_dim
+        states = states.view(states.shape[0], 3, -1, size)
         if self.is_turned:
-            padded = functional.pad(query_key, (0, 1)) if size % 2 else query_key
+            padded = functional.pad(states, (0, 1)) if size % 2 else states
             turned = torch.view_as_complex(padded.float().unflatten(-1, (-1, 2))) * rotation
-            query_key = torch.view_as_real(turned).flatten(-2)[..., :size].to(states.dtype)
-        query, key = query_key.unbind(1)  # (A, H, D)
-        keys[:, :, now], values[:, :, now] = key, states[:, 2]
-        by_distance = torch.bmm(query.transpose(0, 1), self.embeddings[index][:, :, self.capacity - now - 1 :])
-        logits = torch.bmm(query.reshape(-1, 1, size), keys.flatten(0, 1)[:, : now + 1].transpose(1, 2))
-        of_heads = logits.view(rows, heads, -1)  # (A, H, S)
-        of_heads += by_distance.transpose(0, 1)
+            states = torch.view_as_real(turned).flatten(-2)[..., :size].to(states.dtype)
+        return states[:, 0], states[:, 1:]
+
+    def _attend(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, embeddings: torch.Tensor
+    ) -> torch.Tensor:
+        """Attend from queries `(F, H, D)` to all keys and values so far, by distance as well; returns `(F, C)`."""
+        by_distance = torch.bmm(query.transpose(0, 1), embeddings).transpose(0, 1)[:, :, None]  # (F, H, 1, S)
+        is_filled = query.shape[0] > self.num_rows
+        if is_filled:
+            query, by_distance = query[: self.num_rows], by_distance[: self.num_rows]
         if self.padding is not None:
-            of_heads[..., : self.padding.shape[-1]] += self.padding
-        return torch.bmm(logits.softmax(-1).to(values.dtype), values.flatten(0, 1)[:, : now + 1]).view(rows, -1)
+            by_distance[..., : self.padding.shape[-1]] += self.padding
+        attended = functional.scaled_dot_product_attention(
+            query[:, :, None], keys, values, attn_mask=by_distance, scale=1.0
+        )
+        return attended.flatten(1)[self.filled] if is_filled else attended.flatten(1)
 
     def _feed_forward(self, layer: LayerFunctions, states: torch.Tensor) -> torch.Tensor:
-        """Compute what the feed-forward block adds to `states` `(A, C)`."""
+        """Compute what the feed-forward block adds to `states` `(F, C)`."""
         return layer.down_proj(functional.gelu(layer.up_proj(layer.feed_forward_norm(states))))

@@ -5,7 +5,6 @@ K decoder layers, C hidden size, V vocabulary.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -110,16 +109,6 @@ class Choice:
             self.sources, self.numbers = [self.sources[row] for row in rows.tolist()], self.numbers[rows]
 
 
-def make_decoder(model, model_kwargs: dict[str, Any], copies: torch.Tensor | None, num_melodies: int) -> ForwardDecoder:
-    """Return what computes the logits of melodies, or of `copies` of them by number."""
-    if copies is not None:
-        model_kwargs = {
-            name: value[copies] if isinstance(value, torch.Tensor) and len(value) == num_melodies else value
-            for name, value in model_kwargs.items()
-        }
-    return (StepDecoder if StepDecoder.is_for(model, model_kwargs) else ForwardDecoder)(model, model_kwargs)
-
-
 def sample_with_generators(
     model,
     input_ids: torch.Tensor,
@@ -152,16 +141,14 @@ def sample_with_generators(
     """
     num_melodies, pad = len(input_ids), generation_config.pad_token_id
     rows = list(range(num_melodies))  # (A,) the melodies that are still being written
-    copies = None  # of the rows, where the model computes more
-    if generator and num_melodies < FEWEST_ROWS:
-        copies = torch.arange(FEWEST_ROWS, device=input_ids.device) % num_melodies
-    decoder = make_decoder(model, model_kwargs, copies, num_melodies)
+    decoder_class = StepDecoder if StepDecoder.is_for(model, model_kwargs) else ForwardDecoder
+    decoder = decoder_class(model, model_kwargs, num_melodies, FEWEST_ROWS if generator else 1)
     finished, processors = {}, list(logits_processor)
     top_p = processors.pop().top_p if processors and isinstance(processors[-1], TopPLogitsWarper) else None
     choice = Choice(generator, temperatures, top_p)
     is_done = torch.zeros(num_melodies, dtype=torch.bool, device=input_ids.device)
     while True:
-        scores = decoder(input_ids if copies is None else input_ids[copies])[: len(rows)].float()  # (A, V)
+        scores = decoder(input_ids).float()  # (A, V)
         for processor in processors:
             scores = processor(input_ids, scores)
         token = choice(scores).masked_fill(is_done, pad)
@@ -170,7 +157,7 @@ def sample_with_generators(
         num_left = len(rows) - int(is_done.sum())
         if not num_left:
             break
-        if FEWEST_ROWS <= num_left <= 8 / 9 * len(rows) and decoder.can_keep():
+        if num_left <= 8 / 9 * len(rows) and decoder.can_keep(num_left):
             left = (~is_done).nonzero().squeeze(1)
             kept = left.tolist()
             finished |= {rows[at]: input_ids[at] for at in set(range(len(rows))).difference(kept)}
