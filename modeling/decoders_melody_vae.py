@@ -17,7 +17,8 @@ from torch.nn import functional
 from transformers.cache_utils import DynamicCache
 
 from .cache_melody_vae import CACHE_NAME
-from .musical_position_melody_vae import MusicalState, periods_of
+from .musical_position_melody_vae import periods_of
+from .musical_state_melody_vae import MusicalState
 from .prior_melody_vae import FEWEST_ROWS
 from .relative_attention import MelodyVAELayer, RelativeAttention, ResidualLinear, ZeroLinear
 
@@ -190,7 +191,11 @@ class StepDecoder(ForwardDecoder):
     def _take_over(self, input_ids: torch.Tensor) -> None:
         """Read from `forward`'s cache, from the primer `(A, T)` and from the weights what the steps need."""
         model, layers = self.model, self.model_kwargs.pop(CACHE_NAME).layers
-        self.length, self.music = input_ids.shape[1], MusicalState(model, input_ids)
+        config, self.length = model.config, input_ids.shape[1]
+        table = model._grammar().cpu().numpy() if config.musical_time or config.musical_pitch else None
+        self.music = MusicalState(len(input_ids), model.is_bar_token.cpu().numpy(), table, config.musical_time)
+        for token in input_ids.T.cpu().numpy():
+            self.music.advance(token)
         self._set_angles()
         self.layers = [self._functions_of(layer) for layer in model.layers]
         self.norm, self.lm_head = function_of(model.norm), function_of(model.lm_head)

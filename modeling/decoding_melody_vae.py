@@ -4,13 +4,22 @@ Dimension key: B melodies asked for, A melodies still being written, T tokens, S
 K decoder layers, C hidden size, V vocabulary.
 """
 
+import copy
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList, TopPLogitsWarper
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from .arguments_melody_vae import draw_uniform
+from .cache_melody_vae import CACHE_NAME
 from .decoders_melody_vae import ForwardDecoder, StepDecoder
 from .logits_process_melody_vae import BarCountLogitsProcessor, MelodyLogitsProcessor
 from .prior_melody_vae import FEWEST_ROWS
@@ -21,6 +30,11 @@ LOOP_OPTIONS |= {"max_rest", "conditions", "attention_mask", "begin_suppress_tok
 """Options of `generate` that the decoding loop knows; for others it is transformers' own."""
 
 NUMBERS_AT_ONCE = 64
+ROUNDING = 5e-6  # of sums of probabilities in single precision: more than twice what numbers of rows made of them
+
+
+class CloseCallError(ArithmeticError):
+    """A draw that rounding might decide otherwise."""
 
 
 def choose(weights: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
@@ -37,16 +51,20 @@ def choose(weights: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(sums, share[:, None].to(sums) * sums[:, -1:], right=True).squeeze(1)
 
 
-def draw_likely(probabilities: np.ndarray, share: np.ndarray, top_p: float) -> np.ndarray:
+def draw_likely(probabilities: np.ndarray, share: np.ndarray, top_p: float, rounding: float = 0.0) -> np.ndarray:
     """Draw as [`choose`] does, from the most probable tokens that together have `top_p`, as transformers keeps them.
 
     Args:
         probabilities: `(A, V)`.
         share: `(A,)`, from 0 to just under 1.
         top_p: From 0 to 1.
+        rounding: How exact the probabilities are; 0 for exact.
 
     Returns:
         `(A,)` tokens.
+
+    Raises:
+        CloseCallError: If other tokens might be drawn, were the probabilities rounded otherwise.
     """
     # What is less probable than this has no more than `1 - top_p` together, so top-p leaves it out: few are sorted.
     least = np.minimum((1 - top_p) / probabilities.shape[-1], probabilities.max(-1, keepdims=True))
@@ -59,32 +77,44 @@ def draw_likely(probabilities: np.ndarray, share: np.ndarray, top_p: float) -> n
 
     chances = probabilities[rows, tokens].astype(np.float64)
     falling = chances[np.lexsort((-chances, rows))]
-    is_kept = sums_within_rows(falling) - falling < max(top_p, 1e-6)  # the most probable one at least
-    lowest = np.minimum.reduceat(np.where(is_kept, falling, 1.0), first)  # (A,); equal ones are kept as well
-    kept = np.where(chances >= lowest[rows], chances, 0.0)
-    is_before = sums_within_rows(kept) <= (share * np.add.reduceat(kept, first))[rows]
-    return tokens[first + np.add.reduceat(is_before.astype(np.int64), first)]
+    before = sums_within_rows(falling) - falling
+
+    def draw(share: np.ndarray, top_p: float) -> tuple[np.ndarray, np.ndarray]:
+        is_kept = before < max(top_p, 1e-6)  # the most probable one at least
+        lowest = np.minimum.reduceat(np.where(is_kept, falling, 1.0), first)  # (A,); equal ones are kept as well
+        kept = np.where(chances >= lowest[rows], chances, 0.0)
+        beyond = sums_within_rows(kept) - (share * np.add.reduceat(kept, first))[rows]
+        return first + np.add.reduceat((beyond <= 0).astype(np.int64), first), beyond
+
+    drawn, beyond = draw(share, top_p)
+    if rounding:
+        if (np.abs(beyond) < rounding).any():
+            raise CloseCallError
+        is_cut_close = (np.abs(before - top_p) < rounding).any()
+        if is_cut_close and any((draw(share, top_p + other)[0] != drawn).any() for other in (-rounding, rounding)):
+            raise CloseCallError
+    return tokens[drawn]
 
 
 class Choice:
     """How tokens are chosen: the most likely one, or drawn by a number from each melody's own source.
 
     Args:
-        generator: One for each melody; none for the most likely token.
+        sources: One for each melody; none for the most likely token.
         temperatures: `(A,)`, of the softmax over tokens.
         top_p: Share of the probability that tokens are drawn from; all by default.
+        rounding: As in [`draw_likely`].
     """
 
     def __init__(
-        self, generator: Sequence[torch.Generator] | None, temperatures: torch.Tensor | None, top_p: float | None
+        self,
+        sources: Sequence[torch.Generator],
+        temperatures: torch.Tensor | None,
+        top_p: float | None,
+        rounding: float = 0.0,
     ):
-        self.temperatures, self.top_p, self.count = temperatures, top_p, 0
-        self.sources = [
-            torch.Generator(source.device).manual_seed(
-                int(torch.randint(2**62, (), generator=source, device=source.device))
-            )
-            for source in generator or ()
-        ]
+        self.temperatures, self.top_p, self.rounding, self.count = temperatures, top_p, rounding, 0
+        self.sources = list(sources)
         self.numbers = torch.empty(0)
 
     def __call__(self, scores: torch.Tensor) -> torch.Tensor:
@@ -98,8 +128,14 @@ class Choice:
             self.numbers = draw_uniform((NUMBERS_AT_ONCE,), self.sources, scores.device)
         probabilities, share = scores.softmax(-1), self.numbers[:, place]
         if self.top_p is None:
-            return choose(probabilities, share)
-        drawn = draw_likely(probabilities.cpu().numpy(), share.cpu().numpy().astype(np.float64), self.top_p)
+            drawn = choose(probabilities, share)
+            if self.rounding and (choose(probabilities, share - self.rounding) != drawn).any():
+                raise CloseCallError
+            if self.rounding and (choose(probabilities, share + self.rounding) != drawn).any():
+                raise CloseCallError
+            return drawn
+        shares = share.cpu().numpy().astype(np.float64)
+        drawn = draw_likely(probabilities.cpu().numpy(), shares, self.top_p, self.rounding)
         return torch.from_numpy(drawn).to(scores.device)
 
     def keep(self, rows: torch.Tensor) -> None:
@@ -123,8 +159,8 @@ def sample_with_generators(
 
     A decoding loop for `generate(custom_generate=...)`. A token takes one number from 0 to 1, and a melody one number
     of its generator, from which all of these come: what else is in the batch, and for how long, makes no difference.
-    Melodies that are done leave the batch once they are an eighth of the rest; logits processors see those that are
-    left, in their order.
+    Products of fewer than `FEWEST_ROWS` rows round otherwise, and are several times faster: where that may decide which
+    token is drawn, the melodies are drawn anew with as many rows.
 
     Args:
         model: A [`MelodyVAEModel`].
@@ -139,14 +175,58 @@ def sample_with_generators(
     Returns:
         `(B, T')` ids, padded at the end.
     """
-    num_melodies, pad = len(input_ids), generation_config.pad_token_id
-    rows = list(range(num_melodies))  # (A,) the melodies that are still being written
-    decoder_class = StepDecoder if StepDecoder.is_for(model, model_kwargs) else ForwardDecoder
-    decoder = decoder_class(model, model_kwargs, num_melodies, FEWEST_ROWS if generator else 1)
-    finished, processors = {}, list(logits_processor)
+    processors, pad = list(logits_processor), generation_config.pad_token_id
     top_p = processors.pop().top_p if processors and isinstance(processors[-1], TopPLogitsWarper) else None
-    choice = Choice(generator, temperatures, top_p)
-    is_done = torch.zeros(num_melodies, dtype=torch.bool, device=input_ids.device)
+    seeds = [int(torch.randint(2**62, (), generator=source, device=source.device)) for source in generator or ()]
+
+    def draw(fewest_rows: int, rounding: float = 0.0) -> torch.Tensor:
+        decoder_class = StepDecoder if StepDecoder.is_for(model, model_kwargs) else ForwardDecoder
+        inputs = {**model_kwargs, CACHE_NAME: copy.deepcopy(model_kwargs.get(CACHE_NAME))} if rounding else model_kwargs
+        decoder = decoder_class(model, inputs, len(input_ids), fewest_rows)
+        sources = [
+            torch.Generator(source.device).manual_seed(seed)
+            for source, seed in zip(generator or (), seeds, strict=True)
+        ]
+        choice = Choice(sources, temperatures, top_p, rounding)
+        return decode(decoder, input_ids, [copy.copy(each) for each in processors], stopping_criteria, choice, pad)
+
+    exactness = rounding_of(model, processors, generation_config, temperatures)
+    if generator and len(input_ids) < FEWEST_ROWS and exactness and StepDecoder.is_for(model, model_kwargs):
+        try:
+            return draw(1, exactness)
+        except CloseCallError:
+            pass
+    return draw(FEWEST_ROWS if generator else 1)
+
+
+def rounding_of(
+    model, processors: Sequence[Any], generation_config: GenerationConfig, temperatures: torch.Tensor | None
+) -> float:
+    """Tell by how much probabilities may differ with the number of rows; 0 where that is not known."""
+    known = MelodyLogitsProcessor | BarCountLogitsProcessor | TemperatureLogitsWarper
+    if model.device.type != "cpu" or not all(isinstance(each, known) for each in processors):
+        return 0.0
+    if any(each.dtype != torch.float32 or type(each) is not torch.nn.Parameter for each in model.parameters()):
+        return 0.0
+    lowest = (generation_config.temperature or 1.0) * (1.0 if temperatures is None else float(temperatures.min()))
+    return ROUNDING / min(lowest, 1.0)
+
+
+def decode(
+    decoder: ForwardDecoder,
+    input_ids: torch.Tensor,
+    processors: Sequence[Any],
+    stopping_criteria: StoppingCriteriaList,
+    choice: Choice,
+    pad: int,
+) -> torch.Tensor:
+    """Choose one token after another until all melodies are done, see [`sample_with_generators`].
+
+    Melodies that are done leave the batch once they are an eighth of the rest; logits processors see those that are
+    left, in their order.
+    """
+    rows = list(range(len(input_ids)))  # (A,) the melodies that are still being written
+    finished, is_done = {}, torch.zeros(len(rows), dtype=torch.bool, device=input_ids.device)
     while True:
         scores = decoder(input_ids).float()  # (A, V)
         for processor in processors:
@@ -167,6 +247,5 @@ def sample_with_generators(
             choice.keep(left)
             input_ids, rows, is_done = input_ids[left], [rows[at] for at in kept], is_done[left]
     finished |= dict(zip(rows, input_ids, strict=True))
-    return torch.nn.utils.rnn.pad_sequence(
-        [finished[row] for row in range(num_melodies)], batch_first=True, padding_value=pad
-    )
+    in_order = [finished[row] for row in range(len(finished))]
+    return torch.nn.utils.rnn.pad_sequence(in_order, batch_first=True, padding_value=pad)

@@ -1,17 +1,15 @@
 """Where in the music a token is: in bars and in semitones, as an embedding, and as the angle of queries and keys.
 
-Dimension key: A melodies being written, B batch, T tokens, L query positions, D head size, C hidden size, P pairs of
+Dimension key: B batch, T tokens, L query positions, D head size, C hidden size, P pairs of
 entries, V vocabulary.
 """
 
 import math
 
-import numpy as np
 import torch
 from torch import nn
 
 from .relative_attention import ZeroLinear
-from .token_grammar_melody_vae import NO_ONSET, TokenColumn
 
 BAR_HARMONICS = 24  # of the bar-position embedding: 48 positions in a bar can be distinguished
 PHRASES = (2.0, 4.0, 8.0, 16.0)  # bars, in which the position is embedded as well
@@ -73,50 +71,3 @@ def rotation_of(
     angles = [2 * math.pi * values[:, None, :, None] / each for values, each in periods if values is not None]
     whole = torch.cat(angles, dim=-1)
     return torch.stack([whole.cos(), whole.sin()])
-
-
-class MusicalState:
-    """Where melodies are in the music, carried on from token to token; as `musical_position` and `musical_pitch`.
-
-    Args:
-        model: Whose tokens they are.
-        input_ids: `(A, T)`, the melodies so far.
-    """
-
-    def __init__(self, model, input_ids: torch.Tensor):
-        config, self.opens_bar, self.table = model.config, model.is_bar_token.cpu().numpy(), None
-        if config.musical_time or config.musical_pitch:
-            self.table = model._grammar().T.cpu().numpy()  # (columns, V)
-        self.has_time = config.musical_time
-        zeros = np.zeros(len(input_ids), np.int64)
-        self.bars, self.steps, self.pitch = zeros - 1, zeros, zeros.astype(np.float32)
-        self.reached = zeros - NO_ONSET  # the latest onset, and bars before it
-        for token in input_ids.T.cpu().numpy():
-            self.advance(token)
-
-    def keep(self, rows: np.ndarray) -> None:
-        """Go on with some melodies only."""
-        self.bars, self.reached, self.steps, self.pitch = (
-            part[rows] for part in (self.bars, self.reached, self.steps, self.pitch)
-        )
-
-    def advance(self, token: np.ndarray) -> None:
-        """Go on by one more token `(A,)`."""
-        self.bars = self.bars + self.opens_bar[token]
-        if self.table is None:
-            return
-        steps = self.table[TokenColumn.BAR_STEPS][token]
-        self.steps = np.where(steps > 0, steps, self.steps)
-        onset = self.table[TokenColumn.LAST_ONSET][token]
-        self.reached = np.maximum(self.reached, self.bars * NO_ONSET + onset + 1)
-        highest = self.table[TokenColumn.HIGHEST_PITCH][token]
-        middle = (self.table[TokenColumn.LOWEST_PITCH][token] + highest) / 2
-        self.pitch = np.where(highest > 0, middle, self.pitch).astype(np.float32)
-
-    def position(self) -> np.ndarray:
-        """Return the musical position of the last token, `(A,)`, in bars."""
-        bars = self.bars.astype(np.float32)
-        if not self.has_time:
-            return bars
-        onset = np.maximum(self.reached % NO_ONSET - 1, 0).astype(np.float32)
-        return bars + np.minimum(onset / np.maximum(self.steps, 1).astype(np.float32), np.float32(0.999))

@@ -3,13 +3,14 @@
 import copy
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from transformers import TopPLogitsWarper
 
 from evaluation.operations import is_valid
-from modeling import MelodyVAEModel
-from modeling.decoding_melody_vae import choose, draw_likely, sample_with_generators
+from modeling import MelodyVAEModel, decoding_melody_vae
+from modeling.decoding_melody_vae import CloseCallError, choose, draw_likely, sample_with_generators
 from modeling.melody_line_melody_vae import KEY_NAMES, MAX_PITCH, MIN_PITCH, key_of
 from modeling.options_melody_vae import FREE_DRAWS
 from tests.builders.lines import processor_for
@@ -440,3 +441,39 @@ def test_likely_tokens_are_those_that_transformers_keeps(top_p):
     kept = torch.where(scores >= kept.masked_fill(kept.isinf(), torch.inf).amin(-1, keepdim=True), scores, -torch.inf)
     drawn = draw_likely(scores.softmax(-1).numpy(), share.numpy(), top_p)
     assert drawn.tolist() == choose(kept.softmax(-1), share).tolist()
+
+
+@pytest.mark.parametrize(
+    ("share", "top_p", "is_close"),
+    [(0.25, 0.9, False), (0.5 / 0.95, 0.9, True), (0.5 / 0.95 + 1e-3, 0.9, False),
+     (0.25, 0.8, False), (0.62, 0.8, True), (0.625, 0.8, True), (0.8, 0.8, False), (0.9, 0.8, True)],
+)  # fmt: skip
+def test_a_draw_that_rounding_decides_is_a_close_call(share, top_p, is_close):
+    arguments = np.array([[0.5, 0.3, 0.15, 0.05]]), np.array([share]), top_p  # with 0.8, two are kept, or three
+    if is_close:
+        with pytest.raises(CloseCallError):
+            draw_likely(*arguments, 1e-4)
+    else:
+        assert draw_likely(*arguments, 1e-4) == draw_likely(*arguments)
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_few_melodies_are_computed_as_few_unless_rounding_decides(told, monkeypatch, top_p):
+    rows, decode = [], decoding_melody_vae.decode
+    monkeypatch.setattr(
+        decoding_melody_vae, "decode", lambda decoder, *args: rows.append(decoder.fewest_rows) or decode(decoder, *args)
+    )
+    options = {"bars": 3, "top_p": top_p, "candidates": 1}
+    batch = told.sample(6, generator=generators(6), **options)
+    assert rows == [decoding_melody_vae.FEWEST_ROWS]
+    rows.clear()
+    few = [told.sample(1, generator=[each], **options)[0] for each in generators(6)]
+    assert set(rows[:1]) == {1}
+    assert rows.count(1) == 6
+    monkeypatch.setattr(decoding_melody_vae, "ROUNDING", 2.0)  # everything is close
+    rows.clear()
+    again = [told.sample(1, generator=[each], **options)[0] for each in generators(6)]
+    assert rows == [1, decoding_melody_vae.FEWEST_ROWS] * 6
+    for whole, one, other in zip(batch, few, again, strict=True):
+        ends = torch.nn.utils.rnn.pad_sequence([whole, one, other], True, told.config.pad_token_id)
+        assert (ends == ends[0]).all()

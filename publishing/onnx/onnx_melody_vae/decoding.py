@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .grammar_state_melody_vae import GrammarState, TokenTable, allowed_scores
-from .token_grammar_melody_vae import NO_ONSET, TokenColumn
+from .musical_state_melody_vae import MusicalState
 
 CACHE_BLOCK = 32  # tokens by which the cache grows
 LOWEST = np.finfo(np.float32).min
@@ -55,7 +55,7 @@ class StepDecoder:
     def __init__(
         self, session: Any, config: dict[str, Any], table: TokenTable, count: int, bar_conditions: np.ndarray | None
     ):
-        self.session, self.config, self.table, self.bar_conditions = session, config, table, bar_conditions
+        self.session, self.config, self.bar_conditions = session, config, bar_conditions
         heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
         self.names = {each.name for each in session.get_inputs()}  # an input that is never read is left out
         # Keys and values of each layer after each other.
@@ -63,9 +63,7 @@ class StepDecoder:
         self.mask = np.zeros((count, 0), np.float32)
         self.length = 0
         self.before: np.ndarray | None = None  # (A,) the token before
-        self.bars = np.full(count, -1)
-        self.reached = np.full(count, -NO_ONSET)  # the latest onset, and bars before it
-        self.steps, self.pitch = np.zeros(count, np.int64), np.zeros(count, np.float32)
+        self.music = MusicalState(count, table.opens_bar, table.table, config["musical_time"])
 
     def __call__(self, token: np.ndarray, is_padding: np.ndarray | None = None) -> np.ndarray:
         """Compute the logits `(A, V)` after one more token `(A,)`; padding is never attended to."""
@@ -74,12 +72,14 @@ class StepDecoder:
         config, now = self.config, self.length
         farthest = config["max_relative_distance"]
         distance = np.clip(np.arange(self.mask.shape[1]) - now + farthest, 0, farthest)
-        feeds = {"input_ids": token, "distance": distance, "mask": self.mask, **self._advance(token)}
+        self.music.advance(token)
+        feeds = {"input_ids": token, "distance": distance, "mask": self.mask}
+        feeds |= {"musical_position": self.music.position(), "pitch": self.music.pitch}
         before = token if self.before is None else self.before
         feeds["previous_ids"] = np.where(before == config["pad_token_id"], token, before)
         if self.bar_conditions is not None:
             feeds["condition"] = self.bar_conditions[
-                np.arange(len(token)), np.clip(self.bars + 1, 0, config["max_bars"])
+                np.arange(len(token)), np.clip(self.music.bars + 1, 0, config["max_bars"])
             ]
         for index in range(config["num_hidden_layers"]):
             feeds[f"keys.{index}"], feeds[f"values.{index}"] = self.cache[2 * index], self.cache[2 * index + 1]
@@ -94,9 +94,7 @@ class StepDecoder:
         """Go on with some melodies only."""
         self.cache = np.take(self.cache, rows, axis=2)
         self.mask, self.before = self.mask[rows], None if self.before is None else self.before[rows]
-        self.bars, self.reached, self.steps, self.pitch = (
-            part[rows] for part in (self.bars, self.reached, self.steps, self.pitch)
-        )
+        self.music.keep(rows)
         if self.bar_conditions is not None:
             self.bar_conditions = self.bar_conditions[rows]
 
@@ -107,21 +105,6 @@ class StepDecoder:
         cache[:, :, :, :capacity] = self.cache
         self.cache = cache
         self.mask = np.concatenate([self.mask, np.full((count, CACHE_BLOCK), LOWEST, np.float32)], axis=1)
-
-    def _advance(self, token: np.ndarray) -> dict[str, np.ndarray]:
-        """Carry on to one more token `(A,)`; returns its musical position and pitch, `(A,)`."""
-        row = self.table.table[token].T  # (columns, A)
-        self.bars = self.bars + row[TokenColumn.OPENS_BAR]
-        position = self.bars.astype(np.float32)
-        if self.config["musical_time"]:
-            self.steps = np.where(row[TokenColumn.BAR_STEPS] > 0, row[TokenColumn.BAR_STEPS], self.steps)
-            self.reached = np.maximum(self.reached, self.bars * NO_ONSET + row[TokenColumn.LAST_ONSET] + 1)
-            onset = np.maximum(self.reached % NO_ONSET - 1, 0).astype(np.float32)
-            position += np.minimum(onset / np.maximum(self.steps, 1).astype(np.float32), np.float32(0.999))
-        highest = row[TokenColumn.HIGHEST_PITCH]
-        middle = ((row[TokenColumn.LOWEST_PITCH] + highest) / 2).astype(np.float32)
-        self.pitch = np.where(highest > 0, middle, self.pitch)
-        return {"musical_position": position, "pitch": self.pitch}
 
 
 def write_melodies(

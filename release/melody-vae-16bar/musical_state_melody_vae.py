@@ -1,0 +1,1 @@
+../../modeling/musical_state_melody_vae.py
