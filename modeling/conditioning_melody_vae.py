@@ -74,9 +74,9 @@ class ConditionEmbedding(nn.Module):
 
         Args:
             labels: As in [`LatentPrior.forward`].
-            all_hidden: Share of the melodies of which nothing is told.
-            each_hidden: Share of the others of which a condition is not told. Of the attributes half of them tell none,
-                a quarter some, and a quarter all.
+            all_hidden: Share of the melodies of which nothing is given.
+            each_hidden: Share of the others of which a condition is not given. Of the attributes half of them have
+                none, a quarter some, and a quarter all.
         """
         n, device = len(next(iter(labels.values()))), self.attribute_mean.device
         is_open, labels = torch.rand(n, device=device) < all_hidden, dict(labels)

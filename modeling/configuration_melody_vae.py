@@ -34,10 +34,10 @@ class MelodyVAEConfig(PreTrainedConfig):
         num_prior_layers: Layers of the learned prior over latents; 0 leaves N(0, I).
         conditions: What the learned prior can be asked for: the values of each condition, by its name.
         attributes: What [`MelodyVAEModel.shift`] can change and samples can be asked for.
-        decoder_conditions: Which of the conditions, and `attributes` if it is all of these, the melody decoder is told
-            beside its latent.
-        key_shares: How often each key of `conditions` is that of a training melody. A melody decoder that is told keys
-            is told one drawn from these where none is asked for: without, it wanders between keys.
+        decoder_conditions: Which of the conditions, and `attributes` if it is all of these, the melody decoder is
+            conditioned on beside its latent.
+        key_shares: How often each key of `conditions` is that of a training melody. A melody decoder that is
+            conditioned on keys gets one drawn from these where none is asked for: without, it wanders between keys.
         section_returns: In melodies longer than a latent, the probability of repeating the section k back, k = 1, 2,
             ...
         max_relative_distance: Distance in tokens from which on relative embeddings are shared.

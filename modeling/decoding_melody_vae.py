@@ -187,8 +187,8 @@ def sample_with_generators(
             torch.Generator(source.device).manual_seed(seed)
             for source, seed in zip(generator or (), seeds, strict=True)
         ]
-        choice = Choice(sources, temperatures, top_p, rounding)
-        return decode(decoder, input_ids, [copy.copy(each) for each in processors], stopping_criteria, choice, pad)
+        own = [copy.copy(each) for each in processors] if rounding else processors
+        return decode(decoder, input_ids, own, stopping_criteria, Choice(sources, temperatures, top_p, rounding), pad)
 
     exactness = rounding_of(model, processors, generation_config, temperatures)
     if generator and len(input_ids) < FEWEST_ROWS and exactness and StepDecoder.is_for(model, model_kwargs):

@@ -57,7 +57,7 @@ class MelodyVAEGenerationMixin(
             n: Number of variations.
             similarity: Share of the notes (F1) that a variation has in common with the melody, on average, where the
                 model is calibrated (`config.variation_levels`); 1 gives the melody itself, 0 melodies that have nothing
-                to do with it. The melody decoder is told of the key and the attributes that the melody has.
+                to do with it. The melody decoder is conditioned on the key and the attributes that the melody has.
             seed: Makes the result repeatable; the global random state is left alone.
             generator: Instead of a seed, one for each variation.
             generate_kwargs: As in [`generate`].
@@ -95,13 +95,13 @@ class MelodyVAEGenerationMixin(
         return levels[below] + (place - below) * (levels[below + 1] - levels[below])
 
     def _conditions_like(self, latent: torch.Tensor, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Read key and attributes of the melody of a latent `(1, Z)`, as far as the melody decoder is told of them."""
-        told = self.config.decoder_conditions or []
-        if not told:
+        """Read what the melody decoder is conditioned on of key and attributes of the melody of a latent `(1, Z)`."""
+        known = self.config.decoder_conditions or []
+        if not known:
             return {}
         line = self.read_lines(self.decode(latent, bars=one_for_all(options.get("bars"))))[0]
-        conditions: dict[str, Any] = {"key": self._known_key(line)} if "key" in told else {}
-        if "attributes" in told and line["pitch"]:
+        conditions: dict[str, Any] = {"key": self._known_key(line)} if "key" in known else {}
+        if "attributes" in known and line["pitch"]:
             conditions |= dict(zip(self.config.attributes or [], self.attributes_of([line])[0].tolist(), strict=True))
         return conditions
 
@@ -153,7 +153,7 @@ class MelodyVAEGenerationMixin(
             template: `(B, T)` ids of melodies to keep bars of.
             regenerate: `(B, N)` which of their bars to generate.
             max_rest: Bars that a rest between notes may last; any by default, one bar in operations that sample.
-            conditions: As in [`sample`]; what the prior and the melody decoder are told.
+            conditions: As in [`sample`]; what the prior and the melody decoder are conditioned on.
             logits_processor: Processors applied after this model's own.
             kwargs: As in transformers.
 

@@ -48,8 +48,8 @@ class InterpolationMixin:
         """Decode a path between two latents `(Z,)`, ends included, `(steps, T)` ids.
 
         The path is the great circle. In models with `config.noise_probability` each bar goes its own way on it, one
-        after the other, the second melody being in the first one's key until its end; and the melody decoder is told
-        of a noise level, highest half way, so that it writes over the seams.
+        after the other, the second melody being in the first one's key until its end; and the melody decoder gets a
+        noise level, highest half way, so that it writes over the seams.
         """
         a, b = (check_latent(end, self.config.latent_size, 1).to(self.device, self.dtype) for end in (a, b))
         weight = torch.linspace(0, 1, check_count("steps", steps), device=self.device, dtype=self.dtype)

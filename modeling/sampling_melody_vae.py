@@ -53,7 +53,8 @@ class SamplingMixin:
 
         The grammar enforces a time signature. A melody in another key than the condition is transposed; where the mode
         differs, or a scale or range forbids it, it is sampled again, from the fifth attempt on with no pitches outside
-        the key. Genre, tempo and attributes are up to the prior, and to the melody decoder where it is told of them.
+        the key. Genre, tempo and attributes are up to the prior, and to the melody decoder where it is conditioned on
+        them.
 
         One generator per melody, so a result does not depend on its batch: melody i of a seed is the same for every
         `n`, thread and process; bit by bit where matrix products do not depend on the number of rows (one thread of a

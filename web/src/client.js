@@ -157,7 +157,7 @@ class WorkerModel {
 export async function load(url, { onProgress, ort = ORT, ...options } = {}) {
   let [tell, refuse] = [null, null]
   const complete = new Promise((done, fail) => ([tell, refuse] = [done, fail]))
-  complete.catch(() => {}) // whoever needs the melody encoder is told
+  complete.catch(() => {}) // whoever needs the melody encoder gets the error
   const line = new Line(({ progress, error }) => {
     if (progress) onProgress?.(progress)
     else if (error) refuse(revive(error))

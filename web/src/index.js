@@ -42,6 +42,6 @@ export async function load(url, options = {}) {
   await Promise.all(needed.map(graph))
   const late = [...(hasLatent ? ["encoder"] : []), ...(hasCritic ? ["critic"] : [])]
   const complete = Promise.all(late.map(graph)).then(() => {})
-  complete.catch(() => {}) // whoever needs it is told
+  complete.catch(() => {}) // whoever needs it gets the error
   return new MelodyVAE(about, graph, { runtime, graphs, complete })
 }

@@ -175,7 +175,7 @@ export class LatentModel {
    *
    * @param {Float32Array[]} latent
    * @param {number[][] | null} noiseLevel Of each bar, from 0 to 1; 0 by default.
-   * @param {Record<string, any[]>} conditions What the melody decoder is told, an array for each.
+   * @param {Record<string, any[]>} conditions What the melody decoder is conditioned on, an array for each.
    */
   async barConditions(latent, noiseLevel, conditions) {
     const { config } = this
@@ -315,9 +315,9 @@ export class LatentModel {
    * @throws {RangeError} If the model does not know a condition or a value.
    */
   checkConditions(conditions, n) {
-    const { conditions: known, attributes, num_prior_layers: layers, decoder_conditions: told } = this.config
+    const { conditions: known, attributes, num_prior_layers: layers, decoder_conditions: decoded } = this.config
     const names = Object.keys(conditions ?? {})
-    if (names.length && !layers && !told.length) {
+    if (names.length && !layers && !decoded.length) {
       throw new RangeError(`conditions ${names}: this model has no learned prior (train_prior.py)`)
     }
     const lists = {}

@@ -80,13 +80,13 @@ export class OnnxMelodyVAE extends SamplingModel {
     return levels[below] + (place - below) * ((levels[below + 1] ?? levels[below]) - levels[below])
   }
 
-  /** Read key and attributes of the melody of a latent, as far as the melody decoder is told of them. */
+  /** Read key and attributes of the melody of a latent, as far as the melody decoder is conditioned on them. */
   async #conditionsLike(latent, { bars, signal }) {
-    const { decoder_conditions: told, attributes } = this.config
-    if (!told.length) return {}
+    const { decoder_conditions: known, attributes } = this.config
+    if (!known.length) return {}
     const [line] = this.readLines(await this.decode([latent], { bars: typeof bars === "number" ? bars : undefined, signal }))
-    const conditions = told.includes("key") ? { key: this.knownKey(line) } : {}
-    if (told.includes("attributes") && line.pitch.length) {
+    const conditions = known.includes("key") ? { key: this.knownKey(line) } : {}
+    if (known.includes("attributes") && line.pitch.length) {
       this.attributesOf(line).forEach((value, at) => (conditions[attributes[at]] = value))
     }
     return conditions

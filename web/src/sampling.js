@@ -93,7 +93,7 @@ export class SamplingModel extends LatentModel {
    * @param {number[][]} [options.ids] Beginnings of the melodies; the start token by default.
    * @param {number | number[]} [options.bars] Bars that each melody shall have; the model decides by default.
    * @param {number | number[][]} [options.noiseLevel] How much of the latent is noise, from 0 to 1; of all, or of each bar.
-   * @param {Record<string, any>} [options.conditions] What the melody decoder is told, as in `sample`.
+   * @param {Record<string, any>} [options.conditions] What the melody decoder is conditioned on, as in `sample`.
    * @param {string | (string | null)[]} [options.scale] Such as `D dorian`: the only pitches. For all, or one for each,
    *   as the three that follow.
    * @param {string | (string | null)[]} [options.timeSignature] Such as `6/8`; the model's choice by default.
@@ -308,14 +308,14 @@ export class SamplingModel extends LatentModel {
     }
     const latent = await this.sampleLatent(generator, { known, isKnown, conditions, guidance, noiseLevel, bars })
     const levels = isKnown.map((row) => row.map((each) => (each ? 0 : noiseLevel)))
-    const told = this.#withKeys(conditions, ids, generator)
-    return { ...options, conditions: told, latent, ...(noiseLevel ? { noiseLevel: levels } : {}) }
+    const all = this.#withKeys(conditions, ids, generator)
+    return { ...options, conditions: all, latent, ...(noiseLevel ? { noiseLevel: levels } : {}) }
   }
 
   /** Add to conditions the keys of what there is of melodies, or keys drawn as in the training data. */
   #withKeys(conditions, ids, generator) {
-    const { key_shares: shares, decoder_conditions: told, conditions: known } = this.config
-    if (!shares || !told.includes("key")) return conditions
+    const { key_shares: shares, decoder_conditions: heard, conditions: known } = this.config
+    if (!shares || !heard.includes("key")) return conditions
     const lines = this.readLines(ids)
     const sums = shares.reduce((all, share) => [...all, (all.at(-1) ?? 0) + share], [])
     const key = generator.map((source, row) => {
@@ -414,9 +414,9 @@ export class SamplingModel extends LatentModel {
 
   /** How noisy the latents of melodies under these conditions are by default. */
   #defaultNoiseLevel(conditions) {
-    const { decoder_conditions: told, attributes, sampling_noise: level } = this.config
-    // What the melody decoder is not told reaches it through the latent alone; the time signature is in the tokens.
-    const heard = new Set(["time_signature", ...told, ...(told.includes("attributes") ? attributes : [])])
+    const { decoder_conditions: names, attributes, sampling_noise: level } = this.config
+    // The others reach the melody decoder through the latent alone; the time signature is in the tokens.
+    const heard = new Set(["time_signature", ...names, ...(names.includes("attributes") ? attributes : [])])
     return Object.keys(conditions).some((name) => !heard.has(name)) ? level / 2 : level
   }
 

@@ -28,7 +28,7 @@ export class Files {
     this.cacheName = cache
   }
 
-  /** Say which files are needed, so that `total` is not told before all of them have said how long they are. */
+  /** Say which files are needed, so that `total` is not known before all of them have said how long they are. */
   expect(names) {
     for (const name of names) this.#expected.add(name)
   }
