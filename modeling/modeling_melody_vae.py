@@ -18,49 +18,25 @@ from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils.generic import ModelOutput, can_return_tuple
+from transformers.utils.generic import can_return_tuple
 
-from .arguments_melody_vae import check_buffers
 from .cache_melody_vae import CACHE_NAME, given_cache
 from .conditioning_melody_vae import BarConditioner, ConditionEmbedding
 from .configuration_melody_vae import MelodyVAEConfig
 from .critic_melody_vae import MelodyCritic
-from .fingerprint_melody_vae import Fingerprint, FingerprintedModel, check, hash_grammar
+from .fingerprint_melody_vae import FingerprintedModel
 from .generation_melody_vae import MelodyVAEGenerationMixin
+from .melody_encoder_melody_vae import EncodingMixin, MelodyEncoder, MelodyVAEPosterior
 from .musical_position_melody_vae import BarPositionEmbedding, rotation_of
 from .pipeline_melody_vae import custom_pipelines
 from .prior_melody_vae import LatentPrior
 from .relative_attention import MelodyVAELayer, RelativeAttention, ResidualLinear, ZeroLinear
-from .token_grammar_melody_vae import MAX_TOKENS_PER_BAR, NO_ONSET, SPECIAL_ROW, TokenColumn, copied_tokens
+from .token_grammar_melody_vae import MAX_TOKENS_PER_BAR
+from .vocabulary_melody_vae import VocabularyMixin
 
 NATS_PER_BIT = 0.6931471805599453  # ln 2
-ENCODED_AT_ONCE = 8  # melodies on a CPU; 4 and 16 were slower in small batches
-
-
-@dataclass
-class MelodyVAEPosterior(ModelOutput):
-    """Diagonal Gaussian q(z|x).
-
-    Args:
-        latent_mean: `(B, Z)`.
-        latent_log_variance: `(B, Z)`.
-    """
-
-    latent_mean: torch.Tensor = None  # pyright: ignore[reportAssignmentType] - ModelOutput wants defaults
-    latent_log_variance: torch.Tensor = None  # pyright: ignore[reportAssignmentType]
-
-    def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Draw a latent `(B, Z)` by reparameterisation (Kingma & Welling 2014, arXiv:1312.6114)."""
-        mean = self.latent_mean
-        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-        return mean + noise * (0.5 * self.latent_log_variance).exp()
-
-    def kl_nats(self) -> torch.Tensor:
-        """KL divergence from N(0, I), summed over the latent, `(B,)` nats per melody."""
-        mean, log_variance = self.latent_mean.float(), self.latent_log_variance.float()
-        return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1)
 
 
 @dataclass
@@ -129,38 +105,6 @@ def reconstruction_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Ten
     return nats.view(labels.shape).sum(-1)
 
 
-class MelodyEncoder(nn.Module):
-    """q(z|x): bidirectional layers over tokens, a mean per bar, and from each bar its share of the latent."""
-
-    def __init__(self, config: MelodyVAEConfig):
-        super().__init__()
-        self.layers = nn.ModuleList(
-            MelodyVAELayer(config, index, is_causal=False) for index in range(config.num_encoder_layers)
-        )
-        self.absent_bar = nn.Parameter(torch.empty(config.hidden_size))
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mean_proj = nn.Linear(config.hidden_size, config.latent_size // config.max_bars)
-        self.log_variance_proj = nn.Linear(config.hidden_size, config.latent_size // config.max_bars)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        bar_one_hot: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        rotation: torch.Tensor | None = None,
-    ) -> MelodyVAEPosterior:
-        """Encode embedded tokens `(B, T, C)`; `bar_one_hot` `(B, T, N)` is zero for tokens outside bars."""
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, attention_mask=attention_mask, rotation=rotation)
-        tokens_per_bar = bar_one_hot.sum(1)[..., None]  # (B, N, 1)
-        bars = bar_one_hot.transpose(1, 2) @ hidden_states / tokens_per_bar.clamp_min(1)  # (B, N, C)
-        bars = self.norm(torch.where(tokens_per_bar > 0, bars, self.absent_bar.to(bars.dtype)))
-        return MelodyVAEPosterior(
-            latent_mean=self.mean_proj(bars).flatten(1),  # (B, Z)
-            latent_log_variance=self.log_variance_proj(bars).flatten(1),
-        )
-
-
 class MelodyVAEPreTrainedModel(FingerprintedModel, PreTrainedModel):
     """Weight initialisation and what the model supports."""
 
@@ -221,10 +165,13 @@ class MelodyVAEPreTrainedModel(FingerprintedModel, PreTrainedModel):
                 init.zeros_(module.token_grammar)
 
 
-class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, GenerationMixin):
+class MelodyVAEModel(
+    VocabularyMixin, EncodingMixin, MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, GenerationMixin
+):
     """Variational autoencoder of melodies; with `latent_size=0` a Music Transformer.
 
-    What one does with it (sample, vary, infill, interpolate, shift, ...) is in [`MelodyVAEGenerationMixin`].
+    What one does with it (sample, vary, infill, interpolate, shift, ...) is in [`MelodyVAEGenerationMixin`], what it
+    knows of its tokens in [`VocabularyMixin`], and `encode` in [`EncodingMixin`].
 
     Args:
         config: A [`MelodyVAEConfig`].
@@ -269,153 +216,6 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
         self.post_init()
         self.generation_config.max_length = (MAX_TOKENS_PER_BAR + bool(config.repeat_lags)) * config.max_bars + 2
 
-    def _bar_token_mask(self) -> torch.Tensor:
-        """Whether each token opens a bar, `(V,)`."""
-        mask = torch.zeros(self.config.vocab_size, dtype=torch.bool)
-        mask[self.config.bar_token_ids] = True
-        return mask
-
-    def set_grammar(self, table: torch.Tensor, fingerprint: Fingerprint | None = None) -> None:
-        """Set what each token stands for, `MelodyProcessor.grammar_table()` and `.fingerprint()`.
-
-        From then on it generates valid melodies only, `generate` takes a scale, a range, a time signature and bars to
-        keep (see [`MelodyLogitsProcessor`]), and the model can read what it wrote.
-
-        Raises:
-            ValueError: If the table is of another vocabulary.
-        """
-        if table.dim() != 2 or table.shape[0] != self.config.vocab_size or table.shape[1] < len(SPECIAL_ROW):
-            raise ValueError(f"a table of {tuple(table.shape)} is no grammar of {self.config.vocab_size} tokens")
-        if fingerprint:
-            check(self.config.fingerprint, fingerprint, "a grammar of another tokenizer or grid")
-            self.config.fingerprint = (self.config.fingerprint or {}) | fingerprint
-        if grammar := hash_grammar(table):  # now: weights that are sharded cannot be read when they are saved
-            self.config.fingerprint = (self.config.fingerprint or {}) | {"grammar": grammar}
-        self.config.grammar_columns = table.shape[1]
-        self.register_buffer("token_grammar", table.to(self.device, torch.int32))
-
-    def _grammar(self) -> torch.Tensor:
-        """What each token stands for, `(V, grammar_columns)`.
-
-        Raises:
-            ValueError: If neither the weights nor [`MelodyVAEModel.set_grammar`] have said it.
-        """
-        check_buffers(self)
-        if not self._has_grammar and not torch.compiler.is_compiling():
-            table = self._buffers.get("token_grammar")
-            self._has_grammar = table is not None and (table.is_meta or bool(table.any()))
-            if not self._has_grammar:
-                raise ValueError("this model does not know its tokens: model.set_grammar(processor.grammar_table())")
-        return self.token_grammar
-
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
-        """Resize the vocabulary as transformers does; new tokens open no bar, and the grammar never allows them."""
-        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
-        size = self.config.vocab_size
-        if size != len(self.is_bar_token):
-            self.config.fingerprint = None  # the tokens are others now
-        self.config.bar_token_ids = [token for token in self.config.bar_token_ids or [] if token < size]
-        repeats = [pair for pair in self._repeats().items() if pair[1] < size]
-        self.config.repeat_lags, self.config.repeat_token_ids = [lag for lag, _ in repeats], [id_ for _, id_ in repeats]
-        self.is_bar_token = self._bar_token_mask().to(self.device)
-        if "token_grammar" in self._buffers:
-            columns = self.token_grammar.shape[1]
-            table = torch.zeros(size, columns, dtype=torch.int32, device=self.device)
-            table[:, : len(SPECIAL_ROW)] = torch.tensor(SPECIAL_ROW, dtype=torch.int32)
-            kept = min(size, len(self.token_grammar))
-            table[:kept] = self.token_grammar[:kept]
-            self.token_grammar = table if self.token_grammar.any() else torch.zeros_like(table)
-        return embeddings
-
-    def _repeats(self) -> dict[int, int]:
-        """The tokens that say "this bar is the one so many bars earlier over again", by that number of bars."""
-        return dict(zip(self.config.repeat_lags or (), self.config.repeat_token_ids or (), strict=True))
-
-    @torch.no_grad()
-    def add_repeats(self, repeats: Mapping[int, int]) -> None:
-        """Teach a model the tokens of [`MelodyProcessor.add_repeats`], which say that a bar is an earlier one again.
-
-        They begin as the mean of the tokens that open a bar; their use has to be learned.
-
-        Args:
-            repeats: For bars back, the token's id, as `MelodyProcessor.repeats` has them.
-
-        Raises:
-            ValueError: If a token is one that the model has already.
-        """
-        if known := [token for token in repeats.values() if token < self.config.vocab_size]:
-            raise ValueError(f"repeats: the model has a token {known[0]} already, of {self.config.vocab_size}")
-        size = max(repeats.values(), default=self.config.vocab_size - 1) + 1
-        embeddings = self.resize_token_embeddings(size, mean_resizing=False).weight
-        embeddings[list(repeats.values())] = embeddings[self.config.bar_token_ids].mean(0)
-        self.config.repeat_lags, self.config.repeat_token_ids = list(repeats), list(repeats.values())
-        self.generation_config.max_length = (MAX_TOKENS_PER_BAR + 1) * self.config.max_bars + 2
-
-    def _is_repeat(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Whether each token says that the bar after it is an earlier one over again."""
-        is_repeat = torch.zeros_like(input_ids, dtype=torch.bool)
-        for token in self.config.repeat_token_ids or ():
-            is_repeat |= input_ids == token
-        return is_repeat
-
-    def _copied_tokens(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Whether each token belongs to a bar that is an earlier one over again, as the token before it says."""
-        return copied_tokens(input_ids, self.is_bar_token, self._is_repeat(input_ids), self.config.eos_token_id)
-
-    def _without_repeats(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *others: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, *tuple[torch.Tensor | None, ...]]:
-        """Move tokens that say that a bar is repeated to the end, and mask them; `others` `(B, T)` move along.
-
-        The melody encoder reads notes: what a bar is called makes no difference to it.
-        """
-        is_repeat = self._is_repeat(input_ids)
-        order = is_repeat.int().argsort(dim=-1, stable=True)
-        moved = [None if other is None else other.gather(-1, order) for other in others]
-        return input_ids.gather(-1, order), (attention_mask * ~is_repeat).gather(-1, order), *moved
-
-    def musical_position(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Where in the music each token is, `(B, T)`, in bars since the melody began.
-
-        The whole part is the index of the token's bar, -1 before the first. The rest says how far into the bar the
-        latest onset is, for models with `config.musical_time`; for others it is 0.
-
-        Raises:
-            ValueError: If the model needs to know its tokens and does not.
-        """
-        bars = self.is_bar_token[input_ids].cumsum(-1) - 1
-        if not self.config.musical_time:
-            return bars.float()
-        rows = self._grammar()[input_ids]
-        onset, steps = rows[..., TokenColumn.LAST_ONSET], rows[..., TokenColumn.BAR_STEPS]
-        place = torch.arange(input_ids.shape[1], device=input_ids.device)
-        signature = torch.where(steps > 0, place, 0).cummax(-1).values  # where the latest time signature is
-        reached = (bars * NO_ONSET + onset + 1).cummax(-1).values % NO_ONSET  # latest onset of the bar, 0 for none
-        return bars + ((reached - 1).clamp_min(0) / steps.gather(-1, signature).clamp_min(1)).clamp_max(0.999)
-
-    def musical_pitch(self, input_ids: torch.Tensor) -> torch.Tensor | None:
-        """Pitch of the latest note at each token, `(B, T)`, in semitones; None unless `config.musical_pitch` asks.
-
-        It is 0 before the first note, and the middle of its pitches where a token has several.
-
-        Raises:
-            ValueError: If the model needs to know its tokens and does not.
-        """
-        if not self.config.musical_pitch:
-            return None
-        rows = self._grammar()[input_ids]
-        lowest, highest = rows[..., TokenColumn.LOWEST_PITCH], rows[..., TokenColumn.HIGHEST_PITCH]
-        place = torch.arange(input_ids.shape[1], device=input_ids.device)
-        latest = torch.where(highest > 0, place, 0).cummax(-1).values
-        return torch.where(highest > 0, (lowest + highest) / 2, 0.0).gather(-1, latest)
-
-    musical_time = musical_position  # the method's name in the first release
-
-    def previous_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """The token before each, `(B, T)`; where there is none, or padding, the token itself."""
-        previous = torch.cat([input_ids[:, :1], input_ids[:, :-1]], dim=1)
-        return torch.where(previous == self.config.pad_token_id, input_ids, previous)
-
     def _add_position_embeddings(
         self, embedded: torch.Tensor, musical_position: torch.Tensor, pitch: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -449,87 +249,6 @@ class MelodyVAEModel(MelodyVAEGenerationMixin, MelodyVAEPreTrainedModel, Generat
     def _may_read_values(self, values: torch.Tensor) -> bool:
         """Whether the host may look at `values`: in training on a GPU it would wait for them at every step."""
         return not self.training or values.device.type == "cpu"
-
-    def encode(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        musical_position: torch.Tensor | None = None,
-        pitch: torch.Tensor | None = None,
-        **kwargs,
-    ) -> MelodyVAEPosterior:
-        """Encode melodies of up to `max_bars` bars.
-
-        Args:
-            input_ids: `(B, T)`.
-            attention_mask: `(B, T)`, 0 at padding; by default where `pad_token_id` is.
-            musical_position: `(B, T)`, what [`MelodyVAEModel.musical_position`] returns, if it was computed already.
-            pitch: `(B, T)`, what [`MelodyVAEModel.musical_pitch`] returns, likewise.
-            kwargs: Ignored, so that a processor's whole output can be passed.
-
-        Returns:
-            The posterior q(z|x), `(B, Z)`.
-
-        Raises:
-            ValueError: If the model has no latent, or a melody is too long for it.
-        """
-        if not self.config.latent_size:
-            raise ValueError("latent_size=0: this model is a plain Music Transformer and has no latent to encode into")
-        check_buffers(self)
-        if musical_position is None:
-            musical_position, pitch = self.musical_position(input_ids), self.musical_pitch(input_ids)
-        if self._may_read_values(musical_position) and not torch.compiler.is_compiling() and musical_position.numel():
-            num_bars, max_bars = int(musical_position.max()) + 1, self.config.max_bars
-            if num_bars > max_bars:
-                raise ValueError(
-                    f"a melody of {num_bars} bars does not fit a latent of max_bars={max_bars}: cut it into windows"
-                )
-        if attention_mask is None:
-            attention_mask = input_ids.ne(self.config.pad_token_id).long()
-        if self.config.repeat_token_ids:
-            input_ids, attention_mask, musical_position, pitch = self._without_repeats(
-                input_ids, attention_mask, musical_position, pitch
-            )
-        if len(input_ids) > ENCODED_AT_ONCE and input_ids.device.type == "cpu" and self._may_be_split():
-            return self._encode_by_length(input_ids, attention_mask, musical_position, pitch)
-        return self._encode_rows(input_ids, attention_mask, musical_position, pitch)
-
-    def _may_be_split(self) -> bool:
-        """Whether a batch may be read in parts: not in training, nor where its operations are recorded."""
-        return not (self.training or torch.compiler.is_compiling() or torch.jit.is_tracing())  # pyright: ignore[reportPrivateImportUsage]
-
-    def _encode_by_length(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, *of_tokens: torch.Tensor | None
-    ) -> MelodyVAEPosterior:
-        """Encode melodies of like length together, a few at a time: less padding, and all stays in the cache."""
-        parts, order = [], attention_mask.sum(-1).argsort()
-        for rows in order.split(ENCODED_AT_ONCE):
-            kept = attention_mask[rows].any(0).nonzero().squeeze(1)
-            span = slice(int(kept[0]), int(kept[-1]) + 1) if len(kept) else slice(0, 1)
-            given = (input_ids, attention_mask, *of_tokens)
-            parts.append(self._encode_rows(*(None if each is None else each[rows, span] for each in given)))
-        back = order.argsort()
-        return MelodyVAEPosterior(
-            latent_mean=torch.cat([part.latent_mean for part in parts])[back],
-            latent_log_variance=torch.cat([part.latent_log_variance for part in parts])[back],
-        )
-
-    def _encode_rows(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        musical_position: torch.Tensor,
-        pitch: torch.Tensor | None,
-    ) -> MelodyVAEPosterior:
-        """Encode melodies `(B, T)` side by side, see [`encode`]."""
-        one_hot = self._bar_one_hot(musical_position)[..., 1:]  # (B, T, N)
-        one_hot = one_hot * attention_mask[..., None]
-        embedded, rotation = self._add_position_embeddings(self.embed_tokens(input_ids), musical_position, pitch)
-        embedded = self.dropout(embedded)
-        mask = create_bidirectional_mask(
-            self.config, embedded, attention_mask, allow_is_bidirectional_skip=self._may_read_values(embedded)
-        )
-        return self.melody_encoder(embedded, one_hot.to(embedded.dtype), mask, rotation)
 
     @can_return_tuple
     def forward(

@@ -16,7 +16,8 @@ from modeling.cache_melody_vae import CACHE_NAME, CACHE_NAMES
 from modeling.interpolation_melody_vae import slerp
 from modeling.line_writing_melody_vae import line_to_words
 from modeling.logits_process_melody_vae import BarCountLogitsProcessor
-from modeling.modeling_melody_vae import ENCODED_AT_ONCE, reconstruction_nats
+from modeling.melody_encoder_melody_vae import ENCODED_AT_ONCE
+from modeling.modeling_melody_vae import reconstruction_nats
 from modeling.token_grammar_melody_vae import MAX_TOKENS_PER_BAR
 from tests.builders.models import (
     BAR_TOKENS,

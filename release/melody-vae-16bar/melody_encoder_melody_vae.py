@@ -1,0 +1,1 @@
+../../modeling/melody_encoder_melody_vae.py

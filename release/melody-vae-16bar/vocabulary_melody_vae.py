@@ -1,0 +1,1 @@
+../../modeling/vocabulary_melody_vae.py
