@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import (
+    EosTokenCriteria,
     GenerationConfig,
     LogitsProcessorList,
+    MaxLengthCriteria,
     StoppingCriteriaList,
     TemperatureLogitsWarper,
     TopPLogitsWarper,
@@ -30,7 +32,7 @@ LOOP_OPTIONS |= {"max_rest", "conditions", "attention_mask", "begin_suppress_tok
 """Options of `generate` that the decoding loop knows; for others it is transformers' own."""
 
 NUMBERS_AT_ONCE = 64
-ROUNDING = 5e-6  # of sums of probabilities in single precision: more than twice what numbers of rows made of them
+ROUNDING = 1e-5  # of sums of probabilities in single precision: three times what the released model showed
 
 
 class CloseCallError(ArithmeticError):
@@ -79,19 +81,20 @@ def draw_likely(probabilities: np.ndarray, share: np.ndarray, top_p: float, roun
     falling = chances[np.lexsort((-chances, rows))]
     before = sums_within_rows(falling) - falling
 
-    def draw(share: np.ndarray, top_p: float) -> tuple[np.ndarray, np.ndarray]:
+    def draw(top_p: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         is_kept = before < max(top_p, 1e-6)  # the most probable one at least
         lowest = np.minimum.reduceat(np.where(is_kept, falling, 1.0), first)  # (A,); equal ones are kept as well
         kept = np.where(chances >= lowest[rows], chances, 0.0)
         beyond = sums_within_rows(kept) - (share * np.add.reduceat(kept, first))[rows]
-        return first + np.add.reduceat((beyond <= 0).astype(np.int64), first), beyond
+        return first + np.add.reduceat((beyond <= 0).astype(np.int64), first), beyond, lowest[rows]
 
-    drawn, beyond = draw(share, top_p)
+    drawn, beyond, lowest = draw(top_p)
     if rounding:
-        if (np.abs(beyond) < rounding).any():
+        is_like_last = np.abs(chances - lowest) < rounding * lowest
+        if (np.abs(beyond) < rounding).any() or np.add.reduceat(is_like_last.astype(np.int64), first).max() > 1:
             raise CloseCallError
         is_cut_close = (np.abs(before - top_p) < rounding).any()
-        if is_cut_close and any((draw(share, top_p + other)[0] != drawn).any() for other in (-rounding, rounding)):
+        if is_cut_close and any((draw(top_p + other)[0] != drawn).any() for other in (-rounding, rounding)):
             raise CloseCallError
     return tokens[drawn]
 
@@ -160,7 +163,8 @@ def sample_with_generators(
     A decoding loop for `generate(custom_generate=...)`. A token takes one number from 0 to 1, and a melody one number
     of its generator, from which all of these come: what else is in the batch, and for how long, makes no difference.
     Products of fewer than `FEWEST_ROWS` rows round otherwise, and are several times faster: where that may decide which
-    token is drawn, the melodies are drawn anew with as many rows.
+    token is drawn, the melodies are drawn anew with as many rows. How much it is was measured with a released model
+    (`ROUNDING`); one whose weights are many times larger rounds more, and a melody of it may differ in a batch.
 
     Args:
         model: A [`MelodyVAEModel`].
@@ -190,21 +194,25 @@ def sample_with_generators(
         own = [copy.copy(each) for each in processors] if rounding else processors
         return decode(decoder, input_ids, own, stopping_criteria, Choice(sources, temperatures, top_p, rounding), pad)
 
-    exactness = rounding_of(model, processors, generation_config, temperatures)
-    if generator and len(input_ids) < FEWEST_ROWS and exactness and StepDecoder.is_for(model, model_kwargs):
+    is_few = generator and len(input_ids) < FEWEST_ROWS and StepDecoder.is_for(model, model_kwargs)
+    parts = [*processors, *stopping_criteria]
+    if is_few and (rounding := rounding_of(model, parts, generation_config, temperatures)):
         try:
-            return draw(1, exactness)
+            return draw(1, rounding)
         except CloseCallError:
             pass
     return draw(FEWEST_ROWS if generator else 1)
 
 
-def rounding_of(
-    model, processors: Sequence[Any], generation_config: GenerationConfig, temperatures: torch.Tensor | None
-) -> float:
-    """Tell by how much probabilities may differ with the number of rows; 0 where that is not known."""
-    known = MelodyLogitsProcessor | BarCountLogitsProcessor | TemperatureLogitsWarper
-    if model.device.type != "cpu" or not all(isinstance(each, known) for each in processors):
+def rounding_of(model, parts: Sequence[Any], generation_config: GenerationConfig, temperatures: Any) -> float:
+    """Tell by how much probabilities may differ with the number of rows; 0 where melodies cannot be drawn twice.
+
+    They cannot where one of `parts`, which look at each token, may have a memory, or precision is another one.
+    """
+    known = {MelodyLogitsProcessor, BarCountLogitsProcessor, TemperatureLogitsWarper}
+    if not {type(part) for part in parts} <= known | {MaxLengthCriteria, EosTokenCriteria}:
+        return 0.0
+    if model.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return 0.0
     if any(each.dtype != torch.float32 or type(each) is not torch.nn.Parameter for each in model.parameters()):
         return 0.0

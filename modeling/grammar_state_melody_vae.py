@@ -28,7 +28,7 @@ from .token_grammar_melody_vae import (
     time_signature_id,
 )
 
-MOST_REMEMBERED = 8192  # masks, of V bytes each
+MOST_REMEMBERED = 8192  # masks, of V bytes each, and phases, of 2 V
 
 
 class TokenTable:
@@ -64,7 +64,7 @@ class TokenTable:
                 np.where(onset < NO_ONSET, onset, np.where(self.opens_bar, 0, -NO_ONSET)),
             )
         )
-        self.needs: dict[tuple[int, int, int], np.ndarray] = {}
+        self.needs: dict[tuple[int, int, int], np.ndarray] = {}  # phase before each token, by pitches
         self.found: dict[tuple, np.ndarray] = {}
 
     def usable_phases(self, pitches: tuple[int, int, int]) -> np.ndarray:
@@ -85,6 +85,8 @@ class TokenTable:
             if not (is_usable & is_pitch).any():
                 scale = "" if classes == 0xFFF else f" of the scale {classes:012b} (B down to C)"
                 raise ValueError(f"no pitch{scale} from lowest_pitch={low} to highest_pitch={high}")
+            if len(self.needs) >= MOST_REMEMBERED:
+                self.needs.clear()
             self.needs[pitches] = np.where(is_usable, before, UNUSABLE).astype(np.int16)
         return self.needs[pitches]
 

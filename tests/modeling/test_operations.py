@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from transformers import TopPLogitsWarper
+from transformers import StoppingCriteria, TopPLogitsWarper
 
 from evaluation.operations import is_valid
 from modeling import MelodyVAEModel, decoding_melody_vae
@@ -455,6 +455,33 @@ def test_a_draw_that_rounding_decides_is_a_close_call(share, top_p, is_close):
             draw_likely(*arguments, 1e-4)
     else:
         assert draw_likely(*arguments, 1e-4) == draw_likely(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "top_p"),
+    [([0.5, 0.3, 0.1 + 1e-9, 0.1 - 1e-9], 0.85), ([0.4 + 1e-9, 0.4 - 1e-9, 0.2], 0.3), ([0.4, 0.4, 0.2], 0.0)],
+)
+def test_tokens_as_likely_as_the_last_one_kept_are_a_close_call(probabilities, top_p):
+    with pytest.raises(CloseCallError):
+        draw_likely(np.array([probabilities]), np.array([0.95]), top_p, 1e-5)
+    assert draw_likely(np.array([probabilities]), np.array([0.95]), top_p).shape == (1,)
+
+
+def test_what_has_a_memory_sees_every_token_once(told, monkeypatch):
+    monkeypatch.setattr(decoding_melody_vae, "ROUNDING", 2.0)  # everything is close
+    seen = []
+
+    class Count(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            seen.append(input_ids.shape[1])
+            return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    ids = told.generate(
+        torch.full((1, 1), told.config.bos_token_id), latent=torch.zeros(1, told.config.latent_size), bars=3,
+        do_sample=True, top_k=0, custom_generate=sample_with_generators, generator=generators(1),
+        stopping_criteria=[Count()],
+    )  # fmt: skip
+    assert seen == list(range(2, ids.shape[1] + 1))
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
