@@ -104,8 +104,10 @@ def training(parts: Mapping[str, Any]) -> str:
         f"{found[f'share_of_matrix_rate, {name}']:.0%} in {name} "
         f"(of {found[f'matrix_gflops_per_second, {name}']:.0f} GFLOP/s)"
         for name in ("fp32", "bf16")
+        if f"share_of_matrix_rate, {name}" in found
     )
-    return f"Share of the matrix-product rate that a training step reaches: {shares}."
+    emulated = "" if "share_of_matrix_rate, bf16" in found else " The processor has no bf16 of its own."
+    return f"Share of the matrix-product rate that a training step reaches: {shares}.{emulated}"
 
 
 def profile(parts: Mapping[str, Any]) -> str:

@@ -179,12 +179,18 @@ class StepDecoder(ForwardDecoder):
             if place < row:
                 self.cache[:, :, place, :, :length] = self.cache[:, :, row, :, :length]
         self.cache = self.cache[:, :, : self.num_rows]
-        self.filled = torch.arange(max(self.num_rows, self.fewest_rows), device=rows.device) % self.num_rows
+        self._fill()
         self.music.keep(rows.cpu().numpy())
         if self.conditions is not None:
             self.conditions = self.conditions[rows]
         if self.padding is not None:
             self.padding = self.padding[rows]
+
+    def _fill(self) -> None:
+        """Note which melodies are computed, `(F,)`; None where each is, and once."""
+        self.filled = None
+        if self.num_rows < self.fewest_rows:
+            self.filled = torch.arange(self.fewest_rows, device=self.model.device) % self.num_rows
 
     # Before the first step.
 
@@ -207,7 +213,7 @@ class StepDecoder(ForwardDecoder):
         self.cache = torch.stack(pairs).to(model.dtype)  # with mixed precision `forward` alone computes in bfloat16
         if self.conditions is not None:
             self.conditions = self.conditions[: self.num_rows]
-        self.filled = torch.arange(max(self.num_rows, self.fewest_rows), device=input_ids.device) % self.num_rows
+        self._fill()
         self._grow()
         mask = self.model_kwargs.get("attention_mask")
         if mask is not None and not mask[:, : self.length].all():
@@ -292,37 +298,39 @@ class StepDecoder(ForwardDecoder):
         if self.length == self.capacity:
             self._grow()
         self.music.advance(token.cpu().numpy())
-        filled, now = self.filled.cpu().numpy(), self.length
-        states, rotation = self._embed(token[self.filled], before[self.filled], filled)
+        now, bars, music = self.length, self.music.bars, np.stack([self.music.position(), self.music.pitch])
+        if self.filled is not None:
+            token, before, filled = token[self.filled], before[self.filled], self.filled.cpu().numpy()
+            bars, music = bars[filled], music[:, filled]
+        states, rotation = self._embed(token, before, music)
         places = self.cache[..., now, :].transpose(1, 2).unbind()  # of each layer, (A, 2, H, D)
         so_far = self.cache[..., : now + 1, :].flatten(0, 1).unbind()  # keys and values of each, (A, H, S, D)
         embeddings = self.embeddings[..., self.capacity - now - 1 :].unbind()  # of each, (H, D, S)
         conditions = None
         if self.conditions is not None:
-            bars = np.clip(self.music.bars + 1, 0, self.conditions.shape[1] - 1)
-            rows = (np.arange(len(bars)) * self.conditions.shape[1] + bars)[filled]
+            melodies = np.arange(len(bars)) % self.num_rows
+            rows = melodies * self.conditions.shape[1] + np.clip(bars + 1, 0, self.conditions.shape[1] - 1)
             conditions = self.conditions.flatten(0, 1).index_select(0, torch.from_numpy(rows).to(token.device))
             conditions = conditions.unbind(1)  # K of (F, C)
         for index, layer in enumerate(self.layers):
             if conditions is not None:
                 states = states + conditions[index]
             query, key_value = self._turn(layer.qkv_proj(layer.attention_norm(states)), rotation)
-            places[index].copy_(key_value if len(key_value) == self.num_rows else key_value[: self.num_rows])
+            places[index].copy_(key_value if self.filled is None else key_value[: self.num_rows])
             attended = self._attend(query, so_far[2 * index], so_far[2 * index + 1], embeddings[index])
             states = states + layer.o_proj(attended)
             states = states + self._feed_forward(layer, states)
         self.length += 1
-        return self.lm_head(self.norm(states))[: self.num_rows]
+        logits = self.lm_head(self.norm(states))
+        return logits if self.filled is None else logits[: self.num_rows]
 
-    def _embed(
-        self, token: torch.Tensor, before: torch.Tensor, filled: np.ndarray
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embed one more token `(F,)`, see `MelodyVAEModel._embed`.
+    def _embed(self, token: torch.Tensor, before: torch.Tensor, music: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embed one more token `(F,)`, see `MelodyVAEModel._embed`; `music` is its position and pitch, `(2, F)`.
 
         Returns:
             `(F, C)`, and what queries, keys and values are turned by, `(F, 3, 1, D / 2)`, complex; values are not.
         """
-        model, music = self.model, np.stack([self.music.position(), self.music.pitch])[:, filled]
+        model = self.model
         position, pitch = torch.from_numpy(music).to(token.device)[..., None]  # (F, 1)
         angles = 2 * math.pi * position * self.of_position + 2 * math.pi * pitch * self.of_pitch
         turns = torch.polar(torch.ones_like(angles), angles / self.periods)  # (F, W + D / 2)
@@ -355,15 +363,14 @@ class StepDecoder(ForwardDecoder):
     ) -> torch.Tensor:
         """Attend from queries `(F, H, D)` to all keys and values so far, by distance as well; returns `(F, C)`."""
         by_distance = torch.bmm(query.transpose(0, 1), embeddings).transpose(0, 1)[:, :, None]  # (F, H, 1, S)
-        is_filled = query.shape[0] > self.num_rows
-        if is_filled:
+        if self.filled is not None:
             query, by_distance = query[: self.num_rows], by_distance[: self.num_rows]
         if self.padding is not None:
             by_distance[..., : self.padding.shape[-1]] += self.padding
         attended = functional.scaled_dot_product_attention(
             query[:, :, None], keys, values, attn_mask=by_distance, scale=1.0
         )
-        return attended.flatten(1)[self.filled] if is_filled else attended.flatten(1)
+        return attended.flatten(1) if self.filled is None else attended.flatten(1)[self.filled]
 
     def _feed_forward(self, layer: LayerFunctions, states: torch.Tensor) -> torch.Tensor:
         """Compute what the feed-forward block adds to `states` `(F, C)`."""
