@@ -70,8 +70,8 @@ class ForwardDecoder:
     Args:
         model: Any model that `generate` takes.
         model_kwargs: Of `forward`, as `generate` prepares them.
-        fewest_rows: So many melodies are computed, the given ones over again where they are fewer.
         num_melodies: How many are given.
+        fewest_rows: So many melodies are computed, the given ones over again where they are fewer.
     """
 
     def __init__(self, model, model_kwargs: dict[str, Any], num_melodies: int, fewest_rows: int = 1):

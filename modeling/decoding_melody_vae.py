@@ -132,9 +132,8 @@ class Choice:
         probabilities, share = scores.softmax(-1), self.numbers[:, place]
         if self.top_p is None:
             drawn = choose(probabilities, share)
-            if self.rounding and (choose(probabilities, share - self.rounding) != drawn).any():
-                raise CloseCallError
-            if self.rounding and (choose(probabilities, share + self.rounding) != drawn).any():
+            ways = (-self.rounding, self.rounding) if self.rounding else ()
+            if any((choose(probabilities, share + way) != drawn).any() for way in ways):
                 raise CloseCallError
             return drawn
         shares = share.cpu().numpy().astype(np.float64)
@@ -183,8 +182,9 @@ def sample_with_generators(
     top_p = processors.pop().top_p if processors and isinstance(processors[-1], TopPLogitsWarper) else None
     seeds = [int(torch.randint(2**62, (), generator=source, device=source.device)) for source in generator or ()]
 
+    decoder_class = StepDecoder if StepDecoder.is_for(model, model_kwargs) else ForwardDecoder
+
     def draw(fewest_rows: int, rounding: float = 0.0) -> torch.Tensor:
-        decoder_class = StepDecoder if StepDecoder.is_for(model, model_kwargs) else ForwardDecoder
         inputs = {**model_kwargs, CACHE_NAME: copy.deepcopy(model_kwargs.get(CACHE_NAME))} if rounding else model_kwargs
         decoder = decoder_class(model, inputs, len(input_ids), fewest_rows)
         sources = [
@@ -194,7 +194,7 @@ def sample_with_generators(
         own = [copy.copy(each) for each in processors] if rounding else processors
         return decode(decoder, input_ids, own, stopping_criteria, Choice(sources, temperatures, top_p, rounding), pad)
 
-    is_few = generator and len(input_ids) < FEWEST_ROWS and StepDecoder.is_for(model, model_kwargs)
+    is_few = generator and len(input_ids) < FEWEST_ROWS and decoder_class is StepDecoder
     parts = [*processors, *stopping_criteria]
     if is_few and (rounding := rounding_of(model, parts, generation_config, temperatures)):
         try:

@@ -96,12 +96,12 @@ class MelodyVAEGenerationMixin(
 
     def _conditions_like(self, latent: torch.Tensor, options: Mapping[str, Any]) -> dict[str, Any]:
         """Read what the melody decoder is conditioned on of key and attributes of the melody of a latent `(1, Z)`."""
-        known = self.config.decoder_conditions or []
-        if not known:
+        decoder_conditions = self.config.decoder_conditions or []
+        if not decoder_conditions:
             return {}
         line = self.read_lines(self.decode(latent, bars=one_for_all(options.get("bars"))))[0]
-        conditions: dict[str, Any] = {"key": self._known_key(line)} if "key" in known else {}
-        if "attributes" in known and line["pitch"]:
+        conditions: dict[str, Any] = {"key": self._known_key(line)} if "key" in decoder_conditions else {}
+        if "attributes" in decoder_conditions and line["pitch"]:
             conditions |= dict(zip(self.config.attributes or [], self.attributes_of([line])[0].tolist(), strict=True))
         return conditions
 

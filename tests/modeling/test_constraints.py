@@ -621,8 +621,8 @@ def test_no_bar_goes_on_for_ever():
     assert min(lengths) > MAX_TOKENS_PER_BAR - 3
 
 
-def told(state: GrammarState) -> dict:
-    """What a state says of the melody so far."""
+def read_so_far(state: GrammarState) -> dict:
+    """What a state holds of the melody so far."""
     return {name: value for name, value in vars(state).items() if name not in ("table", "wanted")}
 
 
@@ -643,11 +643,11 @@ def test_the_state_is_the_same_step_by_step_and_at_once():
         scores = torch.randn(5, len(table))
         at_once = MelodyLogitsProcessor(table, EOS, bars=torch.tensor([16]))
         assert torch.equal(stepwise(ids[:, :length], scores.clone()), at_once(ids[:, :length], scores.clone()))
-        assert [told(state) for state in stepwise.states] == [told(state) for state in at_once.states]
+        assert [read_so_far(state) for state in stepwise.states] == [read_so_far(state) for state in at_once.states]
     assert recomputed == 1
     other = ids.flip(0)[:, 1:31]
     again = MelodyLogitsProcessor(table, EOS).states_of(other)
-    assert [told(state) for state in stepwise.states_of(other)] == [told(state) for state in again]
+    assert [read_so_far(state) for state in stepwise.states_of(other)] == [read_so_far(state) for state in again]
 
 
 def test_mode_and_time_signature_names_are_distinct():

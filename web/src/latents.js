@@ -315,9 +315,9 @@ export class LatentModel {
    * @throws {RangeError} If the model does not know a condition or a value.
    */
   checkConditions(conditions, n) {
-    const { conditions: known, attributes, num_prior_layers: layers, decoder_conditions: decoded } = this.config
+    const { conditions: known, attributes, num_prior_layers: layers, decoder_conditions: decoderConditions } = this.config
     const names = Object.keys(conditions ?? {})
-    if (names.length && !layers && !decoded.length) {
+    if (names.length && !layers && !decoderConditions.length) {
       throw new RangeError(`conditions ${names}: this model has no learned prior (train_prior.py)`)
     }
     const lists = {}

@@ -82,11 +82,11 @@ export class OnnxMelodyVAE extends SamplingModel {
 
   /** Read key and attributes of the melody of a latent, as far as the melody decoder is conditioned on them. */
   async #conditionsLike(latent, { bars, signal }) {
-    const { decoder_conditions: known, attributes } = this.config
-    if (!known.length) return {}
+    const { decoder_conditions: decoderConditions, attributes } = this.config
+    if (!decoderConditions.length) return {}
     const [line] = this.readLines(await this.decode([latent], { bars: typeof bars === "number" ? bars : undefined, signal }))
-    const conditions = known.includes("key") ? { key: this.knownKey(line) } : {}
-    if (known.includes("attributes") && line.pitch.length) {
+    const conditions = decoderConditions.includes("key") ? { key: this.knownKey(line) } : {}
+    if (decoderConditions.includes("attributes") && line.pitch.length) {
       this.attributesOf(line).forEach((value, at) => (conditions[attributes[at]] = value))
     }
     return conditions

@@ -314,8 +314,8 @@ export class SamplingModel extends LatentModel {
 
   /** Add to conditions the keys of what there is of melodies, or keys drawn as in the training data. */
   #withKeys(conditions, ids, generator) {
-    const { key_shares: shares, decoder_conditions: heard, conditions: known } = this.config
-    if (!shares || !heard.includes("key")) return conditions
+    const { key_shares: shares, decoder_conditions: decoderConditions, conditions: known } = this.config
+    if (!shares || !decoderConditions.includes("key")) return conditions
     const lines = this.readLines(ids)
     const sums = shares.reduce((all, share) => [...all, (all.at(-1) ?? 0) + share], [])
     const key = generator.map((source, row) => {
@@ -414,10 +414,11 @@ export class SamplingModel extends LatentModel {
 
   /** How noisy the latents of melodies under these conditions are by default. */
   #defaultNoiseLevel(conditions) {
-    const { decoder_conditions: names, attributes, sampling_noise: level } = this.config
+    const { decoder_conditions: decoderConditions, attributes, sampling_noise: level } = this.config
     // The others reach the melody decoder through the latent alone; the time signature is in the tokens.
-    const heard = new Set(["time_signature", ...names, ...(names.includes("attributes") ? attributes : [])])
-    return Object.keys(conditions).some((name) => !heard.has(name)) ? level / 2 : level
+    const all = decoderConditions.includes("attributes") ? attributes : []
+    const direct = new Set(["time_signature", ...decoderConditions, ...all])
+    return Object.keys(conditions).some((name) => !direct.has(name)) ? level / 2 : level
   }
 
   /**
