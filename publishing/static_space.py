@@ -24,7 +24,7 @@ WEB = ROOT / "web"
 PAGE = WEB / "static_space"
 SPACE_FILES = (
     *("space.css", "header.html", "pad.html", "instruments.json"),
-    *("player.js", "roll.js", "melody.js", "edit.js", "stage.js", "dock.js"),
+    *("player.js", "roll.js", "melody.js", "hum.js", "edit.js", "stage.js", "dock.js", "vendor/pitchy.js"),
 )
 """What the page shares with the Gradio Space, of its folder `static`; beside them fonts, instruments and tunes."""
 

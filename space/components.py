@@ -10,7 +10,7 @@ import gradio as gr
 from look import font_faces
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("player.js", "roll.js", "melody.js", "sheet.js", "edit.js", "stage.js", "dock.js")
+SCRIPTS = ("player.js", "roll.js", "melody.js", "sheet.js", "hum.js", "edit.js", "stage.js", "dock.js")
 
 
 def page_head() -> str:

@@ -1,4 +1,4 @@
-// Notes by hand: drawn, dragged, lengthened and deleted in a roll, by mouse, touch, keys or a MIDI keyboard.
+// Notes by hand: drawn, dragged, lengthened and deleted in a roll, by mouse, touch, keys, a MIDI keyboard or the voice.
 (() => {
   const Space = window.MelodySpace;
   const EDGE = 7; // pixels of a note's end by which it is lengthened
@@ -192,12 +192,16 @@
       title: "Click to add a note; drag it, or its end; double-click deletes. Keys: arrows, Shift and arrows, + and -, Enter, Delete" }, "Edit notes");
     const clear = el("button", { type: "button", class: "mv-text-tool", hidden: true, onclick: () => editor.clear() }, "Clear");
     const keyboard = el("button", { type: "button", class: "mv-text-tool", hidden: true, title: "Each key that you play is the next note" }, "MIDI keyboard");
+    const hum = el("button", { type: "button", class: "mv-text-tool", hidden: true,
+      title: "Hum or sing after a bar of clicks: your notes replace those of the roll. The sound stays on this machine" }, "Hum");
     const show = (isOn) => {
       editor.set(isOn);
       draw.setAttribute("aria-pressed", String(isOn));
       clear.hidden = !isOn;
       keyboard.hidden = !isOn || !navigator.requestMIDIAccess;
+      hum.hidden = !isOn || !navigator.mediaDevices;
       if (!isOn) listen(null);
+      if (!isOn) humming?.abort();
     };
     let access = null;
     const listen = (now) => {
@@ -215,7 +219,28 @@
       if (!given?.inputs.size) return Space.toast("No MIDI keyboard was found: connect one, and allow this page to use it", true);
       listen(given);
     });
+    let humming = null; // what ends it
+    hum.addEventListener("click", async () => {
+      if (humming) return humming.abort();
+      humming = new AbortController();
+      hum.setAttribute("aria-pressed", "true");
+      const tell = (bar) => (hum.textContent = bar < 1 ? "Get ready…" : `Bar ${bar}: stop`);
+      const { signal } = humming;
+      try {
+        const notes = await Space.hum(roll.melody, signal, tell);
+        if (!roll.box.isConnected || !editor.isOn) return;
+        if (notes.length) editor.change(notes);
+        else Space.toast("Nothing was heard that has a pitch: hum louder, or nearer to the microphone", true);
+      } catch (error) {
+        const isRefused = ["NotAllowedError", "NotFoundError"].includes(error.name);
+        Space.toast(isRefused ? "No microphone: connect one, and allow this page to use it" : "Humming does not work in this browser", true);
+      } finally {
+        humming = null;
+        hum.setAttribute("aria-pressed", "false");
+        hum.textContent = "Hum";
+      }
+    });
     draw.addEventListener("click", () => show(!editor.isOn));
-    return el("div", { class: "mv-edit-tools" }, draw, clear, keyboard);
+    return el("div", { class: "mv-edit-tools" }, draw, clear, keyboard, hum);
   };
 })();

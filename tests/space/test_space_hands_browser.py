@@ -1,9 +1,13 @@
-"""Notes by hand: drawn, dragged, deleted and played into a roll; and what the model then makes of them."""
+"""Notes by hand: drawn, dragged, deleted, played and hummed into a roll; and what the model then makes of them."""
 
+import base64
+
+import numpy as np
 import pytest
+import soundfile
 from playwright.sync_api import expect
 
-from tests.builders.space_browser import NEEDS_CHROMIUM, PHONE, choose_tab, drawn, shoot
+from tests.builders.space_browser import CHROMIUM, DESKTOP, NEEDS_CHROMIUM, PHONE, choose_tab, drawn, shoot
 
 pytestmark = NEEDS_CHROMIUM
 
@@ -123,3 +127,88 @@ def test_notes_are_drawn_by_touch(edit):
         session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y} for x, y in points]})
     page.wait_for_function(f"JSON.stringify(({SLOT})()) === '[[24,4,70]]'")
     shoot(page, "phone-edit")
+
+
+RATE = 48_000
+TRANSCRIBE = """async ([content, rate]) => {
+  const bytes = Uint8Array.from(atob(content), (each) => each.charCodeAt(0));
+  return MelodySpace.transcribe(new Float32Array(bytes.buffer), rate);
+}"""
+
+
+def hum(notes: list[tuple[float, float, float]], cents: float = 0.0, noise: float = 0.003) -> np.ndarray:
+    """Sing notes of (start, seconds, pitch): a voice with vibrato, glides and breath, out of tune by so many cents."""
+    generator = np.random.default_rng(0)
+    sound = noise * generator.standard_normal(round(RATE * (max(start + held for start, held, _ in notes) + 0.5)))
+    for start, held, pitch in notes:
+        time = np.arange(round(held * RATE)) / RATE
+        semitones = pitch + cents / 100 - 0.6 * np.exp(-time / 0.02) + 0.25 * np.sin(2 * np.pi * 5.5 * time)
+        phase = 2 * np.pi * np.cumsum(440 * 2 ** ((semitones - 69) / 12)) / RATE
+        voice = sum(np.sin(number * phase) / number**1.5 for number in range(1, 9))
+        envelope = np.minimum(1, time / 0.03) * np.minimum(1, (held - time) / 0.04)
+        first = round(start * RATE)
+        sound[first : first + len(time)] += 0.2 * voice * envelope
+    return sound.astype(np.float32)
+
+
+SUNG = [(0.3, 0.42, 57), (0.8, 0.2, 59), (1.05, 0.2, 59), (1.3, 0.45, 64), (2.3, 0.95, 62), (3.3, 0.2, 50)]
+
+
+@pytest.mark.parametrize(("octaves", "cents"), [(0, 0), (1, 40), (-1, -30)])
+def test_what_is_hummed_comes_back(open_page, octaves, cents):
+    """Pitches, beginnings and lengths, repeated notes too; louder or softer, the notes are the same."""
+    notes = [(start, held, pitch + 12 * octaves) for start, held, pitch in SUNG]
+    page, sound = open_page(), hum(notes, cents)
+    heard, softer = (
+        page.evaluate(TRANSCRIBE, [base64.b64encode((level * sound).astype(np.float32)).decode(), RATE])
+        for level in (1, 0.3)
+    )
+    assert len(heard) == len(notes)
+    for note, (start, held, pitch) in zip(heard, notes, strict=True):
+        assert note["start"] == pytest.approx(start, abs=0.06)
+        assert note["end"] == pytest.approx(start + held, abs=0.06)
+        assert note["pitch"] == pytest.approx(pitch + cents / 100, abs=0.2)
+    assert [round(note["pitch"], 1) for note in softer] == [round(note["pitch"], 1) for note in heard]
+
+
+def test_noise_and_silence_are_no_notes(open_page):
+    page = open_page()
+    for sound in (np.zeros(RATE), 0.1 * np.random.default_rng(1).standard_normal(2 * RATE), np.zeros(10)):
+        assert page.evaluate(TRANSCRIBE, [base64.b64encode(sound.astype(np.float32)).decode(), RATE]) == []
+
+
+def test_a_hummed_tune_is_written_into_the_roll(browser, url, tmp_path):
+    """At the melody's tempo after a bar of clicks, in the singer's tuning; refused microphones are said."""
+    beats = [(0, 1, 60), (1, 1, 62), (2, 0.5, 64), (2.5, 0.5, 64), (3, 2, 67), (5, 1, 65), (6, 1, 64), (7, 1, 62)]
+    second = 0.5  # a beat at 120
+    notes = [(2.3 + at * second, 0.9 * held * second, pitch) for at, held, pitch in beats]
+    file = tmp_path / "hum.wav"
+    soundfile.write(file, hum(notes, cents=-35), RATE, subtype="PCM_16")
+    fake = ["--use-fake-device-for-media-stream", f"--use-file-for-fake-audio-capture={file}%noloop"]
+    chromium = browser.browser_type.launch(
+        executable_path=CHROMIUM, args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required", *fake]
+    )
+    for permissions in (["microphone"], []):
+        page = chromium.new_context(viewport=DESKTOP, permissions=permissions).new_page()
+        page.goto(url)
+        page.wait_for_selector("#tab-make .mv-card", timeout=30000)
+        tab = choose_tab(page, "rework")
+        tab.get_by_role("button", name="Edit notes").click()
+        before = page.evaluate(SLOT)
+        button = tab.get_by_role("button", name="Hum")
+        button.click()
+        if not permissions:
+            expect(page.get_by_text("No microphone")).to_be_visible()
+            assert page.evaluate(SLOT) == before
+            continue
+        stop = tab.get_by_role("button", name="Bar 3: stop")
+        stop.wait_for(timeout=30_000)
+        shoot(page, "hum")
+        stop.click()
+        button.wait_for(timeout=30_000)
+        heard = page.evaluate(SLOT)
+        assert [pitch for _, _, pitch in heard] == [pitch for _, _, pitch in beats]
+        gaps = np.diff([start for start, _, _ in heard]) / 4
+        assert gaps == pytest.approx(np.diff([at for at, _, _ in beats]), abs=0.25)
+        assert abs(heard[0][0]) <= 4
+    chromium.close()

@@ -3,6 +3,7 @@
 import "./space/player.js"
 import "./space/roll.js"
 import "./space/melody.js"
+import "./space/hum.js"
 import "./space/edit.js"
 import "./space/stage.js"
 import "./space/dock.js"
