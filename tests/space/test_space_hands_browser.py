@@ -1,6 +1,7 @@
 """Notes by hand: drawn, dragged, deleted, played and hummed into a roll; and what the model then makes of them."""
 
 import base64
+import math
 
 import numpy as np
 import pytest
@@ -151,6 +152,11 @@ def hum(notes: list[tuple[float, float, float]], cents: float = 0.0, noise: floa
     return sound.astype(np.float32)
 
 
+STEP_AND_BAR = """() => {
+  const {melody} = document.querySelector('#tab-rework .mv-slot .mv-card').roll;
+  const step = MelodySpace.secondsPerStep(melody);
+  return [step, step * MelodySpace.stepsPerBar(melody)];
+}"""
 SUNG = [(0.3, 0.42, 57), (0.8, 0.2, 59), (1.05, 0.2, 59), (1.3, 0.45, 64), (2.3, 0.95, 62), (3.3, 0.2, 50)]
 
 
@@ -178,10 +184,13 @@ def test_noise_and_silence_are_no_notes(open_page):
 
 
 def test_a_hummed_tune_is_written_into_the_roll(browser, url, tmp_path):
-    """At the melody's tempo after a bar of clicks, in the singer's tuning; refused microphones are said."""
+    """After a bar of clicks, in the singer's tuning; a refused microphone is said.
+
+    The microphone hears the file from the moment that it is opened, which is some time before the clicks end.
+    """
     beats = [(0, 1, 60), (1, 1, 62), (2, 0.5, 64), (2.5, 0.5, 64), (3, 2, 67), (5, 1, 65), (6, 1, 64), (7, 1, 62)]
     second = 0.5  # a beat at 120
-    notes = [(2.3 + at * second, 0.9 * held * second, pitch) for at, held, pitch in beats]
+    notes = [(6 + at * second, 0.9 * held * second, pitch) for at, held, pitch in beats]
     file = tmp_path / "hum.wav"
     soundfile.write(file, hum(notes, cents=-35), RATE, subtype="PCM_16")
     fake = ["--use-fake-device-for-media-stream", f"--use-file-for-fake-audio-capture={file}%noloop"]
@@ -201,14 +210,14 @@ def test_a_hummed_tune_is_written_into_the_roll(browser, url, tmp_path):
             expect(page.get_by_text("No microphone")).to_be_visible()
             assert page.evaluate(SLOT) == before
             continue
-        stop = tab.get_by_role("button", name="Bar 3: stop")
-        stop.wait_for(timeout=30_000)
+        step, bar = page.evaluate(STEP_AND_BAR)
+        stop = tab.get_by_role("button", name=f"Bar {math.ceil(11 / bar)}: stop")
+        stop.wait_for(timeout=60_000)
         shoot(page, "hum")
         stop.click()
         button.wait_for(timeout=30_000)
         heard = page.evaluate(SLOT)
         assert [pitch for _, _, pitch in heard] == [pitch for _, _, pitch in beats]
-        gaps = np.diff([start for start, _, _ in heard]) / 4
-        assert gaps == pytest.approx(np.diff([at for at, _, _ in beats]), abs=0.25)
-        assert abs(heard[0][0]) <= 4
+        gaps = step * np.diff([start for start, _, _ in heard])
+        assert gaps == pytest.approx(second * np.diff([at for at, _, _ in beats]), abs=1.1 * step)
     chromium.close()
