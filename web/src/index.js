@@ -23,9 +23,8 @@ export { MidiError, readMidi, writeMidi } from "./midi.js"
  * @returns {Promise<import("../melody-vae.js").MelodyVAE>}
  */
 export async function load(url, options = {}) {
-  const runtime = await Runtime.choose(options)
   const files = new Files(url, options)
-  const about = await files.readAbout()
+  const [runtime, about] = await Promise.all([Runtime.choose(options), files.readAbout()])
   const graphs = new Map()
   const graph = (name) => {
     if (!graphs.has(name)) {
@@ -36,12 +35,12 @@ export async function load(url, options = {}) {
     }
     return graphs.get(name)
   }
-  const { latent_size: hasLatent, num_prior_layers: hasPrior, critic_size: hasCritic } = about.config
-  const needed = ["decoder", ...(hasLatent ? ["bar_conditioner"] : []), ...(hasPrior ? ["prior"] : [])]
+  const { latent_size: hasLatent, num_prior_layers: hasPrior, critic_size: hasCritic, sampling_noise: noise } = about.config
+  const prior = hasPrior ? ["prior"] : []
+  const isFree = noise === 1 // the melody decoder writes out of noise alone, so that samples seldom need the prior
+  const needed = ["decoder", ...(hasLatent ? ["bar_conditioner"] : []), ...(isFree ? [] : prior)]
   files.expect(needed.map((name) => `${name}.onnx`))
   await Promise.all(needed.map(graph))
-  const late = [...(hasLatent ? ["encoder"] : []), ...(hasCritic ? ["critic"] : [])]
-  const complete = Promise.all(late.map(graph)).then(() => {})
-  complete.catch(() => {}) // whoever needs it gets the error
-  return new MelodyVAE(about, graph, { runtime, graphs, complete })
+  const soon = [...(hasLatent ? ["encoder"] : []), ...(hasCritic ? ["critic"] : [])]
+  return new MelodyVAE(about, graph, { runtime, files, graphs, soon, late: isFree ? prior : [] })
 }

@@ -22,13 +22,22 @@ export class MelodyVAE {
   /**
    * @param {{config: object, tables: object}} about What `onnx_config.json` and `onnx_tables.npz` hold.
    * @param {(name: string) => Promise<import("./sessions.js").Graph>} graph Loads a graph when it is first needed.
-   * @param {{runtime: import("./sessions.js").Runtime, graphs: Map<string, Promise<any>>, complete: Promise<void>}} parts
+   * @param {object} parts
+   * @param {import("./sessions.js").Runtime} parts.runtime
+   * @param {import("./sessions.js").Files} parts.files
+   * @param {Map<string, Promise<any>>} parts.graphs Those that have been asked for.
+   * @param {string[]} parts.soon Graphs to load now.
+   * @param {string[]} parts.late Graphs to load after what was called meanwhile, which then waits for fewer.
    */
-  constructor({ config, tables }, graph, { runtime, graphs, complete }) {
+  constructor({ config, tables }, graph, { runtime, files, graphs, soon, late }) {
     this.#model = new OnnxMelodyVAE(config, tables, graph)
     this.#runtime = runtime
     this.#graphs = graphs
-    this.complete = complete
+    this.complete = Promise.all(soon.map(graph))
+      .then(() => this.#last)
+      .then(() => Promise.all(late.map(graph)))
+      .then(() => files.keep())
+    this.complete.catch(() => {}) // whoever needs a graph gets the error
     this.config = config
     this.latentSize = config.latent_size
     this.maxBars = config.max_bars
@@ -133,6 +142,7 @@ export class MelodyVAE {
   }
 
   async dispose() {
+    await this.complete.catch(() => {})
     await this.#run(async () => {
       for (const graph of this.#graphs.values()) await (await graph).release()
       this.#graphs.clear()

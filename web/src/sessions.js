@@ -9,11 +9,18 @@ const SIMD_MODULE = new Uint8Array([
   0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11,
 ])
 
+/** A graph that gives its input back. */
+const TINY_GRAPH = new Uint8Array([
+  8, 8, 58, 47, 10, 16, 10, 1, 120, 18, 1, 121, 34, 8, 73, 100, 101, 110, 116, 105, 116, 121, 18, 1, 103, 90, 11, 10, 1,
+  120, 18, 6, 10, 4, 8, 1, 18, 0, 98, 11, 10, 1, 121, 18, 6, 10, 4, 8, 1, 18, 0, 66, 4, 10, 0, 16, 13,
+])
+
 /** An exported folder, of which files are fetched; graphs are kept in the page's Cache storage. */
 export class Files {
   #progress = new Map() // of each file: bytes that came, and bytes in all
   #expected = new Set(["decoder.onnx"]) // files without which nothing can be written
   #digests = {} // SHA-256 of each file, as the configuration has it
+  #stores = [] // what is being put into the cache
 
   /**
    * @param {string | URL} url Of the folder; in node also a path.
@@ -31,6 +38,11 @@ export class Files {
   /** Say which files are needed, so that `total` is not known before all of them have said how long they are. */
   expect(names) {
     for (const name of names) this.#expected.add(name)
+  }
+
+  /** Wait until all that was read is kept, as far as it can be. */
+  async keep() {
+    await Promise.all(this.#stores)
   }
 
   /** Read configuration and tables; the configuration says which graphs in the cache are still right. */
@@ -73,7 +85,7 @@ export class Files {
       if (!response) throw error
     }
     const bytes = await this.#readBody(name, response)
-    await this.#store(cache, address, bytes)
+    this.#stores.push(this.#store(cache, address, bytes))
     return bytes
   }
 
@@ -85,10 +97,7 @@ export class Files {
     if (known) return this.#readBody(name, known)
     const bytes = await this.#readBody(name, await this.#request(name))
     await this.#check(name, bytes)
-    for (const { url } of (await cache?.keys()) ?? []) {
-      if (url.startsWith(`${this.folder}${name}?`)) await cache.delete(url) // of a model that was there before
-    }
-    await this.#store(cache, address, bytes)
+    this.#stores.push(this.#store(cache, address, bytes, `${this.folder}${name}?`))
     return bytes
   }
 
@@ -97,9 +106,15 @@ export class Files {
     return caches.open(this.cacheName).catch(() => null) // a private window may refuse
   }
 
-  async #store(cache, address, bytes) {
-    const headers = { "Content-Length": String(bytes.length) }
-    await cache?.put(address, new Response(bytes, { headers })).catch(() => {}) // the disk may be full
+  /** Put a file into the cache, in the place of those whose addresses begin like it: of a model that was there before. */
+  async #store(cache, address, bytes, beginning) {
+    try {
+      for (const { url } of (beginning && (await cache?.keys())) ?? []) if (url.startsWith(beginning)) await cache.delete(url)
+      const headers = { "Content-Length": String(bytes.length) }
+      await cache?.put(address, new Response(bytes, { headers }))
+    } catch {
+      // the disk may be full
+    }
   }
 
   async #request(name) {
@@ -175,7 +190,7 @@ export class Runtime {
     const devices = ["auto", "wasm", "webgpu", "node"]
     if (!devices.includes(device)) throw new RangeError(`device='${device}' is none of ${devices.join(", ")}`)
     if (device === "node" || (device === "auto" && IS_NODE)) {
-      return new Runtime(ort ?? (await importModule("onnxruntime-node")), "node", threads ?? 1)
+      return new Runtime((await ort) ?? (await importModule("onnxruntime-node")), "node", threads ?? 1)
     }
     if (typeof WebAssembly !== "object" || !WebAssembly.validate(SIMD_MODULE)) {
       throw new Error(
@@ -183,8 +198,11 @@ export class Runtime {
           "The current versions of Chrome, Edge, Firefox and Safari do.",
       )
     }
-    ort ??= await importModule("onnxruntime-web")
+    ort = (await ort) ?? (await importModule("onnxruntime-web"))
     if (threads !== undefined) ort.env.wasm.numThreads = threads
+    // WebAssembly is fetched and compiled while the model's own graphs come; what fails here fails with them again.
+    const tiny = ort.InferenceSession.create(TINY_GRAPH, { executionProviders: ["wasm"] })
+    tiny.then((session) => session.release()).catch(() => {})
     const adapter = device === "wasm" ? null : await globalThis.navigator?.gpu?.requestAdapter().catch(() => null)
     if (device === "webgpu" && !adapter) throw new Error("This browser has no WebGPU: choose device='wasm' or 'auto'.")
     const isSlow = adapter?.info?.isFallbackAdapter ?? adapter?.isFallbackAdapter // software in place of a GPU

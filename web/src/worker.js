@@ -40,7 +40,7 @@ function interruptible(ort) {
 
 async function start({ url, ort, ...options }) {
   const onProgress = (progress) => postMessage({ progress })
-  model = await load(url, { ...options, onProgress, ort: interruptible(await import(ort)) })
+  model = await load(url, { ...options, onProgress, ort: import(ort).then(interruptible) })
   model.complete.then(
     () => postMessage({ isComplete: true }),
     (error) => postMessage({ isComplete: true, error: describe(error) }),
