@@ -36,11 +36,11 @@ def processor_seconds() -> float:
 
 
 def processor_seconds_of(processes: Iterable[psutil.Process]) -> float:
-    """Add up the processor time of processes; of those that have ended it is lost."""
+    """Add up the processor time of processes, and of those that they started and that have ended."""
     total = 0.0
     for process in processes:
         with suppress(psutil.Error):
-            total += sum(process.cpu_times()[:2])  # user and system
+            total += sum(process.cpu_times()[:4])  # user and system, and the same of children that have ended
     return total
 
 
