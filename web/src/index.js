@@ -16,7 +16,8 @@ export { MidiError, readMidi, writeMidi } from "./midi.js"
 /**
  * Load a model from the URL (in node also the path) of the folder that `export_onnx.py` wrote.
  *
- * Resolves when a melody can be drawn; the melody encoder, and the critic, come after that, see `model.complete`.
+ * Resolves when a melody can be drawn; melody encoder and critic come after that, at last the prior where
+ * samples seldom need it, see `model.complete`.
  *
  * @param {string | URL} url
  * @param {import("../melody-vae.js").LoadOptions} [options]

@@ -48,16 +48,18 @@ export class Files {
   /** Read configuration and tables; the configuration says which graphs in the cache are still right. */
   async readAbout() {
     const names = ["onnx_config.json", "onnx_tables.npz"]
-    const [config, tables] = await Promise.all(names.map((name) => this.#readSmall(name)))
+    const [config, tables] = names.map((name) => this.#readSmall(name))
+    tables.catch(() => {}) // where both fail the configuration is named
+    const text = new TextDecoder().decode(await config)
     let parsed
     try {
-      parsed = JSON.parse(new TextDecoder().decode(config))
+      parsed = JSON.parse(text)
     } catch (error) {
       throw new Error(`${this.folder}onnx_config.json is not JSON; write the folder with export_onnx.py`, { cause: error })
     }
     this.#digests = parsed.sha256 ?? {}
-    await this.#check(names[1], tables)
-    return { config: parsed, tables: await readTables(tables) }
+    await this.#check(names[1], await tables)
+    return { config: parsed, tables: await readTables(await tables) }
   }
 
   /**

@@ -78,6 +78,18 @@ test("progress rises to the bytes of all files", async () => {
   assert.ok(seen.length > FILES.length)
 })
 
+test("where noise alone is enough for a melody, the prior comes after the first one", async (t) => {
+  const config = JSON.parse(readFileSync(join(folder, "onnx_config.json"), "utf-8"))
+  const changed = copyModel(t, { "onnx_config.json": JSON.stringify({ ...config, sampling_noise: 1 }) })
+  const network = makeNetwork(changed)
+  const model = await load("models/melody", { ort, fetch: network.fetch })
+  await model.sample({ seed: 1, bars: 2 })
+  assert.ok(!network.asked.includes("prior.onnx"))
+  await model.complete
+  assert.deepEqual(network.asked.toSorted(), FILES)
+  assert.equal(network.asked.at(-1), "prior.onnx")
+})
+
 test("what was loaded once needs no network", async (t) => {
   const caches = (globalThis.caches = makeCaches())
   t.after(() => delete globalThis.caches)
