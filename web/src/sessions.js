@@ -175,9 +175,11 @@ export class Runtime {
    * @param {object} ort The module of onnxruntime.
    * @param {"wasm" | "webgpu" | "node"} device
    * @param {number} threads In node; `ort.env.wasm.numThreads` has those of WebAssembly.
+   * @param {Promise<void>} [started] Done when WebAssembly is there; in a build with WebGPU a session made meanwhile fails.
    */
-  constructor(ort, device, threads) {
+  constructor(ort, device, threads, started) {
     this.ort = ort
+    this.started = started
     this.device = device
     this.threads = threads
   }
@@ -204,11 +206,11 @@ export class Runtime {
     if (threads !== undefined) ort.env.wasm.numThreads = threads
     // WebAssembly is fetched and compiled while the model's own graphs come; what fails here fails with them again.
     const tiny = ort.InferenceSession.create(TINY_GRAPH, { executionProviders: ["wasm"] })
-    tiny.then((session) => session.release()).catch(() => {})
+    const started = tiny.then((session) => session.release()).catch(() => {})
     const adapter = device === "wasm" ? null : await globalThis.navigator?.gpu?.requestAdapter().catch(() => null)
     if (device === "webgpu" && !adapter) throw new Error("This browser has no WebGPU: choose device='wasm' or 'auto'.")
     const isSlow = adapter?.info?.isFallbackAdapter ?? adapter?.isFallbackAdapter // software in place of a GPU
-    return new Runtime(ort, adapter && (device === "webgpu" || !isSlow) ? "webgpu" : "wasm", threads)
+    return new Runtime(ort, adapter && (device === "webgpu" || !isSlow) ? "webgpu" : "wasm", threads, started)
   }
 
   /**
@@ -224,6 +226,7 @@ export class Runtime {
     // A step of the melody decoder is many small operations, each of which would wait for the GPU.
     const providers = this.device === "webgpu" && name !== "decoder" ? ["webgpu", "wasm"] : ["wasm"]
     if (this.device !== "node") options.executionProviders = providers
+    await this.started
     try {
       return new Graph(ort, await ort.InferenceSession.create(bytes, options))
     } catch (error) {
