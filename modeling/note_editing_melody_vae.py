@@ -52,22 +52,20 @@ class EditContext(NamedTuple):
         return self.scale[max(0, min(at + steps, len(self.scale) - 1))]
 
     def nearest(self, pitch: float) -> int:
-        """Return the scale's pitch that is nearest."""
-        return min(self.scale, key=lambda each: abs(each - pitch))
+        """Return the scale's pitch that is nearest; of two as near, the lower one."""
+        at = bisect_left(self.scale, pitch)
+        return min(self.scale[max(0, at - 1) : at + 1], key=lambda each: abs(each - pitch))
 
 
 def normalize_notes(notes: Notes, context: EditContext) -> Notes:
     """Sort notes, keep one at each onset, and let each end where the next begins and with the melody."""
-    by_onset = {start: (duration, pitch) for start, duration, pitch in notes if 0 <= start < context.bars * context.bar}
+    end, longest, lowest, highest = context.bars * context.bar, context.longest, context.lowest, context.highest
+    by_onset = {start: (duration, pitch) for start, duration, pitch in notes if 0 <= start < end}
     onsets = sorted(by_onset)
-    ends = [*onsets[1:], context.bars * context.bar][: len(onsets)]
     return [
-        (
-            start,
-            max(1, min(by_onset[start][0], end - start, context.longest)),
-            max(context.lowest, min(by_onset[start][1], context.highest)),
-        )
-        for start, end in zip(onsets, ends, strict=True)
+        (start, max(1, min(duration, after - start, longest)), max(lowest, min(pitch, highest)))
+        for start, after in zip(onsets, [*onsets[1:], end], strict=False)
+        for duration, pitch in (by_onset[start],)
     ]
 
 
@@ -194,7 +192,10 @@ EDITS = (transpose, move_bars, stretch, repeat_bars, move_notes_in_scale, split,
 
 
 def edit_line(
-    line: Mapping[str, Any], writer: TokenWriter, error_of: Callable[[Mapping[str, Any]], float], seed: int
+    line: Mapping[str, Any],
+    writer: TokenWriter,
+    errors_of: Callable[[Sequence[Mapping[str, Any]]], Sequence[float]],
+    seed: int,
 ) -> dict[str, Any]:
     """Edit a line, see `melody_line_melody_vae`, as [`search`] edits notes; it stays one that `writer` can write."""
     pitches, classes = writer.values("Pitch"), scale_mask(key_of(line))
@@ -213,27 +214,36 @@ def edit_line(
         return {**line, "start": start, "duration": duration, "pitch": pitch}
 
     notes = list(zip(line["start"], line["duration"], line["pitch"], strict=True))
-    return line_of(search(notes, context, lambda each: error_of(line_of(each)), seed))
+    return line_of(search(notes, context, lambda proposals: errors_of(list(map(line_of, proposals))), seed))
 
 
-def search(notes: Notes, context: EditContext, error_of: Callable[[Notes], float], seed: int) -> Notes:
+def search(
+    notes: Notes, context: EditContext, errors_of: Callable[[Sequence[Notes]], Sequence[float]], seed: int
+) -> Notes:
     """Edit notes, each time by the best of several proposals, until no edit brings them nearer to the target.
 
     Args:
         notes: To begin with; none come back as they are.
         context: What stays as it is.
-        error_of: How far notes are from the target.
+        errors_of: How far proposals are from the target; it is asked about the same notes once.
         seed: Draws the edits that are proposed.
 
     Returns:
         The notes with the least error that were found.
     """
     draw = random.Random(seed)
-    error = error_of(notes) if notes else 0.0
+    known: dict[tuple[tuple[int, int, int], ...], float] = {}
+
+    def measured(proposals: Sequence[Notes]) -> list[float]:
+        new = [list(each) for each in dict.fromkeys(map(tuple, proposals)) if each not in known]
+        known.update(zip(map(tuple, new), errors_of(new) if new else (), strict=True))
+        return [known[tuple(each)] for each in proposals]
+
+    error = measured([notes])[0] if notes else 0.0
     failures = edits = 0
     while notes and failures < FAILURES and edits < MOST_EDITS:
         proposals = [normalize_notes(draw.choice(EDITS)(notes, context, draw), context) for _ in range(PROPOSALS)]
-        errors = [error_of(each) for each in proposals]
+        errors = measured(proposals)
         best = min(range(PROPOSALS), key=errors.__getitem__)
         if errors[best] < error - LEAST_GAIN:
             notes, error, failures, edits = proposals[best], errors[best], 0, edits + 1
@@ -301,7 +311,7 @@ class NoteEditingMixin:
 
         writer = TokenWriter(self.token_grammar.cpu())
         edited = [
-            edit_line(line, writer, lambda each, target=target[row]: errors_of([each], target).item(), seed)
+            edit_line(line, writer, lambda each, target=target[row]: errors_of(each, target).tolist(), seed)
             for seed in range(NUM_CANDIDATES)
             for row, line in enumerate(lines)
         ]

@@ -2,6 +2,7 @@
 
 import copy
 import random
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -119,15 +120,24 @@ def test_steps_of_the_scale():
     assert CONTEXT.step(89, 1) == 89
 
 
-def test_a_search_comes_nearer_and_changes_nothing_for_nothing():
-    def error_of(notes: edits.Notes) -> float:
-        return (len(notes) - 20) ** 2
+@given(pitch=st.floats(0, 127) | st.integers(0, 254).map(lambda half: half / 2))
+def test_the_nearest_pitch_of_the_scale(pitch):
+    assert CONTEXT.nearest(pitch) == min(CONTEXT.scale, key=lambda each: abs(each - pitch))
 
-    found = edits.search(TUNE, CONTEXT, error_of, seed=0)
+
+def test_a_search_comes_nearer_and_changes_nothing_for_nothing():
+    asked: list[edits.Notes] = []
+
+    def errors_of(proposals: Sequence[edits.Notes]) -> list[float]:
+        asked.extend(proposals)
+        return [(len(notes) - 20) ** 2 for notes in proposals]
+
+    found = edits.search(TUNE, CONTEXT, errors_of, seed=0)
     assert len(found) == 20
-    assert found == edits.search(TUNE, CONTEXT, error_of, seed=0)
-    assert edits.search(TUNE, CONTEXT, lambda _: 0.0, seed=0) == TUNE
-    assert edits.search([], CONTEXT, error_of, seed=0) == []
+    assert len(asked) == len(set(map(tuple, asked)))  # each measured once
+    assert found == edits.search(TUNE, CONTEXT, errors_of, seed=0)
+    assert edits.search(TUNE, CONTEXT, lambda proposals: [0.0] * len(proposals), seed=0) == TUNE
+    assert edits.search([], CONTEXT, errors_of, seed=0) == []
 
 
 def test_a_vocabulary_tells_what_can_be_written():
