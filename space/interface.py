@@ -22,6 +22,7 @@ from actions import (
 )
 from checks import ANY, MAX_AMOUNT, MAX_COUNT, MAX_SEED, TEMPOS
 from components import BlendPad, Dock, Header, MelodyList, MelodySlot
+from gradio.blocks import BlocksConfig
 from gradio.events import api
 from links import melodies_of_link
 from melody import CHOICES, SHARP_NAMES, Melody, RefusedError, cut_bars
@@ -30,7 +31,7 @@ from ranking import OPENING_SEEDS
 TITLE = "Melody Space"
 FIRST_TUNE, FIRST_BLEND = CHOICES["first_tune"], CHOICES["first_blend"]
 TONIC_CHOICES = [("Any key", ANY), *((tonic.replace("#", "♯"), tonic) for tonic in SHARP_NAMES)]
-PEOPLE_PER_WORKER = 16  # whose melodies are being made, or will be next; eight share a worker, see `engine.py`
+PEOPLE_PER_WORKER = 16  # whose requests a worker is at, or will be next: `engine.py` says in which order
 
 
 def friendly(function: Callable) -> Callable:
@@ -64,8 +65,34 @@ def page_function(action: Callable[..., dict]) -> Callable:
     return answer
 
 
+class PageConfig(BlocksConfig):
+    """The page's blocks, of which each visit gets a copy. Gradio would describe all of them anew each time."""
+
+    def __init__(self, root_block: gr.Blocks):
+        super().__init__(root_block)
+        self.described: dict[int, dict[str, Any]] = {}
+
+    def __copy__(self) -> BlocksConfig:
+        visit = super().__copy__()
+        visit.config_for_block = self._describe
+        return visit
+
+    def _describe(self, number: int, rendered: list[int], block: Any, renderable: Any = None) -> dict[str, Any]:
+        """Describe a block of a visit, as `config_for_block` does."""
+        if renderable or block is not self.blocks.get(number):  # the visit has changed it
+            return self.config_for_block(number, rendered, block, renderable)
+        if number not in self.described:
+            self.described[number] = self.config_for_block(number, rendered, block)
+        described = self.described[number]
+        return {**described, "props": {**described["props"]}}  # a visit writes values into its own
+
+
 class Page(gr.Blocks):
     """Gradio's blocks, which refuse too few arguments at the API in a line."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.default_config = PageConfig(self)
 
     def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
         """Count the arguments of a request."""
@@ -79,15 +106,14 @@ class Interface:
 
     Args:
         actions: What the Space can do.
-        workers: How many requests the model works on at once; of those to make melodies, many times as many.
+        workers: Processes with the model; they are given many times as many requests at once.
     """
 
     def __init__(self, actions: Actions, workers: int):
         self.actions = actions
         self.workers = workers
-        self.one_each = {"concurrency_id": "model", "concurrency_limit": workers}
         self.without_model = {"concurrency_id": "files", "concurrency_limit": 2}
-        self.together = {"concurrency_id": "make", "concurrency_limit": PEOPLE_PER_WORKER * workers}
+        self.with_model = {"concurrency_id": "model", "concurrency_limit": PEOPLE_PER_WORKER * workers}
 
     @property
     def threads(self) -> int:
@@ -124,10 +150,16 @@ class Interface:
     def _endpoints(self) -> None:
         """Name every action as an endpoint of the API, and so as an MCP tool."""
         actions = self.actions
-        for action in (actions.make, actions.listening_pair):
-            api(friendly(action), api_name=action.__name__, **self.together)
-        for action in (actions.change, actions.blend, actions.extend, actions.fill):
-            api(friendly(action), api_name=action.__name__, **self.one_each)
+        model_actions = (
+            actions.make,
+            actions.change,
+            actions.blend,
+            actions.extend,
+            actions.fill,
+            actions.listening_pair,
+        )
+        for action in model_actions:
+            api(friendly(action), api_name=action.__name__, **self.with_model)
         for action in (actions.read_midi, actions.wav, actions.put_back):
             api(friendly(action), api_name=action.__name__, **self.without_model)
         at_once = (actions.tune, actions.harmonize, actions.midi, actions.sheet, actions.about, actions.listening_vote)
@@ -136,7 +168,7 @@ class Interface:
 
     def _on(self, event: Callable, function: Callable, inputs: Any, outputs: Any, **kwargs: Any) -> Any:
         """Connect a control to what the model does; the endpoints of the API are others."""
-        options = {"api_visibility": "private", **self.one_each, **kwargs}
+        options = {"api_visibility": "private", **self.with_model, **kwargs}
         return event(friendly(function), inputs, outputs, **options)
 
     def _at_once(self, event: Callable, function: Callable, inputs: Any, outputs: Any, **kwargs: Any) -> Any:
@@ -166,12 +198,12 @@ class Interface:
             seed = new_seed() if is_new or seed is None else int(seed)
             return seed, {"melodies": actions.make(**self._asked(*values), seed=seed)}
 
-        self._on(button.click, make, [is_new, seed, *settings], [seed, made], trigger_mode="once", **self.together)
+        self._on(button.click, make, [is_new, seed, *settings], [seed, made], trigger_mode="once")
 
         def open_page(request: gr.Request) -> Any:
             return self._open_page(dict(request.query_params))
 
-        self._on(demo.load, open_page, None, [*settings, seed, is_new, made], show_progress="hidden", **self.together)
+        self._on(demo.load, open_page, None, [*settings, seed, is_new, made], show_progress="hidden")
 
     def _make_settings(self, first_seed: int) -> tuple[list[Any], gr.Number, gr.Checkbox]:
         """Put up what can be asked of new melodies, in the order of `_asked`; returns that, the seed and its box."""
@@ -492,7 +524,7 @@ class Interface:
             return [None, (right, votes), gr.Button(interactive=False), gr.Button(interactive=False), text]
 
         outputs = [pair, duo, vote_a, vote_b, verdict]
-        self._on(begin.click, next_pair, None, outputs, trigger_mode="once", **self.together)
+        self._on(begin.click, next_pair, None, outputs, trigger_mode="once")
         for button, choice in ((vote_a, "a"), (vote_b, "b")):
             self._at_once(
                 button.click, functools.partial(vote, choice), [pair, score], [pair, score, vote_a, vote_b, verdict]

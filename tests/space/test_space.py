@@ -3,6 +3,7 @@
 `PYTHONPATH=. python tests/space/test_space.py` writes `space/tunes.json` anew from the data set's tunes.
 """
 
+import asyncio
 import base64
 import html
 import io
@@ -25,6 +26,8 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import pytest
+from gradio.blocks import BlocksConfig
+from gradio.state_holder import SessionState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from symusic import Note, Score, Tempo, TimeSignature, Track, types
@@ -623,6 +626,35 @@ def test_too_few_arguments_get_a_line():
     interface.Page.validate_inputs(None, add, [1, 2])
     with pytest.raises(gr.Error, match=r"add takes 2 arguments, not 1; see the API's description"):
         interface.Page.validate_inputs(None, add, [1])
+
+
+def build_page(actions) -> gr.Blocks:
+    async def build() -> gr.Blocks:
+        return interface.Interface(actions, workers=2).build()
+
+    return asyncio.run(build())  # gradio would leave a loop of its own open
+
+
+def test_a_visit_is_described_as_gradio_does_and_keeps_its_values_to_itself(actions):
+    page = build_page(actions)
+    plain = {number: BlocksConfig.config_for_block(number, [], block) for number, block in page.blocks.items()}
+    one, other = SessionState(page), SessionState(page)
+    assert one.config_values == other.config_values == plain
+    number = next(number for number, block in page.blocks.items() if isinstance(block, gr.Slider))
+    one._update_value_in_config(number, "own")
+    assert one.config_values[number]["props"]["value"] == "own"
+    one[number] = gr.Slider(0, 3, render=False)
+    one._update_config(number)
+    assert one.config_values[number]["props"]["maximum"] == 3
+    assert other.config_values == SessionState(page).config_values == plain
+
+
+def test_what_needs_the_model_waits_in_one_line(actions):
+    """In the engine's, in the order in which people came: not in several, of which one might stand still."""
+    page = build_page(actions)
+    names = ("make", "change", "blend", "extend", "fill", "listening_pair")
+    lines = {(each.concurrency_id, each.concurrency_limit) for each in page.fns.values() if each.api_name in names}
+    assert lines == {("model", 2 * interface.PEOPLE_PER_WORKER)}
 
 
 def test_sound_that_would_take_hours_is_refused_before_it_is_begun(actions, monkeypatch):
