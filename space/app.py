@@ -11,7 +11,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 RELEASE = HERE.parent / "release" / "melody-vae-16bar"
 HUB_ID = "melody-vae/melody-vae-16bar"
-SESSIONS = 500  # visits that are remembered: gradio keeps 0.3 MB of each
+SESSIONS = 500  # visits that are remembered: gradio keeps 0.1 MB of each
 
 
 def find_model() -> str:
