@@ -65,7 +65,7 @@ def _load(model_id: str, has_model: bool = True) -> None:
     global _composer, _failure
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if hasattr(os, "nice"):  # not on Windows
-        os.nice(5)  # the server's own answers, such as a place in the queue, come first
+        os.nice(5 if has_model else 10)  # the server's own answers come first, files that are hard to read last
     from composer import Composer, FileReader  # torch: only the workers pay for it
 
     try:
