@@ -45,11 +45,10 @@ def about_text(actions: Actions) -> str:
     return f"""
 ### What this is
 
-A *variational autoencoder* reads a melody of up to {facts["max_bars"]} bars and writes it down as
-{facts["latent_size"]} numbers: a point. Another part of it reads a point and writes a melody. It learned both from
-melodies alone, so that every point means something, and points close together mean melodies that sound alike. All that
-this page does is done with points: **Make** draws one at random, **Change** moves yours, **Blend** walks from one to
-another, **Continue & Fill** draws the missing part of one.
+A *variational autoencoder*: its encoder reads a melody of up to {facts["max_bars"]} bars and writes it down as
+{facts["latent_size"]} numbers, a point in its *latent space*; its decoder writes a melody from a point. Both learned from
+melodies alone, and points close together are melodies that sound alike. **Make** samples new melodies, **Change** moves
+the point of yours, **Blend** walks from one to another, **Continue & Fill** keeps what is there and writes the rest.
 
 ### The model
 
@@ -57,10 +56,10 @@ another, **Continue & Fill** draws the missing part of one.
 | --- | --- |
 | model | `{name}` |
 | parameters | {facts["parameters"] / 1e6:.1f} million |
-| layers | {encoder} that read, {decoder} that write, {prior} that draw points |
+| layers | {encoder} in the encoder, {decoder} in the decoder, {prior} in the prior over points |
 | a point | {facts["latent_size"]} numbers, an equal share for each bar |
 | can be asked for | {conditions} |
-| can be moved along | {attributes} |
+| can be changed by degrees | {attributes} |
 {numbers}
 ### Yours to keep
 

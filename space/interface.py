@@ -185,7 +185,7 @@ class Interface:
             "note": f"To begin with: of the melodies of {OPENING_SEEDS} seeds, the three that measure most like the "
             "tunes that come with this page. What you make is shown as it comes.",
         }
-        gr.Markdown("New melodies out of nothing but a random point. Ask for a key, a meter or a voice if you like.")
+        gr.Markdown("New melodies, out of nothing but a seed. Ask for a key, a meter or a voice if you like.")
         with gr.Row(elem_classes="mv-split"):
             with gr.Column(elem_classes="mv-actions"):
                 button = gr.Button("Make melodies", variant="primary", size="lg")
