@@ -46,7 +46,7 @@ def about_text(actions: Actions) -> str:
 ### What this is
 
 A *variational autoencoder*: its encoder reads a melody of up to {facts["max_bars"]} bars and writes it down as
-{facts["latent_size"]} numbers, a point in its *latent space*; its decoder writes a melody from a point. Both learned from
+{facts["latent_size"]} numbers, a point of its *latent space*; its decoder writes one from a point. Both learned from
 melodies alone, and points close together are melodies that sound alike. **Make** samples new melodies, **Change** moves
 the point of yours, **Blend** walks from one to another, **Continue & Fill** keeps what is there and writes the rest.
 
