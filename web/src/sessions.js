@@ -1,6 +1,7 @@
 /** The files of an exported model, and its graphs in onnxruntime, for pages and for node. */
 
 import { readTables } from "./tables.js"
+import { expandWeights } from "./weights.js"
 
 const IS_NODE = typeof process !== "undefined" && Boolean(process.versions?.node)
 
@@ -9,10 +10,10 @@ const SIMD_MODULE = new Uint8Array([
   0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11,
 ])
 
-/** A graph that gives its input back. */
+/** A graph that makes float32 of bfloat16, which builds of onnxruntime with WebGPU cannot do. */
 const TINY_GRAPH = new Uint8Array([
-  8, 8, 58, 47, 10, 16, 10, 1, 120, 18, 1, 121, 34, 8, 73, 100, 101, 110, 116, 105, 116, 121, 18, 1, 103, 90, 11, 10, 1,
-  120, 18, 6, 10, 4, 8, 1, 18, 0, 98, 11, 10, 1, 121, 18, 6, 10, 4, 8, 1, 18, 0, 66, 4, 10, 0, 16, 13,
+  8, 8, 58, 54, 10, 23, 10, 1, 120, 18, 1, 121, 34, 4, 67, 97, 115, 116, 42, 9, 10, 2, 116, 111, 24, 1, 160, 1, 2, 18, 1,
+  103, 90, 11, 10, 1, 120, 18, 6, 10, 4, 8, 16, 18, 0, 98, 11, 10, 1, 121, 18, 6, 10, 4, 8, 1, 18, 0, 66, 4, 10, 0, 16, 20,
 ])
 
 /** An exported folder, of which files are fetched; graphs are kept in the page's Cache storage. */
@@ -175,11 +176,12 @@ export class Runtime {
    * @param {object} ort The module of onnxruntime.
    * @param {"wasm" | "webgpu" | "node"} device
    * @param {number} threads In node; `ort.env.wasm.numThreads` has those of WebAssembly.
-   * @param {Promise<void>} [started] Done when WebAssembly is there; in a build with WebGPU a session made meanwhile fails.
+   * @param {boolean | Promise<boolean>} [readsBfloat16] Known when WebAssembly is there; in a build with WebGPU a session
+   *   made meanwhile fails.
    */
-  constructor(ort, device, threads, started) {
+  constructor(ort, device, threads, readsBfloat16 = true) {
     this.ort = ort
-    this.started = started
+    this.readsBfloat16 = readsBfloat16
     this.device = device
     this.threads = threads
   }
@@ -206,11 +208,11 @@ export class Runtime {
     if (threads !== undefined) ort.env.wasm.numThreads = threads
     // WebAssembly is fetched and compiled while the model's own graphs come; what fails here fails with them again.
     const tiny = ort.InferenceSession.create(TINY_GRAPH, { executionProviders: ["wasm"] })
-    const started = tiny.then((session) => session.release()).catch(() => {})
+    const readsBfloat16 = tiny.then((session) => session.release()).then(() => true, () => false)
     const adapter = device === "wasm" ? null : await globalThis.navigator?.gpu?.requestAdapter().catch(() => null)
     if (device === "webgpu" && !adapter) throw new Error("This browser has no WebGPU: choose device='wasm' or 'auto'.")
     const isSlow = adapter?.info?.isFallbackAdapter ?? adapter?.isFallbackAdapter // software in place of a GPU
-    return new Runtime(ort, adapter && (device === "webgpu" || !isSlow) ? "webgpu" : "wasm", threads, started)
+    return new Runtime(ort, adapter && (device === "webgpu" || !isSlow) ? "webgpu" : "wasm", threads, readsBfloat16)
   }
 
   /**
@@ -226,7 +228,7 @@ export class Runtime {
     // A step of the melody decoder is many small operations, each of which would wait for the GPU.
     const providers = this.device === "webgpu" && name !== "decoder" ? ["webgpu", "wasm"] : ["wasm"]
     if (this.device !== "node") options.executionProviders = providers
-    await this.started
+    if (!(await this.readsBfloat16)) bytes = expandWeights(bytes)
     try {
       return new Graph(ort, await ort.InferenceSession.create(bytes, options))
     } catch (error) {
