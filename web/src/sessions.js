@@ -172,6 +172,8 @@ async function fetchInNode(address) {
 
 /** Loads graphs into onnxruntime, each where it runs best. */
 export class Runtime {
+  #last = Promise.resolve()
+
   /**
    * @param {object} ort The module of onnxruntime.
    * @param {"wasm" | "webgpu" | "node"} device
@@ -230,12 +232,21 @@ export class Runtime {
     if (this.device !== "node") options.executionProviders = providers
     if (!(await this.readsBfloat16)) bytes = expandWeights(bytes)
     try {
-      return new Graph(ort, await ort.InferenceSession.create(bytes, options))
+      const session = await this.inTurn(() => ort.InferenceSession.create(bytes, options))
+      return new Graph(ort, session, (work) => this.inTurn(work))
     } catch (error) {
       if (providers[0] !== "webgpu" || isFixed) throw error
       this.device = "wasm" // a build of onnxruntime-web without WebGPU
       return this.load(name, bytes, isFixed)
     }
+  }
+
+  /** Make and run sessions one after the other where some are on a GPU, as onnxruntime needs it. */
+  inTurn(work) {
+    if (this.device !== "webgpu") return work()
+    const result = this.#last.then(work)
+    this.#last = result.catch(() => {})
+    return result
   }
 }
 
@@ -256,8 +267,9 @@ async function importModule(name) {
 
 /** One graph, loaded. */
 export class Graph {
-  constructor(ort, session) {
+  constructor(ort, session, inTurn) {
     this.ort = ort
+    this.inTurn = inTurn
     this.session = session
     this.inputs = session.inputNames
   }
@@ -271,7 +283,7 @@ export class Graph {
   async run(feeds) {
     const tensors = {}
     for (const name of this.inputs) tensors[name] = this.#tensor(feeds[name])
-    const results = await this.session.run(tensors)
+    const results = await this.inTurn(() => this.session.run(tensors))
     const outputs = {}
     for (const name of Object.keys(results)) {
       outputs[name] = results[name].data
