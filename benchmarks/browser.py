@@ -1,4 +1,4 @@
-"""Measure melody-vae in Chromium, side by side with magenta.js's mel_16bar_small, and write `results/browser.json`.
+"""Measure melody-vae in Chromium, side by side with magenta.js's mel_16bar_small, for `results/benchmark.json`.
 
 Both are served on the loopback. Starts have a cold cache: a browser context of their own, timed from the navigation.
 Then the same work is done in turns by all: seconds by the clock, and processor seconds of all of Chromium's processes.
@@ -292,13 +292,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.browser", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, default=ROOT / "results/browser.json", help="the report to write")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "results/benchmark.json", help="the report, of which `browser` is written"
+    )
     parser.add_argument("--model", type=Path, default=ROOT / "release/melody-vae-16bar", help="trained (the release)")
     parser.add_argument("--staging", type=Path, default=Path("outputs/publish/static_space"), help="keeps the graphs")
     parser.add_argument("--starts", type=int, default=3, help="of each page with a cold cache (%(default)s)")
     parser.add_argument("--turns", type=int, default=10, help="of each kind of work (%(default)s)")
     options = parser.parse_args(argv)
-    return report_to(options.output, lambda: rounded(measure(options)), summary)
+
+    def report() -> dict[str, Any]:
+        try:
+            others = json.loads(options.output.read_text(encoding="utf-8")) if options.output.is_file() else {}
+        except ValueError as error:
+            raise UserError(f"{options.output}: no JSON ({first_line(error)}); move it away") from error
+        return {**others, "browser": rounded(measure(options))}
+
+    return report_to(options.output, report, lambda found: summary(found["browser"]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The block of docs/browser.md and results/README.md on speed in a browser, from `results/browser.json`."""
+"""The block of docs/browser.md and results/README.md on speed in a browser, from `results/benchmark.json`."""
 
 import json
 from pathlib import Path
@@ -21,11 +21,11 @@ WORK = {
 
 
 def browser(results: Path) -> str:
-    """Write the table of `results/browser.json`: melody-vae and magenta.js in Chromium."""
-    path = results / "browser.json"
-    if not path.is_file():
+    """Write the table of `browser` in `results/benchmark.json`: melody-vae and magenta.js in Chromium."""
+    path = results / "benchmark.json"
+    found = json.loads(path.read_text(encoding="utf-8")).get("browser") if path.is_file() else None
+    if not found:
         return "Not measured yet: `python -m benchmarks.browser`.\n"
-    found = json.loads(path.read_text(encoding="utf-8"))
     starts, work, megabytes = found["starts"], found["work"], found["megabytes"]
     sizes = [megabytes[name.split(",")[0]] for name in COLUMNS]
     rows = [
@@ -51,7 +51,7 @@ def browser(results: Path) -> str:
         f"{targets['first_melody_seconds']} s, a place on the map within {targets['map_step_ms']} ms. The static Space "
         f"can be used after {page['interactive_seconds']:.1f} s, and a press at once shows three melodies after "
         f"{page['melodies_seconds']:.1f} s.\n"
-        "\nWritten by `make report` from `results/browser.json`.\n"
+        "\nWritten by `make report` from `results/benchmark.json`.\n"
     )
 
 
