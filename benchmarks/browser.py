@@ -301,12 +301,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--turns", type=int, default=10, help="of each kind of work (%(default)s)")
     options = parser.parse_args(argv)
 
-    def report() -> dict[str, Any]:
+    def others() -> dict[str, Any]:
         try:
-            others = json.loads(options.output.read_text(encoding="utf-8")) if options.output.is_file() else {}
-        except ValueError as error:
-            raise UserError(f"{options.output}: no JSON ({first_line(error)}); move it away") from error
-        return {**others, "browser": rounded(measure(options))}
+            found = json.loads(options.output.read_text(encoding="utf-8")) if options.output.is_file() else {}
+            return {name: value for name, value in found.items() if name != "browser"}
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{options.output}: no report in JSON ({first_line(error)}); move it away") from error
+
+    def report() -> dict[str, Any]:
+        others()  # seen before anything is measured
+        found = rounded(measure(options))
+        return {**others(), "browser": found}
 
     return report_to(options.output, report, lambda found: summary(found["browser"]))
 

@@ -224,11 +224,14 @@
       if (humming) return humming.abort();
       humming = new AbortController();
       hum.setAttribute("aria-pressed", "true");
-      const tell = (bar) => (hum.textContent = bar < 1 ? "Get ready…" : `Bar ${bar}: stop`);
+      const tell = (bar) => {
+        if (!roll.box.isConnected) humming.abort(); // another melody is in its place
+        hum.textContent = bar < 1 ? "Get ready…" : `Bar ${bar}: stop`;
+      };
       const { signal } = humming;
       try {
         const notes = await Space.hum(roll.melody, signal, tell);
-        if (!roll.box.isConnected || !editor.isOn) return;
+        if (!notes || !roll.box.isConnected || !editor.isOn) return;
         if (notes.length) editor.change(notes);
         else Space.toast("Nothing was heard that has a pitch: hum louder, or nearer to the microphone", true);
       } catch (error) {

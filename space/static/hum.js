@@ -2,7 +2,7 @@
 // Pitches are found by McLeod's method (pitchy), which comes with the page's server when it is first needed.
 (() => {
   const Space = window.MelodySpace;
-  const [FRAME, HOP] = [2048, 512]; // samples
+  const FRAME_SECONDS = 0.043; // about so much, in a power of two of samples; four to a step from frame to frame
   const CLEAR = 0.9; // of 1: a frame with less has no pitch
   const [LOWEST_HZ, HIGHEST_HZ] = [60, 1500];
   const QUIET = 0.08; // of the loudest frame: silence
@@ -11,10 +11,15 @@
   const ANOTHER = 0.7; // semitones from a note's pitch: another note
   const SHORTEST_SECONDS = 0.07;
   const CLICK_SECONDS = 0.03;
+  const FRAMES_AT_ONCE = 200; // between them the page answers
   const TAPE = `registerProcessor("tape", class extends AudioWorkletProcessor {
+    constructor() {
+      super();
+      this.port.onmessage = () => (this.isOver = true);
+    }
     process([[sound]]) {
       if (sound) this.port.postMessage({ at: currentTime, sound: sound.slice() });
-      return true;
+      return !this.isOver;
     }
   })`;
 
@@ -22,35 +27,40 @@
   const loudness = (frame) => Math.sqrt(frame.reduce((sum, value) => sum + value * value, 0) / frame.length);
 
   let pitchy = null;
-  const detector = async () => {
+  const detector = async (size) => {
     pitchy ||= import(new URL(`${Space.files}vendor/pitchy.js`, document.baseURI)).catch((error) => {
       pitchy = null;
       throw error;
     });
-    return (await pitchy).PitchDetector.forFloat32Array(FRAME);
+    return (await pitchy).PitchDetector.forFloat32Array(size);
   };
 
   // The pitch of each frame in semitones of MIDI; NaN where there is none.
-  const follow = (find, sound, rate) => {
+  const follow = async (sound, rate, size, hop) => {
+    const find = await detector(size);
     const frames = [];
-    for (let at = 0; at + FRAME <= sound.length; at += HOP) {
-      const frame = sound.subarray(at, at + FRAME);
-      frames.push({ loud: loudness(frame.subarray((FRAME - HOP) / 2, (FRAME + HOP) / 2)), frame });
+    for (let at = 0; at + size <= sound.length; at += hop) {
+      const frame = sound.subarray(at, at + size);
+      frames.push({ loud: loudness(frame.subarray((size - hop) / 2, (size + hop) / 2)), frame });
     }
-    const quiet = QUIET * Math.max(0.01, ...frames.map(({ loud }) => loud));
-    const most = (from, to) => Math.max(0, ...frames.slice(Math.max(0, from), to).map(({ loud }) => loud));
-    return frames.map(({ loud, frame }, i) => {
+    const most = (from, to) => frames.slice(Math.max(0, from), to).reduce((high, { loud }) => Math.max(high, loud), 0);
+    const quiet = QUIET * Math.max(0.01, most(0));
+    const pitches = [];
+    for (const [i, { loud, frame }] of frames.entries()) {
+      if (i % FRAMES_AT_ONCE === 0) await new Promise((go) => setTimeout(go));
       const around = Math.min(most(i - NEIGHBOURS, i), most(i + 1, i + 1 + NEIGHBOURS));
-      if (loud < quiet || loud < DIP * around) return NaN;
-      const [hertz, clarity] = find.findPitch(frame, rate);
-      return clarity > CLEAR && hertz > LOWEST_HZ && hertz < HIGHEST_HZ ? 69 + 12 * Math.log2(hertz / 440) : NaN;
-    });
+      const [hertz, clarity] = loud < quiet || loud < DIP * around ? [0, 0] : find.findPitch(frame, rate);
+      pitches.push(clarity > CLEAR && hertz > LOWEST_HZ && hertz < HIGHEST_HZ ? 69 + 12 * Math.log2(hertz / 440) : NaN);
+    }
+    return pitches;
   };
 
   // Notes of a voice, in seconds and semitones; `sound` is mono, of `rate` samples a second.
   Space.transcribe = async (sound, rate) => {
-    const pitches = follow(await detector(), sound, rate);
-    const time = (index) => (index * HOP + FRAME / 2) / rate;
+    const size = 2 ** Math.round(Math.log2(rate * FRAME_SECONDS));
+    const hop = size / 4;
+    const pitches = await follow(sound, rate, size, hop);
+    const time = (index) => (index * hop + size / 2) / rate;
     const notes = [];
     let held = []; // frames of the note that sounds
     let away = []; // the last of them, if they are at another pitch
@@ -93,38 +103,49 @@
     });
   };
 
-  // Click a bar, record until the melody's end or until `signal` is aborted, and return the notes.
-  // `tell` is given the number of the bar, 0 for the one of clicks.
+  // Click a bar, record until the melody's end or until `signal` is aborted, and return the notes: null if that was
+  // before the first bar. `tell` is given the number of the bar, 0 for the one of clicks.
   Space.hum = async (melody, signal, tell) => {
     const microphone = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
     const stream = await navigator.mediaDevices.getUserMedia({ audio: microphone });
     const { player } = Space;
+    const parts = [];
+    let [source, tape, clicks] = [];
     try {
+      if (signal.aborted) return null;
       player.stop();
       player.start();
       const { context } = player;
-      await Promise.all([detector(), loadTape(context)]);
-      const source = new MediaStreamAudioSourceNode(context, { mediaStream: stream });
-      const tape = new AudioWorkletNode(context, "tape", { numberOfOutputs: 0 });
-      const parts = [];
+      await loadTape(context);
+      source = new MediaStreamAudioSourceNode(context, { mediaStream: stream });
+      const channels = { channelCount: 1, channelCountMode: "explicit" };
+      tape = new AudioWorkletNode(context, "tape", { numberOfOutputs: 0, ...channels });
       tape.port.onmessage = ({ data }) => parts.push(data);
       source.connect(tape);
+      clicks = new GainNode(context, { gain: 0.2 });
+      clicks.connect(context.destination);
       const step = Space.secondsPerStep(melody);
       const beat = step * melody.steps_per_beat;
       const bar = step * Space.stepsPerBar(melody);
       const begin = context.currentTime + 0.1 + bar;
-      for (let at = begin - bar; at < begin - beat / 2; at += beat) click(context, at);
+      for (let at = begin - bar; at < begin - beat / 2; at += beat) click(clicks, at);
       await until(context, begin + bar * melody.bars, signal, () => tell(Math.floor((context.currentTime - begin) / bar) + 1));
-      source.disconnect();
       const heard = begin + (context.outputLatency || 0) + (stream.getAudioTracks()[0].getSettings().latency || 0);
       const late = parts.filter(({ at }) => at >= heard - step);
+      if (!late.length) return null;
       const sound = new Float32Array(late.reduce((sum, part) => sum + part.sound.length, 0));
       late.reduce((at, part) => (sound.set(part.sound, at), at + part.sound.length), 0);
-      const ahead = late.length ? heard - late[0].at : 0;
       const notes = await Space.transcribe(sound, context.sampleRate);
+      const ahead = heard - late[0].at;
       return onGrid(notes.map((note) => ({ ...note, start: note.start - ahead, end: note.end - ahead })), step);
     } finally {
       for (const track of stream.getTracks()) track.stop();
+      source?.disconnect();
+      clicks?.disconnect();
+      if (tape) {
+        tape.port.onmessage = null;
+        tape.port.postMessage("over");
+      }
     }
   };
 
@@ -137,10 +158,9 @@
     return tapes.get(context);
   };
 
-  const click = (context, at) => {
-    const source = new OscillatorNode(context, { frequency: 1500 });
-    const level = new GainNode(context, { gain: 0.2 });
-    source.connect(level).connect(context.destination);
+  const click = (output, at) => {
+    const source = new OscillatorNode(output.context, { frequency: 1500 });
+    source.connect(output);
     source.start(at);
     source.stop(at + CLICK_SECONDS);
   };

@@ -26,7 +26,8 @@ def test_the_other_figures_of_the_report_stay(tmp_path, monkeypatch, capsys):
         assert browser.main(["--output", str(output)]) == 0
         written = json.loads(output.read_text(encoding="utf-8"))
         assert written == {"parts": content["parts"], "browser": {"starts": 2.831}}
-    output.write_text("{", encoding="utf-8")
-    assert browser.main(["--output", str(output)]) == 2
-    assert "benchmark.json: no JSON" in capsys.readouterr().err
-    assert output.read_text(encoding="utf-8") == "{"
+    for broken in ("{", "[]"):
+        output.write_text(broken, encoding="utf-8")
+        assert browser.main(["--output", str(output)]) == 2
+        assert "benchmark.json: no report in JSON" in capsys.readouterr().err
+        assert output.read_text(encoding="utf-8") == broken

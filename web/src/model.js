@@ -18,6 +18,7 @@ export class MelodyVAE {
   #graphs
   #runtime
   #last = Promise.resolve()
+  #isDisposed = false
 
   /**
    * @param {{config: object, tables: object}} about What `onnx_config.json` and `onnx_tables.npz` hold.
@@ -35,7 +36,7 @@ export class MelodyVAE {
     this.#graphs = graphs
     this.complete = Promise.all(soon.map(graph))
       .then(() => this.#last)
-      .then(() => Promise.all(late.map(graph)))
+      .then(() => Promise.all(this.#isDisposed ? [] : late.map(graph)))
       .then(() => files.keep())
     this.complete.catch(() => {}) // whoever needs a graph gets the error
     this.config = config
@@ -142,10 +143,12 @@ export class MelodyVAE {
   }
 
   async dispose() {
+    this.#isDisposed = true
     await this.complete.catch(() => {})
     await this.#run(async () => {
-      for (const graph of this.#graphs.values()) await (await graph).release()
+      const graphs = [...this.#graphs.values()]
       this.#graphs.clear()
+      for (const graph of await Promise.allSettled(graphs)) await graph.value?.release()
     })
   }
 

@@ -111,10 +111,11 @@ export class Files {
 
   /** Put a file into the cache, in the place of those whose addresses begin like it: of a model that was there before. */
   async #store(cache, address, bytes, beginning) {
+    if (!cache) return
+    const copy = new Response(bytes, { headers: { "Content-Length": String(bytes.length) } }) // onnxruntime may take them
     try {
-      for (const { url } of (beginning && (await cache?.keys())) ?? []) if (url.startsWith(beginning)) await cache.delete(url)
-      const headers = { "Content-Length": String(bytes.length) }
-      await cache?.put(address, new Response(bytes, { headers }))
+      for (const { url } of (beginning && (await cache.keys())) || []) if (url.startsWith(beginning)) await cache.delete(url)
+      await cache.put(address, copy)
     } catch {
       // the disk may be full
     }
@@ -209,7 +210,7 @@ export class Runtime {
     ort = (await ort) ?? (await importModule("onnxruntime-web"))
     if (threads !== undefined) ort.env.wasm.numThreads = threads
     // WebAssembly is fetched and compiled while the model's own graphs come; what fails here fails with them again.
-    const tiny = ort.InferenceSession.create(TINY_GRAPH, { executionProviders: ["wasm"] })
+    const tiny = ort.InferenceSession.create(TINY_GRAPH.slice(), { executionProviders: ["wasm"] })
     const readsBfloat16 = tiny.then((session) => session.release()).then(() => true, () => false)
     const adapter = device === "wasm" ? null : await globalThis.navigator?.gpu?.requestAdapter().catch(() => null)
     if (device === "webgpu" && !adapter) throw new Error("This browser has no WebGPU: choose device='wasm' or 'auto'.")
