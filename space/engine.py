@@ -64,14 +64,21 @@ def _load(model_id: str, has_model: bool = True) -> None:
     """Load the model, or the processor alone, in a worker."""
     global _composer, _failure
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if hasattr(os, "nice"):  # not on Windows
-        os.nice(5 if has_model else 10)  # the server's own answers come first, files that are hard to read last
+    _yield_to_others()  # the server's own answers, such as a place in the queue, come first
     from composer import Composer, FileReader  # torch: only the workers pay for it
 
     try:
         _composer = Composer(model_id) if has_model else FileReader(model_id)
     except (OSError, ValueError, ImportError) as error:
         _failure = f"MODEL_ID={model_id} cannot be loaded: {str(error).splitlines()[0]}"
+    if not has_model:
+        _yield_to_others()  # once it is there: files that are hard to read come after melodies
+
+
+def _yield_to_others() -> None:
+    """Let processes of this program that do not call this come first."""
+    if hasattr(os, "nice"):  # not on Windows
+        os.nice(5)
 
 
 def _run(action: str, requests: list[dict[str, Any]]) -> list[tuple[bool, Any]]:
