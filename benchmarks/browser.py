@@ -303,15 +303,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def others() -> dict[str, Any]:
         try:
-            found = json.loads(options.output.read_text(encoding="utf-8")) if options.output.is_file() else {}
-            return {name: value for name, value in found.items() if name != "browser"}
-        except (ValueError, AttributeError) as error:
+            return {**json.loads(options.output.read_text(encoding="utf-8"))} if options.output.is_file() else {}
+        except (ValueError, TypeError) as error:
             raise UserError(f"{options.output}: no report in JSON ({first_line(error)}); move it away") from error
 
     def report() -> dict[str, Any]:
         others()  # seen before anything is measured
-        found = rounded(measure(options))
-        return {**others(), "browser": found}
+        measured = rounded(measure(options))
+        return {**others(), "browser": measured}
 
     return report_to(options.output, report, lambda found: summary(found["browser"]))
 

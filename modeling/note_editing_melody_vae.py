@@ -235,9 +235,10 @@ def search(
     known: dict[tuple[tuple[int, int, int], ...], float] = {}
 
     def measured(proposals: Sequence[Notes]) -> list[float]:
-        new = [list(each) for each in dict.fromkeys(map(tuple, proposals)) if each not in known]
-        known.update(zip(map(tuple, new), errors_of(new) if new else (), strict=True))
-        return [known[tuple(each)] for each in proposals]
+        keys = [tuple(each) for each in proposals]
+        new = [key for key in dict.fromkeys(keys) if key not in known]
+        known.update(zip(new, errors_of([list(key) for key in new]) if new else (), strict=True))
+        return [known[key] for key in keys]
 
     error = measured([notes])[0] if notes else 0.0
     failures = edits = 0

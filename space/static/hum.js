@@ -27,17 +27,17 @@
   const loudness = (frame) => Math.sqrt(frame.reduce((sum, value) => sum + value * value, 0) / frame.length);
 
   let pitchy = null;
-  const detector = async (size) => {
+  const loadPitchy = () => {
     pitchy ||= import(new URL(`${Space.files}vendor/pitchy.js`, document.baseURI)).catch((error) => {
       pitchy = null;
       throw error;
     });
-    return (await pitchy).PitchDetector.forFloat32Array(size);
+    return pitchy;
   };
 
   // The pitch of each frame in semitones of MIDI; NaN where there is none.
   const follow = async (sound, rate, size, hop) => {
-    const find = await detector(size);
+    const detector = (await loadPitchy()).PitchDetector.forFloat32Array(size);
     const frames = [];
     for (let at = 0; at + size <= sound.length; at += hop) {
       const frame = sound.subarray(at, at + size);
@@ -49,7 +49,7 @@
     for (const [i, { loud, frame }] of frames.entries()) {
       if (i % FRAMES_AT_ONCE === 0) await new Promise((go) => setTimeout(go));
       const around = Math.min(most(i - NEIGHBOURS, i), most(i + 1, i + 1 + NEIGHBOURS));
-      const [hertz, clarity] = loud < quiet || loud < DIP * around ? [0, 0] : find.findPitch(frame, rate);
+      const [hertz, clarity] = loud < quiet || loud < DIP * around ? [0, 0] : detector.findPitch(frame, rate);
       pitches.push(clarity > CLEAR && hertz > LOWEST_HZ && hertz < HIGHEST_HZ ? 69 + 12 * Math.log2(hertz / 440) : NaN);
     }
     return pitches;
@@ -116,7 +116,7 @@
       player.stop();
       player.start();
       const { context } = player;
-      await loadTape(context);
+      await Promise.all([loadPitchy(), loadTape(context)]); // what does not come is said before anybody hums
       source = new MediaStreamAudioSourceNode(context, { mediaStream: stream });
       const channels = { channelCount: 1, channelCountMode: "explicit" };
       tape = new AudioWorkletNode(context, "tape", { numberOfOutputs: 0, ...channels });
@@ -149,14 +149,8 @@
     }
   };
 
-  const tapes = new WeakMap();
-  const loadTape = (context) => {
-    if (!tapes.has(context)) {
-      const address = URL.createObjectURL(new Blob([TAPE], { type: "text/javascript" }));
-      tapes.set(context, context.audioWorklet.addModule(address));
-    }
-    return tapes.get(context);
-  };
+  let tapeModule = null; // the page has one context
+  const loadTape = (context) => (tapeModule ||= context.audioWorklet.addModule(URL.createObjectURL(new Blob([TAPE], { type: "text/javascript" }))));
 
   const click = (output, at) => {
     const source = new OscillatorNode(output.context, { frequency: 1500 });
