@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from dataset_script import features
 from dataset_script.chunks import FILE_FIGURES, NO_LINE, SAME_CONTENT, file_files, read_arrow
 from dataset_script.line_quality import GRID_FIT_FLOOR, MAX_SILENCE, MIN_NOTES_PER_BAR, MIN_PITCH_CLASSES
-from dataset_script.parquet_files import METADATA_COLUMNS, split_of, write_parquet
+from dataset_script.parquet_files import METADATA_COLUMNS, split_of, take_lines, write_parquet
 from dataset_script.schema import FEATURES, FILES_FEATURES, SPLITS
 from dataset_script.windows import windows
 
@@ -27,6 +27,7 @@ LINES_FOLDER = "data"
 FILES_SPLIT = "files"  # the files are of all splits
 WINDOW_BARS = 16
 ROWS_AT_ONCE = 2_000
+NOTES = ["pitch", "start", "duration"]
 SAMPLE_LINES = {"train": 800, "validation": 100, "test": 100}
 BITS_OF_PITCH_CLASSES = np.array([bin(value).count("1") for value in range(1 << 12)], dtype=np.int8)
 
@@ -74,13 +75,18 @@ def batches(folder: Path, split: str) -> Iterator[pa.RecordBatch]:
             yield from file.iter_batches(ROWS_AT_ONCE)
 
 
+def lines_of_leads(data: Path, split: str) -> Iterator[pa.RecordBatch]:
+    """Read the lines of the leads."""
+    for batch in batches(data, split):
+        whole = pa.Table.from_batches([batch]).combine_chunks()
+        yield from take_lines(whole, np.flatnonzero(batch["is_lead"])).cast(batch.schema).to_batches()
+
+
 def leads(data: Path, split: str) -> Iterator[pa.RecordBatch]:
     """Choose the leads that are worth training on."""
-    for batch in batches(data, split):
-        # A batch of its own, since a slice's lists do not begin at 0.
-        lead = pa.Table.from_batches([batch]).filter(batch["is_lead"]).combine_chunks()
-        for part in lead.to_batches():
-            yield part.filter(pa.array(is_clean(part)))
+    for batch in lines_of_leads(data, split):
+        clean = np.flatnonzero(is_clean(batch))
+        yield from take_lines(pa.Table.from_batches([batch]), clean).cast(batch.schema).to_batches()
 
 
 def as_batches(rows: Iterable[Mapping[str, Any]]) -> Iterator[pa.RecordBatch]:
@@ -95,7 +101,7 @@ def lead_windows(lead_folder: Path, split: str) -> Iterator[pa.RecordBatch]:
     cut = (
         window
         for batch in batches(lead_folder, split)
-        for line in batch.to_pylist()
+        for line in rows_of(batch)
         for window in windows(line, WINDOW_BARS, WINDOW_BARS)
     )
     return as_batches(window for window in cut if not is_junk_window(window))
@@ -105,13 +111,19 @@ def songs(data: Path, split: str) -> Iterator[pa.RecordBatch]:
     """Join the lines of each file's lead, with the rests between them."""
 
     def rows() -> Iterator[dict[str, Any]]:
-        lines = (line for batch in batches(data, split) for line in batch.filter(batch["is_lead"]).to_pylist())
+        lines = (line for batch in lines_of_leads(data, split) for line in rows_of(batch))
         for _, of_file in groupby(lines, key=lambda line: line["md5"]):
             in_order = sorted(of_file, key=first_bar)
             for _, same in groupby(in_order, key=lambda line: line["time_signature"]):
                 yield join_lines(list(same))
 
     return as_batches(rows())
+
+
+def rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """Read rows, the notes as arrays: lists of Python's numbers take several times as long."""
+    for values, *notes in zip(batch.drop_columns(NOTES).to_pylist(), *(batch[name] for name in NOTES), strict=True):
+        yield values | {name: of.values.to_numpy() for name, of in zip(NOTES, notes, strict=True)}
 
 
 def first_bar(line: Mapping[str, Any]) -> int:
@@ -125,34 +137,28 @@ def join_lines(lines: list[dict[str, Any]]) -> dict[str, Any]:
     Key, complexity and bars are those of the whole, the numbers of its grid, silence and quality are means by bars.
     """
     first, last = lines[0], lines[-1]
-    bar_steps = int(first["time_signature"].split("/")[0]) * first["steps_per_beat"]
-    begin = first_bar(first)
-    notes: list[tuple[int, int, int]] = []
-    for line in lines:
-        shift = (first_bar(line) - begin) * bar_steps
-        for pitch, start, duration in zip(line["pitch"], line["start"], line["duration"], strict=True):
-            if notes and start + shift <= notes[-1][0]:
-                continue
-            if notes and notes[-1][0] + notes[-1][1] > start + shift:  # a line may end in the next one's first bar
-                notes[-1] = notes[-1][0], start + shift - notes[-1][0], notes[-1][2]
-            notes.append((start + shift, duration, pitch))
-    bars = first_bar(last) - begin + last["bars"]
-    start, duration, pitch = (np.array(values) for values in zip(*notes, strict=True))
-    offsets = np.array([0, len(notes)])
-    key, confidence = features.keys(pitch.astype(np.uint8), duration, offsets)
     numerator, denominator = map(int, first["time_signature"].split("/"))
+    bar_steps = numerator * first["steps_per_beat"]
+    begin = first_bar(first)
+    start = np.concatenate([line["start"] + (first_bar(line) - begin) * bar_steps for line in lines])
+    # A line may end in the next one's first bar: of the two what begins later counts, and ends what sounds.
+    is_later = np.append(True, start[1:] > np.maximum.accumulate(start)[:-1])
+    start = start[is_later]
+    pitch, duration = (np.concatenate([line[name] for line in lines])[is_later] for name in ("pitch", "duration"))
+    duration[:-1] = np.minimum(duration[:-1], np.diff(start))
+    bars = first_bar(last) - begin + last["bars"]
+    offsets = np.array([0, len(start)])
+    key, confidence = features.keys(pitch, duration.astype(np.int64), offsets)
     quarters = np.array([4 * bars * numerator / denominator])
-    complexity = features.complexities(
-        pitch.astype(np.uint8), start.astype(np.int32), offsets, quarters, first["steps_per_beat"]
-    )
+    complexity = features.complexities(pitch, start.astype(np.int32), offsets, quarters, first["steps_per_beat"])
     weight = np.array([line["bars"] for line in lines]) / sum(line["bars"] for line in lines)
     means = ("grid_fit", "distinct_bars", "repeated_pitches", "arpeggio", "quality")
     return {
         **first,
         "bars": bars,
-        "pitch": pitch.tolist(),
-        "start": start.tolist(),
-        "duration": duration.tolist(),
+        "pitch": pitch,
+        "start": start,
+        "duration": duration,
         "key": features.KEY_NAMES[int(key[0])],
         "key_confidence": float(confidence[0]),
         "complexity": float(complexity[0]),
