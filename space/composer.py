@@ -126,7 +126,6 @@ class Composer(FileReader):
             "layers": [config.num_encoder_layers, config.num_hidden_layers, config.num_prior_layers],
         }
 
-    @torch.inference_mode()
     def make(self, requests: Sequence[dict[str, Any]]) -> list[list[Melody]]:
         """Sample melodies from the prior, for several requests at once.
 
@@ -166,7 +165,6 @@ class Composer(FileReader):
         """Sample melodies of more bars than a latent holds, for one request."""
         return self.make([request])[0]
 
-    @torch.inference_mode()
     def change(
         self, melody: Melody, amounts: dict[str, float], similarity: float, count: int, seed: int
     ) -> list[Melody]:
@@ -181,7 +179,6 @@ class Composer(FileReader):
             ids = self.model.vary(latent, n=count, similarity=similarity, seed=seed, **asked)
         return self._melodies(ids, melody["tempo"], melody["program"])
 
-    @torch.inference_mode()
     def blend(self, melodies: Sequence[Melody], size: int) -> list[Melody]:
         """Decode points between two melodies (a path of `size`) or four (a square, row by row)."""
         latents = self._encode(melodies)
@@ -193,7 +190,6 @@ class Composer(FileReader):
             ids = self.model.interpolate_grid(latents, size=size, **asked)
         return self._melodies(ids, melodies[0]["tempo"], melodies[0]["program"])
 
-    @torch.inference_mode()
     def extend(self, melody: Melody, bars: int, count: int, seed: int, temperature: float) -> list[Melody]:
         """Write `bars` bars after a melody, which comes back as it is in front of them."""
         model = self.model
@@ -204,13 +200,13 @@ class Composer(FileReader):
         windows = self._melodies(ids, melody["tempo"], melody["program"])
         return [append(melody, cut_bars(window, known, bars)) for window in windows]
 
-    @torch.inference_mode()
     def fill(self, melody: Melody, bars: Sequence[int], count: int, seed: int, temperature: float) -> list[Melody]:
         """Write some bars of a melody anew; the others come back as they are."""
         batch = self.processor(lines=[melody] * count, return_tensors="pt")
         ids = self.model.infill(**batch, bars=list(bars), seed=seed, temperature=temperature)
         return self._melodies(ids, melody["tempo"], melody["program"])
 
+    @torch.no_grad()
     def _encode(self, melodies: Sequence[Melody]) -> torch.Tensor:
         """Return latents `(B, Z)` that give the melodies back."""
         batch = self.processor(lines=list(melodies), return_tensors="pt")

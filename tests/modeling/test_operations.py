@@ -48,6 +48,14 @@ def test_a_sample_is_in_the_scale_range_and_time_signature_asked_for(model, proc
     assert [line["bars"] for line in lines] == [3] * 5
 
 
+def test_what_is_sampled_can_be_trained_on(model):
+    ids = model.sample(2, seed=0, bars=2)
+    assert not ids.is_inference()
+    model(ids, labels=ids).loss.backward()
+    assert model.embed_tokens.weight.grad is not None
+    model.zero_grad()
+
+
 def test_refined_latents_give_their_melodies_back_more_likely(processor, monkeypatch):
     model = make_model(processor, max_bars=2, noise_probability=0.5)
     model.set_grammar(processor.grammar_table())
