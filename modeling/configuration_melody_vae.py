@@ -52,6 +52,7 @@ class MelodyVAEConfig(PreTrainedConfig):
         free_bits: Bits of KL per melody that cost nothing (MusicVAE, arXiv:1803.05428, has 256 at 16 bars).
         noise_probability: Share of the melodies whose latent is mixed with noise in training; the melody decoder is
             conditioned on the noise level, so that it can write with a latent that is known in part or not at all.
+            None where the melody decoder is frozen.
         sampling_noise: Noise level at which `sample`, `infill` and continuations stop the prior's flow, from 0 to 1
             (the melody decoder writes as a language model); half of it under conditions, which only the prior reads.
             For models with `noise_probability`.

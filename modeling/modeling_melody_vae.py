@@ -364,7 +364,9 @@ class MelodyVAEModel(
         """Expand a latent, one of the posterior where none is given, for the melody decoder, `(B, N + 1, K, C)`."""
         if latent is None:
             latent = posterior.sample() if self.training else posterior.latent_mean
-            if self.training and self.config.noise_probability:
+            # A frozen melody decoder learns nothing from noise.
+            is_taught = self.training and any(weight.requires_grad for weight in self.layers.parameters())
+            if is_taught and self.config.noise_probability:
                 noise_level = self.bar_conditioner.draw_noise_level(len(latent))
                 latent = self.bar_conditioner.add_noise(latent, noise_level)
         if conditions is not None and self.training and self.config.decoder_conditions:

@@ -1091,6 +1091,18 @@ def test_noise_in_training():
     assert torch.equal(conditioner.add_noise(make_latent(), torch.zeros(B, N)), make_latent())
 
 
+def test_a_frozen_decoder_reads_latents_without_noise(monkeypatch):
+    noisy = make_bare_model(noise_probability=1.0).train()
+    drawn = []
+    draw = noisy.bar_conditioner.draw_noise_level
+    monkeypatch.setattr(noisy.bar_conditioner, "draw_noise_level", lambda n: drawn.append(n) or draw(n))
+    ids = IDS
+    noisy(ids)
+    noisy.layers.requires_grad_(False)
+    noisy(ids)
+    assert drawn == [len(ids)]
+
+
 def test_generate_with_noise(model):
     noisy = make_bare_model(noise_probability=0.5)
     latent = make_latent()
