@@ -283,42 +283,21 @@ def _scan_track(data, position, tables, state, open_first, open_last, never_ends
     name = np.zeros(2, np.int64)
     tick = status = 0
     while position < len(data):
-        delta = np.int64(data[position])
-        position += 1
-        if delta >= 0x80:
-            delta, position = _variable_length(data, position - 1)
+        delta, position = _variable_length(data, position)
         tick += delta
         if position >= len(data):
             return NONE
-        byte = np.int64(data[position])
-        if byte >= SYSTEM:
-            if byte == SYSTEM_EXCLUSIVE:
+        if data[position] >= SYSTEM:
+            if data[position] == SYSTEM_EXCLUSIVE:
                 status = 0  # symusic lets it be a running status, with strange effects
             position = _scan_system_event(data, position, tick, tables, state, name)
             continue
-        if byte >= 0x80:
-            status = byte
-            position += 1
-        elif not status:
+        status, first, last, position = _read_channel_event(data, position, status)
+        if position > len(data):
             return NONE
         kind, channel = status & 0xF0, status & 0x0F
-        if kind == PROGRAM_CHANGE or kind == CHANNEL_PRESSURE:  # noqa: SIM109 (two comparisons compile to less)
-            if position >= len(data) or data[position] >= 0x80:
-                return NONE
-            if kind == PROGRAM_CHANGE:
-                programs[channel] = data[position]
-                part_of_channel[channel] = part_of_key[channel << 7 | programs[channel]]
-            position += 1
-            continue
-        if position + 2 > len(data):
-            return NONE
-        first, second = np.int64(data[position]), np.int64(data[position + 1])
-        position += 2
-        if (first | second) >= 0x80:
-            return NONE
-
         key = channel << 7 | first
-        if kind == NOTE_ON and second:
+        if kind == NOTE_ON and last:
             part = part_of_channel[channel]
             if part == NONE:
                 part = _begin_part(channel, parts, counts, state)
@@ -343,16 +322,34 @@ def _scan_track(data, position, tables, state, open_first, open_last, never_ends
             if note != NONE:
                 open_first[key] = notes[note, NEXT]
                 _end_note(notes, parts, note, tick)
-        elif kind != KEY_PRESSURE:  # a control or pitch bend, which symusic stores
+        elif kind == PROGRAM_CHANGE:
+            programs[channel], part_of_channel[channel] = first, part_of_key[key]
+        elif kind != KEY_PRESSURE and kind != CHANNEL_PRESSURE:  # a control or pitch bend, which symusic stores
             if part_of_channel[channel] == NONE:
                 waiting[channel] = True
             else:
                 parts[part_of_channel[channel], IN_USE] = True
 
-    for part in range(first_part, counts[PART_COUNT]):
-        parts[part, NAME_START : NAME_STOP + 1] = name
+    parts[first_part : counts[PART_COUNT], NAME_START : NAME_STOP + 1] = name
     counts[NOTE_COUNT] = note_count
     return tick if position == len(data) and tick <= MAX_TICK else NONE
+
+
+@njit(cache=True, nogil=True)
+def _read_channel_event(data, position, status):
+    """Read an event of a channel; returns its status, first and last data byte, and the place after it.
+
+    The place is past the end of the data if the event is irregular. `status` is the running status, 0 for none.
+    """
+    if data[position] >= 0x80:
+        status = np.int64(data[position])
+        position += 1
+    kind = status & 0xF0
+    size = 1 if kind == PROGRAM_CHANGE or kind == CHANNEL_PRESSURE else 2  # noqa: SIM109 (compiles to less)
+    if not status or position + size > len(data):
+        return status, 0, 0, len(data) + 1
+    first, last = np.int64(data[position]), np.int64(data[position + size - 1])
+    return status, first, last, position + size if (first | last) < 0x80 else len(data) + 1
 
 
 @njit(cache=True, nogil=True)
@@ -417,6 +414,8 @@ def _begin_part(channel, parts, counts, state):
 @njit(cache=True, nogil=True)
 def _variable_length(data, position):
     """Read a number of up to four bytes, seven bits each; returns it and the place after it, past the end if broken."""
+    if position < len(data) and data[position] < 0x80:
+        return np.int64(data[position]), position + 1
     value = 0
     for place in range(position, position + 4):
         if place >= len(data):
