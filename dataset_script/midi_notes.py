@@ -179,11 +179,7 @@ def drop_ornaments(notes: np.ndarray, begin: np.ndarray, end: np.ndarray, first:
 
 @njit(cache=True, error_model="numpy")
 def pack_notes(
-    time: np.ndarray,
-    duration: np.ndarray,
-    pitch: np.ndarray,
-    track_notes: np.ndarray,
-    grid: np.ndarray,
+    time: np.ndarray, duration: np.ndarray, pitch: np.ndarray, track_notes: np.ndarray, grid: np.ndarray
 ) -> tuple[np.ndarray, float]:
     """Move onsets and ends to the nearest grid step, halves upwards, and pack each note into one integer.
 
@@ -205,10 +201,7 @@ def pack_notes(
     begin_ticks, end_ticks = np.empty(len(time), dtype=np.int64), np.empty(len(time), dtype=np.int64)
     stretches = len(grid)
     # The first step after each stretch, and how many steps a tick is: no division that a note does not need.
-    end_steps, ratio = np.empty(stretches, dtype=np.int64), np.empty(stretches)
-    for stretch in range(stretches):
-        up, down = grid[stretch, STEPS_UP], grid[stretch, TICKS_DOWN]
-        end_steps[stretch], ratio[stretch] = -(-grid[stretch, LENGTH_TICKS] * up // down), 1 / down
+    end_steps, ratio = -(-grid[:, LENGTH_TICKS] * grid[:, STEPS_UP] // grid[:, TICKS_DOWN]), 1 / grid[:, TICKS_DOWN]
     displacement = 0.0
     end_of_track = 0
     packed_count = on_step = 0  # notes packed so far, and the first of those on the same step as the last
