@@ -75,6 +75,8 @@ NOTES = {
 
 Figures = dict[str, float]
 """Seconds by name of run."""
+Run = tuple[str, Callable[[str], Figures], bool]
+"""Name of a run, what does it, and whether it is on one core."""
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -312,6 +314,23 @@ def lakh_minutes(total: float, command: float, files: int) -> float:
     return (command - total + total * LAKH_FILES / files) / 60
 
 
+def do_runs(schedule: Sequence[Run], progress: tqdm) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Do runs one after the other; return the seconds of each, and the processor's share, one value for each turn."""
+    seconds: dict[str, list[float]] = {}
+    processor_share: dict[str, list[float]] = {}
+    for name, run, is_alone in schedule:
+        progress.set_postfix_str(name)
+        with one_core() if is_alone else nullcontext():
+            before, began = processor_seconds(), time.perf_counter()
+            figures = run(name)
+            share = (processor_seconds() - before) / (time.perf_counter() - began)
+        processor_share.setdefault(name, []).append(share)
+        for figure, value in figures.items():
+            seconds.setdefault(figure, []).append(value)
+        progress.update()
+    return seconds, processor_share
+
+
 def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Do all runs and return the report.
 
@@ -324,35 +343,29 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         raise InputError(f"only one MIDI file in {options.input}; give a folder or an archive with more")
     python = note_seq_interpreter(options.note_seq_python) if options.note_seq_files else None
     sample_size = min(options.note_seq_files, len(paths))
-    drawn = sorted(random.Random(SAMPLE_SEED).sample(paths, sample_size))
-    sample = copied(drawn, work / "sample")
+    sample = copied(sorted(random.Random(SAMPLE_SEED).sample(paths, sample_size)), work / "sample")
     copied(paths[:WARM_UP_FILES], work / "few")
-
-    seconds: dict[str, list[float]] = {}
-    processor_share: dict[str, list[float]] = {}
-    note_seq: dict[str, Any] | None = None
+    note_seq: dict[str, Any] = {}
 
     def parse(name: str, which: list[Path], num_proc: int = 1, is_alone: bool = True) -> Figures:
         return {name: parsing_seconds(which, num_proc, is_alone)[0]}
 
     def extract(name: str) -> Figures:
-        nonlocal note_seq
         assert python is not None
-        note_seq = note_seq_report(python, sample, work)
+        note_seq.update(note_seq_report(python, sample, work))
         return {name: note_seq.pop("seconds")}
 
-    alone: dict[str, Callable[[str], Figures]] = {}  # on one core
+    runs: list[Run] = []
     if python is not None:
-        alone["note_seq_sample"] = extract
-        alone["parsing_sample"] = lambda name: parse(name, sample)
-        alone["ours_sample"] = lambda name: build_seconds(name, work / "sample", work, 1, True)
-    alone["parsing"] = lambda name: parse(name, paths)
-    alone["ours"] = lambda name: build_seconds(name, folder, work, 1, True)
-    runs = [(name, run, True) for name, run in alone.items()]
+        runs.append(("note_seq_sample", extract, True))
+        runs.append(("parsing_sample", lambda name: parse(name, sample), True))
+        runs.append(("ours_sample", lambda name: build_seconds(name, work / "sample", work, 1, True), True))
+    runs.append(("parsing", lambda name: parse(name, paths), True))
+    runs.append(("ours", lambda name: build_seconds(name, folder, work, 1, True), True))
     for count in () if options.one_core else PROCESSES:
         runs.append((f"parsing_{count}", lambda name, count=count: parse(name, paths, count, False), False))
         runs.append((f"ours_{count}", lambda name, count=count: build_seconds(name, folder, work, count), False))
-    last = [("ours_archive", lambda name: build_seconds(name, options.input, work, 1, True), True)]
+    last: list[Run] = [("ours_archive", lambda name: build_seconds(name, options.input, work, 1, True), True)]
     schedule = runs * options.repeats + last * (not options.input.is_dir())
 
     load = [os.getloadavg()[0]]
@@ -361,16 +374,7 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         build_seconds("warm_up", work / "few", work, PROCESSES[-1])  # fills the caches of compiled code
         _, broken = parsing_seconds(paths, 1)  # and the files' cache
         progress.update()
-        for name, run, is_alone in schedule:
-            progress.set_postfix_str(name)
-            with one_core() if is_alone else nullcontext():
-                before, began = processor_seconds(), time.perf_counter()
-                figures = run(name)
-                share = (processor_seconds() - before) / (time.perf_counter() - began)
-            processor_share.setdefault(name, []).append(share)
-            for figure, value in figures.items():
-                seconds.setdefault(figure, []).append(value)
-            progress.update()
+        seconds, processor_share = do_runs(schedule, progress)
         load.append(os.getloadavg()[0])
 
     measured = {"files": len(paths), "sample_files": sample_size, "seconds": seconds}
@@ -382,7 +386,7 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         **measured,
         **derive(measured),
         "processor_share": processor_share,
-        "note_seq": note_seq,
+        "note_seq": note_seq or None,
         "notes": NOTES,
         "load_average_before_and_after": load,
         "machine": machine(),
