@@ -343,7 +343,40 @@ def describe_tracks(sky: Skyline, found: np.ndarray, grid: Sequence[Stretch], st
     length = np.minimum(duration / beat, LONGEST_QUARTERS)
     mean_length, phrase_end = total(length) / kept, total(length * is_phrase_end) / total(is_phrase_end)
 
-    # Records: the bars in which a track has an onset, by track and by time.
+    features = {
+        "log_notes": np.log(kept),
+        "skyline": kept / found,
+        "monophony": total(sky.is_alone) / found,
+        "mean_pitch": total(pitch) / kept,
+        "vocal_range": total((pitch >= VOCAL_LOW) & (pitch <= VOCAL_HIGH)) / kept,
+        "log_pitches": np.log(count_distinct(pitch, track, 128)),
+        "steps": total(leads_on & (interval >= 1) & (interval <= 2)) / intervals,
+        "leaps": total(leads_on & (interval >= LEAP)) / intervals,
+        "mean_interval": total(leads_on * np.minimum(interval, OCTAVE)) / intervals,
+        "log_density": np.log(kept / total((size / beat)[is_bar_end], track[is_bar_end])),
+        "log_duration": np.log(mean_length),
+        "rests": total(is_last | (gap - duration >= REST_QUARTERS * beat)) / kept,
+        "phrase_end": np.log((phrase_end + LENGTH_FLOOR) / (mean_length + LENGTH_FLOOR)),
+    } | describe_bars(sky, bar, position, size, is_bar_end)
+    return np.stack([features[name] for name in FEATURES], axis=1)
+
+
+def describe_bars(
+    sky: Skyline, bar: np.ndarray, position: np.ndarray, size: np.ndarray, is_bar_end: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Describe every track by the bars in which it has an onset: its records, by track and by time.
+
+    Args:
+        sky: Of all tracks.
+        bar: Of each note, shape (M,).
+        position: In the bar, in steps, shape (M,).
+        size: Steps in the bar, shape (M,).
+        is_bar_end: Whether a note is its track's last in the bar, shape (M,).
+
+    Returns:
+        Those of the `FEATURES` that compare bars, float64, shape (K,) each.
+    """
+    track, pitch = sky.track, sky.pitch
     is_bar_begin = before(is_bar_end)
     record, owner, begin = is_bar_begin.cumsum() - 1, track[is_bar_end], is_bar_begin.nonzero()[0]
     bars, end = np.bincount(owner), is_bar_end.nonzero()[0]
@@ -368,28 +401,14 @@ def describe_tracks(sky: Skyline, found: np.ndarray, grid: Sequence[Stretch], st
     is_same = ~is_end(owner) & (after(rhythm) == rhythm)
     _, place, users = np.unique(file_bar[record] * BAR_SLOTS + slot, return_inverse=True, return_counts=True)
 
-    features = {
-        "log_notes": np.log(kept),
-        "skyline": kept / found,
-        "monophony": total(sky.is_alone) / found,
-        "mean_pitch": total(pitch) / kept,
-        "vocal_range": total((pitch >= VOCAL_LOW) & (pitch <= VOCAL_HIGH)) / kept,
-        "log_pitches": np.log(count_distinct(pitch, track, 128)),
-        "steps": total(leads_on & (interval >= 1) & (interval <= 2)) / intervals,
-        "leaps": total(leads_on & (interval >= LEAP)) / intervals,
-        "mean_interval": total(leads_on * np.minimum(interval, OCTAVE)) / intervals,
-        "log_density": np.log(kept / total((size / beat)[is_bar_end], owner)),
-        "log_duration": np.log(mean_length),
-        "rests": total(is_last | (gap - duration >= REST_QUARTERS * beat)) / kept,
-        "phrase_end": np.log((phrase_end + LENGTH_FLOOR) / (mean_length + LENGTH_FLOOR)),
-        "same_rhythm": total(is_same, owner) / np.maximum(bars - 1, 1),
+    return {
+        "same_rhythm": np.bincount(owner, is_same) / np.maximum(bars - 1, 1),
         "new_bars": new_bars / bars,
         "coverage": bars / len(file_bars),
-        "highest": total(mean_pitch == highest[file_bar], owner) / bars,
-        "lowest": total(mean_pitch == lowest[file_bar], owner) / bars,
-        "shared_onsets": total(users[place] > 1, owner[record]) / np.bincount(owner[record]),
+        "highest": np.bincount(owner, mean_pitch == highest[file_bar]) / bars,
+        "lowest": np.bincount(owner, mean_pitch == lowest[file_bar]) / bars,
+        "shared_onsets": np.bincount(owner[record], users[place] > 1) / np.bincount(owner[record]),
     }
-    return np.stack([features[name] for name in FEATURES], axis=1)
 
 
 def weigh_name(name: str) -> float:
