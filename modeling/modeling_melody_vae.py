@@ -326,18 +326,12 @@ class MelodyVAEModel(
         if labels is not None and self.config.repeat_token_ids:
             labels = labels.masked_fill(self._copied_tokens(input_ids), -100)
         input_ids = self._drop_tokens(input_ids)
-        if use_cache is None:
-            use_cache = self.config.use_cache and not self.training and labels is None
-        if self.training and len(self.layers) and self.layers[0].gradient_checkpointing:
-            use_cache, cache = False, None  # a layer that runs again would write its keys twice
-        if use_cache and cache is None:
-            cache = DynamicCache(config=self.config)
+        cache, use_cache = self._prepare_cache(cache, use_cache, has_labels=labels is not None)
 
         hidden_states, rotation = self._embed(input_ids, attention_mask, musical_position, pitch, previous_ids, cache)
         all_hidden_states = [hidden_states]
-        mask = create_causal_mask(
-            self.config, hidden_states, attention_mask, cache, allow_is_causal_skip=self._may_read_values(hidden_states)
-        )
+        may_skip = self._may_read_values(hidden_states)
+        mask = create_causal_mask(self.config, hidden_states, attention_mask, cache, allow_is_causal_skip=may_skip)
         bar_one_hot = self._bar_one_hot(musical_position).to(hidden_states.dtype)
         for index, layer in enumerate(self.layers):
             condition = None if bar_conditions is None else bar_one_hot @ bar_conditions[:, :, index]  # (B, T, C)
@@ -353,6 +347,18 @@ class MelodyVAEModel(
             kl_weight = self.config.kl_weight if kl_weight is None else kl_weight
             output.add_loss(labels, tokens_per_melody, kl_weight, self.config.free_bits)
         return output
+
+    def _prepare_cache(
+        self, cache: Cache | None, use_cache: bool | None, has_labels: bool
+    ) -> tuple[Cache | None, bool]:
+        """Return the cache to use, a new one where one is asked for and none is given, and whether to return it."""
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training and not has_labels
+        if self.training and len(self.layers) and self.layers[0].gradient_checkpointing:
+            return None, False  # a layer that runs again would write its keys twice
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        return cache, use_cache
 
     def _condition_bars(
         self,
