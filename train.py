@@ -278,15 +278,9 @@ def fit(args: argparse.Namespace, accelerator: Accelerator, checkpoint: Path | N
     )
     average = AveragedWeights(whole, args.ema_decay)
     state = TrainingState()
+    others = {"scheduler": scheduler, "average": average}
     checkpointer = Checkpointer(
-        accelerator,
-        model,
-        optimizer,
-        {"scheduler": scheduler, "average": average},
-        state,
-        output_dir,
-        args.save_total_limit,
-        args.checkpointing_minutes,
+        accelerator, model, optimizer, others, state, output_dir, args.save_total_limit, args.checkpointing_minutes
     )
     set_seed(args.seed, device_specific=True)  # each process draws noise of its own
     if checkpoint:
@@ -304,12 +298,9 @@ def fit(args: argparse.Namespace, accelerator: Accelerator, checkpoint: Path | N
     shipped = processor_for(args.model_type, processor)
     run_logger = RunLogger(args, accelerator, model, adapted, shipped, eval_loader, average, state)
     # Closed whatever happens: an error's one line is a line of its own.
+    is_silent = not accelerator.is_main_process
     with tqdm(
-        total=args.max_train_steps,
-        initial=state.step,
-        disable=not accelerator.is_main_process,
-        desc="Training",
-        smoothing=0.05,
+        desc="Training", total=args.max_train_steps, disable=is_silent, initial=state.step, smoothing=0.05
     ) as progress:
         train(
             args, accelerator, model, optimizer, scheduler, average, loader, state, run_logger, checkpointer, progress
@@ -382,14 +373,8 @@ def train(
         is_last = state.step == args.max_train_steps
         if state.step % args.evaluation_steps == 0 or is_last:
             state.seconds = stopwatch.training
-            entry = {
-                "step": state.step,
-                "melodies": run_logger.melodies_seen,
-                "train_loss": loss.item(),
-                "grad_norm": float(grad_norm),
-                **schedule,
-                **evaluation_rates.take(run_logger.melodies_seen),
-            }
+            entry = {"step": state.step, "melodies": run_logger.melodies_seen, "train_loss": loss.item()}
+            entry |= {"grad_norm": float(grad_norm)} | schedule | evaluation_rates.take(run_logger.melodies_seen)
             with stopwatch.paused():
                 for line in run_logger.evaluate(entry):
                     accelerator.print(line) if progress.disable else progress.write(line)
@@ -404,9 +389,8 @@ def train(
             break
     state.seconds = stopwatch.training
     if is_stopped:
-        accelerator.print(
-            f"stopped at step {state.step}: {args.early_stopping_patience} evaluations brought nothing better"
-        )
+        patience = args.early_stopping_patience
+        accelerator.print(f"stopped at step {state.step}: {patience} evaluations brought nothing better")
     accelerator.wait_for_everyone()
 
 
