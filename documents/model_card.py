@@ -153,29 +153,17 @@ def table_of_metrics(values: Mapping[str, Any]) -> list[dict[str, Any]]:
         floors = values.get("likelihood_floors") or {}
         prices = {name: each["bits_per_note"] for name, each in floors.items() if isinstance(each, Mapping)}
         best = min(prices, key=prices.__getitem__, default=None)
-        add(
-            "Bits per note",
-            "bits_per_note",
-            likelihood["bits_per_note"],
-            "the negative ELBO, (reconstruction nats + KL nats) / ln 2 / notes; lower is better"
-            + (f"; the floor is the {best} model of the same tokens" if best else ""),
-            likelihood.get("interval"),
-            prices.get(best) if best else None,
-        )
-        add(
-            "Bits per note, importance-weighted",
-            "bits_per_note_importance_weighted",
-            likelihood.get("importance_weighted_bits_per_note"),
-            f"a tighter bound on the same, by {likelihood.get('importance_samples')} importance samples",
-            likelihood.get("importance_weighted_interval"),
-        )
-        add(
-            "Bits per note, without a latent",
-            "bits_per_note_without_latent",
-            likelihood.get("without_latent_bits_per_note"),
-            "the melody decoder as a language model, at noise level 1",
-            likelihood.get("without_latent_interval"),
-        )
+        what = "the negative ELBO, (reconstruction nats + KL nats) / ln 2 / notes; lower is better"
+        what += f"; the floor is the {best} model of the same tokens" if best else ""
+        bits, floor = likelihood["bits_per_note"], prices.get(best) if best else None
+        add("Bits per note", "bits_per_note", bits, what, likelihood.get("interval"), floor)
+        tighter = f"a tighter bound on the same, by {likelihood.get('importance_samples')} importance samples"
+        for name, key, what in (
+            ("importance-weighted", "importance_weighted", tighter),
+            ("without a latent", "without_latent", "the melody decoder as a language model, at noise level 1"),
+        ):
+            bits, interval = likelihood.get(f"{key}_bits_per_note"), likelihood.get(f"{key}_interval")
+            add(f"Bits per note, {name}", f"bits_per_note_{key}", bits, what, interval)
     grid = "share of 256 sixteenth steps whose class of 90 (88 pitches, note-off, no event) comes back"
     for name, found, how in (
         ("Step accuracy, free-running", free, "decoded greedily from the posterior mean alone"),
