@@ -119,7 +119,31 @@ def baselines(results: Path) -> str:
         budget(found)
         + (f"\nNot trained yet: {', '.join(missing)}.\n" if missing else "")
         + "\n![Validation bits per note over melodies seen](figures/baselines.png)\n"
+        + music_vae_curve(results)
         + "\nWritten by `make report` from `results/baselines.json`.\n"
+    )
+
+
+def music_vae_curve(results: Path) -> str:
+    """Write the table of `results/music_vae.json`: what the 2-bar MusicVAE has learned from how many windows."""
+    path = results / "music_vae.json"
+    if not path.is_file():
+        return ""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    bars, points = found["options"]["bars"], found["points"]
+    rows = [
+        f"| {point['windows']:,} | {point['reconstruction_nats']:.1f} | {point['kl_nats']:.0f} "
+        f"| {point['step_accuracy']:.3f} | {point['note_f1']:.3f} |"
+        for point in points
+    ]
+    return (
+        f"\nMusicVAE as published for {bars} bars ([`benchmarks.music_vae`](../benchmarks/music_vae.py)), at the size "
+        f"above, by windows of {bars} bars seen; step accuracy of silence is "
+        f"{points[-1]['step_accuracy_of_silence']:.3f}. "
+        f"{points[-1]['seconds'] / 60:.0f} minutes on one thread of {found['machine']['processor']}.\n\n"
+        "| windows | reconstruction nats | KL nats | step accuracy | note F1 |\n| --- | --- | --- | --- | --- |\n"
+        + "\n".join(rows)
+        + "\n"
     )
 
 
