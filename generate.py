@@ -206,7 +206,7 @@ def write(args: argparse.Namespace) -> None:
     sections, title, _ = COMMANDS[args.command]
     written = [section for write_section in sections if (section := write_section(session))]
     size = f"{session.model.num_parameters() / 1e6:.1f} million parameters"
-    introduction = f"Melodies of {session.name}, a variational autoencoder of {size}. Not cherry-picked, not edited."
+    introduction = f"Melodies of {session.name}, a variational autoencoder of {size}. Not picked by hand, not edited."
     introduction += "".join(f"\n\nRead from {source}." for source in session.sources)
     footer = f"Written by generate.py {args.command} --runtime {session.runtime}, seed {args.seed}. "
     footer += "The same seed gives the same melodies."

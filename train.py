@@ -347,7 +347,7 @@ def train(
     checkpointer: Checkpointer,
     progress: tqdm,
 ) -> None:
-    """Take steps from where `state` stands to the last, or until validation has stopped to improve."""
+    """Take steps from where `state` stands to the last, or until validation has stopped improving."""
     stopwatch, means, is_stopped = Stopwatch(state.seconds), Means(), False
     logging_rates, evaluation_rates = (Rates(stopwatch, run_logger.melodies_seen) for _ in range(2))
     whole = accelerator.unwrap_model(model)

@@ -74,7 +74,7 @@ def summary(results: Path) -> str:
     return (
         markdown(["", "Melody VAE", "floor", "ceiling"], rows)
         + f"\nFrom {release['melodies']} melodies of {release['bars']} bars ({release['split']} split) and "
-        f"{sets['model']['melodies']:,} samples, {chosen}; the *floor* is a system\nthat has learned next to nothing, "
+        f"{sets['model']['melodies']:,} samples, {chosen}; the *floor* is a simple\nbaseline, "
         "the *ceiling* is real melodies or perfection, and [Results](results/README.md) has all the numbers.\n"
     )
 

@@ -45,7 +45,9 @@ def sample(session: Session) -> Section:
         for seed, ids in zip(seeds, batch, strict=True)
     ]
     items = session.with_originality(items, batch)
-    text = "Melodies from nothing: the model drew a latent from its prior and wrote it out."
+    text = "Melodies from nothing, without a primer."
+    if (count := getattr(session.model.config, "sampling_candidates", 1)) > 1:
+        text += f" Each is the best of {count} candidates, chosen by a critic."
     return Section("Samples", text + describe_conditions(session), items)
 
 

@@ -49,7 +49,9 @@ class SamplingMixin:
         candidates: int | None = None,
         **generate_kwargs,
     ) -> torch.Tensor:
-        """Sample `n` melodies from the prior.
+        """Sample `n` melodies: latents from the prior, whose flow stops at `noise_level`, and tokens from the decoder.
+
+        At noise level 1 (`config.sampling_noise` of the release) the decoder is an unconditional language model.
 
         The grammar enforces a time signature. A melody in another key than the condition is transposed; where the mode
         differs, or a scale or range forbids it, it is sampled again, from the fifth attempt on with no pitches outside

@@ -85,7 +85,7 @@ def write_samples(folder: Path, name: str, output: Path) -> None:
     session = Session(Options(str(folder), str(output), num=NUM_SAMPLES, seed=SEED, audio="mp3", runtime="torch"))
     section = sample(session)
     seeds = f"{SEED} to {SEED + NUM_SAMPLES - 1}"
-    introduction = f"Samples of {name}, seeds {seeds}. Not cherry-picked, not edited."
+    introduction = f"Samples of {name}, seeds {seeds}. Not picked by hand, not edited."
     session.output_page.publish(f"Melodies of {name}", introduction, [section], f"{name}, seeds {seeds}")
 
 
