@@ -19,7 +19,7 @@ GROUPS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("logits_process_melody_vae", "MelodyLogitsProcessor", "__call__"),
         ("logits_process_melody_vae", "BarCountLogitsProcessor", "__call__"),
     ),
-    "choice of the token": (("decoding_melody_vae", "Choice", "__call__"),),
+    "choice of the token": (("decoding_melody_vae", "TokenSampler", "__call__"),),
     "latent (prior)": (("prior_melody_vae", "LatentSamplingMixin", "sample_latent"),),
 }
 """Module, class and function of what each part is; what is called within another one's counts for the inner."""

@@ -59,7 +59,7 @@ class ConditionEmbedding(nn.Module):
             condition = condition + self.attribute_proj(values)
         return condition
 
-    def open_labels(self, n: int) -> dict[str, torch.Tensor]:
+    def null_labels(self, n: int) -> dict[str, torch.Tensor]:
         """Labels that leave everything open."""
         device = self.attribute_mean.device
         labels = {name: torch.full((n,), size, device=device) for name, size in self.condition_sizes.items()}

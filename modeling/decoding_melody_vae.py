@@ -39,26 +39,26 @@ class CloseCallError(ArithmeticError):
     """A draw that rounding might decide otherwise."""
 
 
-def choose(weights: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """Find where the running sum of weights exceeds a share of the whole.
+def sample_categorical(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Draw from categorical distributions by inverse transform sampling.
 
     Args:
         weights: `(B, V)`, none negative.
-        share: `(B,)`, from 0 to just under 1; uniform ones choose each index as often as its weight says.
+        uniform: `(B,)` uniform numbers, from 0 to just under 1.
 
     Returns:
         `(B,)` indices; never one without weight.
     """
     sums = weights.cumsum(-1)
-    return torch.searchsorted(sums, share[:, None].to(sums) * sums[:, -1:], right=True).squeeze(1)
+    return torch.searchsorted(sums, uniform[:, None].to(sums) * sums[:, -1:], right=True).squeeze(1)
 
 
-def draw_likely(probabilities: np.ndarray, share: np.ndarray, top_p: float, rounding: float = 0.0) -> np.ndarray:
-    """Draw as [`choose`] does, from the most probable tokens that together have `top_p`, as transformers keeps them.
+def sample_top_p(probabilities: np.ndarray, uniform: np.ndarray, top_p: float, rounding: float = 0.0) -> np.ndarray:
+    """Draw as [`sample_categorical`] does, from the tokens that top-p keeps in transformers.
 
     Args:
         probabilities: `(A, V)`.
-        share: `(A,)`, from 0 to just under 1.
+        uniform: `(A,)` uniform numbers, from 0 to just under 1.
         top_p: From 0 to 1.
         rounding: How exact the probabilities are; 0 for exact.
 
@@ -85,7 +85,7 @@ def draw_likely(probabilities: np.ndarray, share: np.ndarray, top_p: float, roun
         is_kept = before < max(top_p, 1e-6)  # the most probable one at least
         lowest = np.minimum.reduceat(np.where(is_kept, falling, 1.0), first)  # (A,); equal ones are kept as well
         kept = np.where(chances >= lowest[rows], chances, 0.0)
-        beyond = sums_within_rows(kept) - (share * np.add.reduceat(kept, first))[rows]
+        beyond = sums_within_rows(kept) - (uniform * np.add.reduceat(kept, first))[rows]
         return first + np.add.reduceat((beyond <= 0).astype(np.int64), first), beyond, lowest[rows]
 
     drawn, beyond, lowest = draw(top_p)
@@ -99,14 +99,14 @@ def draw_likely(probabilities: np.ndarray, share: np.ndarray, top_p: float, roun
     return tokens[drawn]
 
 
-class Choice:
+class TokenSampler:
     """How tokens are chosen: the most likely one, or drawn by a number from each melody's own source.
 
     Args:
         sources: One for each melody; none for the most likely token.
         temperatures: `(A,)`, of the softmax over tokens.
         top_p: Share of the probability that tokens are drawn from; all by default.
-        rounding: As in [`draw_likely`].
+        rounding: As in [`sample_top_p`].
     """
 
     def __init__(
@@ -129,15 +129,15 @@ class Choice:
         place, self.count = self.count % NUMBERS_AT_ONCE, self.count + 1
         if place == 0:
             self.numbers = draw_uniform((NUMBERS_AT_ONCE,), self.sources, scores.device)
-        probabilities, share = scores.softmax(-1), self.numbers[:, place]
+        probabilities, uniform = scores.softmax(-1), self.numbers[:, place]
         if self.top_p is None:
-            drawn = choose(probabilities, share)
+            drawn = sample_categorical(probabilities, uniform)
             ways = (-self.rounding, self.rounding) if self.rounding else ()
-            if any((choose(probabilities, share + way) != drawn).any() for way in ways):
+            if any((sample_categorical(probabilities, uniform + way) != drawn).any() for way in ways):
                 raise CloseCallError
             return drawn
-        shares = share.cpu().numpy().astype(np.float64)
-        drawn = draw_likely(probabilities.cpu().numpy(), shares, self.top_p, self.rounding)
+        uniforms = uniform.cpu().numpy().astype(np.float64)
+        drawn = sample_top_p(probabilities.cpu().numpy(), uniforms, self.top_p, self.rounding)
         return torch.from_numpy(drawn).to(scores.device)
 
     def keep(self, rows: torch.Tensor) -> None:
@@ -192,7 +192,7 @@ def sample_with_generators(
             for source, seed in zip(generator or (), seeds, strict=True)
         ]
         own = [copy.copy(each) for each in processors] if rounding else processors
-        choice = Choice(sources, temperatures, top_p, rounding)
+        choice = TokenSampler(sources, temperatures, top_p, rounding)
         with torch.inference_mode(decoder_class is StepDecoder):  # a seventh less time for one melody
             ids = decode(decoder, input_ids, own, stopping_criteria, choice, pad)
         return ids.clone()  # a tensor of the caller's mode
@@ -228,7 +228,7 @@ def decode(
     input_ids: torch.Tensor,
     processors: Sequence[Any],
     stopping_criteria: StoppingCriteriaList,
-    choice: Choice,
+    choice: TokenSampler,
     pad: int,
 ) -> torch.Tensor:
     """Choose one token after another until all melodies are done, see [`sample_with_generators`].

@@ -80,7 +80,7 @@ class MelodyVAEGenerationMixin(
                 latents = self.bar_conditioner.add_noise(latents, options["noise_level"], noise)
             elif self.config.num_prior_layers:
                 is_known = torch.zeros(n, self.config.max_bars, dtype=torch.bool, device=self.device)
-                labels = self.prior.open_labels(n)
+                labels = self.prior.null_labels(n)
                 latents = self._complete(latents, is_known, labels, begin=similarity, noise=noise)
             else:
                 weight = torch.tensor([1 - similarity], device=self.device, dtype=self.dtype)

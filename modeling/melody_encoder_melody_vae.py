@@ -14,7 +14,7 @@ from .arguments_melody_vae import check_buffers
 from .configuration_melody_vae import MelodyVAEConfig
 from .relative_attention import MelodyVAELayer
 
-ENCODED_AT_ONCE = 8  # melodies on a CPU; 4 and 16 were slower in small batches
+ENCODE_BATCH_SIZE = 8  # melodies on a CPU; 4 and 16 were slower in small batches
 
 
 @dataclass
@@ -116,7 +116,7 @@ class EncodingMixin:
             input_ids, attention_mask, musical_position, pitch = self._without_repeats(
                 input_ids, attention_mask, musical_position, pitch
             )
-        if len(input_ids) > ENCODED_AT_ONCE and input_ids.device.type == "cpu" and self._may_be_split():
+        if len(input_ids) > ENCODE_BATCH_SIZE and input_ids.device.type == "cpu" and self._may_be_split():
             return self._encode_by_length(input_ids, attention_mask, musical_position, pitch)
         return self._encode_rows(input_ids, attention_mask, musical_position, pitch)
 
@@ -129,7 +129,7 @@ class EncodingMixin:
     ) -> MelodyVAEPosterior:
         """Encode melodies of like length together, a few at a time: less padding, and all stays in the cache."""
         parts, order = [], attention_mask.sum(-1).argsort()
-        for rows in order.split(ENCODED_AT_ONCE):
+        for rows in order.split(ENCODE_BATCH_SIZE):
             kept = attention_mask[rows].any(0).nonzero().squeeze(1)
             span = slice(int(kept[0]), int(kept[-1]) + 1) if len(kept) else slice(0, 1)
             given = (input_ids, attention_mask, *of_tokens)

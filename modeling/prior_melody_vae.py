@@ -85,9 +85,9 @@ class LatentPrior(ConditionEmbedding):
             hidden_states = layer(hidden_states, condition)
         return self.direction_proj(self.norm(hidden_states))
 
-    def open_labels(self, n: int) -> dict[str, torch.Tensor]:
+    def null_labels(self, n: int) -> dict[str, torch.Tensor]:
         """Labels that leave everything open."""
-        return super().open_labels(n) | {"bars": torch.zeros(n, dtype=torch.long, device=self.mean.device)}
+        return super().null_labels(n) | {"bars": torch.zeros(n, dtype=torch.long, device=self.mean.device)}
 
     def loss(self, latent: torch.Tensor, labels: dict[str, torch.Tensor]) -> torch.Tensor:
         """Mean squared error of the velocity over bars that are not known; half the melodies have known bars.
@@ -144,13 +144,13 @@ class LatentPrior(ConditionEmbedding):
         check_buffers(self)
         target = self.split_by_bar(latent)
         state = begin * target + (1 - begin) * (torch.randn_like(target) if noise is None else noise)
-        open_labels = self.open_labels(len(state)) | {"bars": labels["bars"]}
+        null_labels = self.null_labels(len(state)) | {"bars": labels["bars"]}
 
         def velocity(at: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
             conditional = self(at, timestep.expand(len(at)), target, is_known, labels)
             if guidance == 1:
                 return conditional
-            unconditional = self(at, timestep.expand(len(at)), target, is_known, open_labels)
+            unconditional = self(at, timestep.expand(len(at)), target, is_known, null_labels)
             return unconditional + guidance * (conditional - unconditional)
 
         count = max(math.ceil(steps * (end - begin)), min(FEWEST_STEPS, steps)) if begin < end else 0
@@ -304,7 +304,7 @@ class LatentSamplingMixin:
         bars: int | Sequence[int] | torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Write the conditions and bars of `n` melodies as an embedding takes them, as far as it knows them."""
-        labels = embedding.open_labels(n)
+        labels = embedding.null_labels(n)
         if bars is not None and "bars" in labels:
             labels["bars"] = torch.as_tensor(bars, device=self.device).clamp(max=self.config.max_bars).expand(n)
         for name, values in conditions.items():

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .arguments_melody_vae import Generators, check_bars, draw_uniform, make_generators, spawn_generators
-from .decoding_melody_vae import choose
+from .decoding_melody_vae import sample_categorical
 from .options_melody_vae import (
     PER_MELODY,
     Conditions,
@@ -212,7 +212,7 @@ class SamplingMixin:
             return dict(conditions)
         n, known = len(ids), (self.config.conditions or {})["key"]
         share = draw_uniform((1,), generator, self.device).squeeze(1)
-        drawn = choose(torch.tensor(shares, device=self.device).expand(n, -1), share).tolist()
+        drawn = sample_categorical(torch.tensor(shares, device=self.device).expand(n, -1), share).tolist()
         keys = []
         for asked, line, index in zip(conditions.get("key", [None] * n), self.read_lines(ids), drawn, strict=True):
             keys.append(asked or (self._known_key(line) if line["pitch"] else known[index]))
@@ -247,7 +247,7 @@ class SamplingMixin:
         if not len(returns):
             return [-1] * n
         chance = torch.cat([returns, (1 - returns.sum()).clamp_min(0)[None]])
-        drawn = choose(chance.expand(n, -1), draw_uniform((1,), generator, self.device).squeeze(1))
+        drawn = sample_categorical(chance.expand(n, -1), draw_uniform((1,), generator, self.device).squeeze(1))
         return [lag if lag < len(returns) else -1 for lag in drawn.tolist()]
 
     def _sample_next_section(self, before: list[list[list[int]]], count: int, options: dict[str, Any]) -> torch.Tensor:

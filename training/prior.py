@@ -32,8 +32,8 @@ from training.optimizers import build_optimizer
 from training.own_midi import build_own, is_midi
 
 PRIOR_LOG_NAME = "prior_log.json"
-RAREST = 200  # windows that a value needs to become one that can be asked for
-ENCODED_AT_ONCE = 64
+MIN_COUNT = 200  # windows that a value needs to become one that can be asked for
+ENCODE_BATCH_SIZE = 64
 EMA_DECAY = 0.999
 
 SAME_SECTION = 0.5  # Jaccard index of the notes from which on a section is another one over again
@@ -144,7 +144,7 @@ def encode_windows(
     """
     lines = count_tokens(write_words(whole, args.num_proc), processor.tokenizer, args.num_proc)
     batch_size, rank, processes = (
-        min(ENCODED_AT_ONCE, len(lines)),
+        min(ENCODE_BATCH_SIZE, len(lines)),
         accelerator.process_index,
         accelerator.num_processes,
     )
@@ -202,7 +202,7 @@ def choose_conditions(values: Mapping[str, list[str]]) -> dict[str, list[str]]:
     chosen = {"key": list(KEY_NAMES), "tempo": list(TEMPO_CLASSES)}
     for name in ("time_signature", "genre"):
         counts = Counter(value for value in values[name] if value)
-        chosen[name] = [value for value, count in counts.most_common() if count >= RAREST]
+        chosen[name] = [value for value, count in counts.most_common() if count >= MIN_COUNT]
     return {name: known for name, known in chosen.items() if known}
 
 

@@ -176,7 +176,7 @@ class DecoderStepGraph(nn.Module):
 
 def label_inputs(embedding: ConditionEmbedding) -> tuple[dict[str, torch.Tensor], dict[str, dict[int, str]]]:
     """Give examples of labels, as an embedding takes them, and their free axes."""
-    labels = embedding.open_labels(BATCH)
+    labels = embedding.null_labels(BATCH)
     return labels, {name: {0: "batch"} for name in labels}
 
 

@@ -59,7 +59,7 @@ def fit_prior(model: Path, dataset: Path, output: Path) -> None:
     argv = ["--model", str(model), "--dataset", str(dataset), "--output_dir", str(output), "--cpu_threads", "1"]
     argv += ["--num_prior_layers", "1", "--max_train_steps", "40", "--batch_size", "16", "--num_proc", "1"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prior, "RAREST", 3)
+        patch.setattr(prior, "MIN_COUNT", 3)
         train_prior.training_function(train_prior.parse_args(argv))
 
 

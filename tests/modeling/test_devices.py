@@ -43,7 +43,7 @@ def test_a_training_step(overrides):
 
 def test_a_training_step_of_the_prior():
     model = make_prior_model().train().to("meta")
-    loss = model.prior.loss(make_latent().to("meta"), model.prior.open_labels(3))
+    loss = model.prior.loss(make_latent().to("meta"), model.prior.null_labels(3))
     loss.backward()
     assert loss.is_meta
 

@@ -16,7 +16,7 @@ from modeling.cache_melody_vae import CACHE_NAME, CACHE_NAMES
 from modeling.interpolation_melody_vae import slerp
 from modeling.line_writing_melody_vae import line_to_words
 from modeling.logits_process_melody_vae import BarCountLogitsProcessor
-from modeling.melody_encoder_melody_vae import ENCODED_AT_ONCE
+from modeling.melody_encoder_melody_vae import ENCODE_BATCH_SIZE
 from modeling.modeling_melody_vae import reconstruction_nats
 from modeling.token_grammar_melody_vae import MAX_TOKENS_PER_BAR
 from tests.builders.models import (
@@ -399,7 +399,10 @@ def test_a_batch_is_encoded_by_length_and_each_melody_as_if_alone(model, side, m
     widths, encode_rows = [], model._encode_rows
     monkeypatch.setattr(model, "_encode_rows", lambda *given: widths.append(given[0].shape) or encode_rows(*given))
     posterior = model.encode(ids)
-    assert widths == [(ENCODED_AT_ONCE, sorted(lengths)[ENCODED_AT_ONCE - 1]), (len(lengths) - ENCODED_AT_ONCE, T)]
+    assert widths == [
+        (ENCODE_BATCH_SIZE, sorted(lengths)[ENCODE_BATCH_SIZE - 1]),
+        (len(lengths) - ENCODE_BATCH_SIZE, T),
+    ]
     for index, row in enumerate(rows):
         alone = model.encode(row[None])
         for name in ("latent_mean", "latent_log_variance"):

@@ -10,7 +10,7 @@ from transformers import StoppingCriteria, TopPLogitsWarper
 
 from evaluation.operations import is_valid
 from modeling import MelodyVAEModel, decoding_melody_vae
-from modeling.decoding_melody_vae import CloseCallError, choose, draw_likely, sample_with_generators
+from modeling.decoding_melody_vae import CloseCallError, sample_categorical, sample_top_p, sample_with_generators
 from modeling.melody_line_melody_vae import KEY_NAMES, MAX_PITCH, MIN_PITCH, key_of
 from modeling.options_melody_vae import FREE_DRAWS
 from tests.builders.lines import processor_for
@@ -393,8 +393,10 @@ def test_the_global_random_state_is_left_alone(told):
 def test_an_index_is_chosen_as_often_as_its_weight_says():
     weights = torch.tensor([[0.0, 3.0, 0.0, 1.0, 7.0, 0.0]]).expand(1100, -1)
     share = (torch.arange(1100) + 0.5) / 1100
-    assert choose(weights, share).bincount(minlength=6).tolist() == [0, 300, 0, 100, 700, 0]
-    edges = choose(weights[:2], torch.tensor([0.0, 1 - 2**-24]))  # the least and the greatest that are ever drawn
+    assert sample_categorical(weights, share).bincount(minlength=6).tolist() == [0, 300, 0, 100, 700, 0]
+    edges = sample_categorical(
+        weights[:2], torch.tensor([0.0, 1 - 2**-24])
+    )  # the least and the greatest that are ever drawn
     assert edges.tolist() == [1, 4]
 
 
@@ -447,8 +449,8 @@ def test_likely_tokens_are_those_that_transformers_keeps(top_p):
     share = torch.rand(61, generator=generator)
     kept = TopPLogitsWarper(top_p)(None, scores)
     kept = torch.where(scores >= kept.masked_fill(kept.isinf(), torch.inf).amin(-1, keepdim=True), scores, -torch.inf)
-    drawn = draw_likely(scores.softmax(-1).numpy(), share.numpy(), top_p)
-    assert drawn.tolist() == choose(kept.softmax(-1), share).tolist()
+    drawn = sample_top_p(scores.softmax(-1).numpy(), share.numpy(), top_p)
+    assert drawn.tolist() == sample_categorical(kept.softmax(-1), share).tolist()
 
 
 @pytest.mark.parametrize(
@@ -460,9 +462,9 @@ def test_a_draw_that_rounding_decides_is_a_close_call(share, top_p, is_close):
     arguments = np.array([[0.5, 0.3, 0.15, 0.05]]), np.array([share]), top_p  # with 0.8, two are kept, or three
     if is_close:
         with pytest.raises(CloseCallError):
-            draw_likely(*arguments, 1e-4)
+            sample_top_p(*arguments, 1e-4)
     else:
-        assert draw_likely(*arguments, 1e-4) == draw_likely(*arguments)
+        assert sample_top_p(*arguments, 1e-4) == sample_top_p(*arguments)
 
 
 @pytest.mark.parametrize(
@@ -471,8 +473,8 @@ def test_a_draw_that_rounding_decides_is_a_close_call(share, top_p, is_close):
 )
 def test_tokens_as_likely_as_the_last_one_kept_are_a_close_call(probabilities, top_p):
     with pytest.raises(CloseCallError):
-        draw_likely(np.array([probabilities]), np.array([0.95]), top_p, 1e-5)
-    assert draw_likely(np.array([probabilities]), np.array([0.95]), top_p).shape == (1,)
+        sample_top_p(np.array([probabilities]), np.array([0.95]), top_p, 1e-5)
+    assert sample_top_p(np.array([probabilities]), np.array([0.95]), top_p).shape == (1,)
 
 
 def test_what_has_a_memory_sees_every_token_once(told, monkeypatch):

@@ -38,7 +38,7 @@ def model() -> MelodyVAEModel:
 
 def complete(model, latent, is_known, seed=0, **options):
     torch.manual_seed(seed)
-    labels = options.pop("labels", model.prior.open_labels(len(latent)))
+    labels = options.pop("labels", model.prior.null_labels(len(latent)))
     return model.prior.sample(latent, is_known, labels, **options)
 
 
@@ -89,7 +89,7 @@ def test_conditions_change_what_is_drawn_and_guidance_exaggerates_them(model):
     )
     assert (one - plain).norm() > 1e-3
     assert (two - plain).norm() > (one - plain).norm()
-    open_ended = complete(model, latent, is_known, labels=model.prior.open_labels(3), guidance=2.0)
+    open_ended = complete(model, latent, is_known, labels=model.prior.null_labels(3), guidance=2.0)
     torch.testing.assert_close(open_ended, plain)
 
 
@@ -181,7 +181,7 @@ def test_the_prior_is_told_how_many_bars_and_which_time_signature(monkeypatch):
     free, two = (
         complete(model, make_latent(), torch.zeros(3, N, dtype=torch.bool), labels=labels)
         for labels in (
-            model.prior.open_labels(3),
+            model.prior.null_labels(3),
             model._condition_labels(model.prior, {}, 3, 2),
         )
     )
@@ -214,7 +214,7 @@ def test_the_loss_looks_where_samples_are_drawn(monkeypatch):
             model.prior, "forward", lambda noisy, time, *_: times.append(time) or torch.zeros_like(noisy)
         )
         torch.manual_seed(0)
-        model.prior.loss(make_latent(2000), model.prior.open_labels(2000))
+        model.prior.loss(make_latent(2000), model.prior.null_labels(2000))
     early = [(time <= 0.1).float().mean().item() for time in times]
     assert early[0] < 0.05
     assert early[1] == pytest.approx(0.5, abs=0.05)
@@ -270,7 +270,7 @@ def test_the_loss_learns_a_distribution():
     for _ in range(1600):
         label = torch.randint(2, (128,))
         latent = (4.0 * label[:, None] - 2.0) + 0.3 * torch.randn(128, Z)
-        loss = prior.loss(latent, prior.open_labels(128) | {"key": label})
+        loss = prior.loss(latent, prior.null_labels(128) | {"key": label})
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -204,7 +204,7 @@ def test_the_prior_denoises_as_in_torch(rich):
     runtime, model, _ = rich
     latent, noise = make_latent(5), make_latent(5, seed=2)
     is_known = torch.arange(N).expand(5, -1) < torch.tensor([[0], [2], [7], [1], [3]])
-    expected = model._complete(latent, is_known, model.prior.open_labels(5), 0.3, 0.9, noise=noise)
+    expected = model._complete(latent, is_known, model.prior.null_labels(5), 0.3, 0.9, noise=noise)
     labels = runtime._labels({}, 5)
     found = runtime.complete(latent.numpy(), is_known.numpy(), labels, (), 0.3, 0.9, noise=noise.numpy())
     np.testing.assert_allclose(found, expected, atol=1e-4)

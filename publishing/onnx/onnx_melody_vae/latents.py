@@ -302,7 +302,7 @@ class LatentModel:
         target = ((latent - mean) / scale).reshape(len(latent), bars, -1)  # (B, N, S)
         noise = draw_normal(latent.shape[1:], generator) if noise is None else noise
         state = (begin * target + (1 - begin) * noise.reshape(target.shape)).astype(np.float32)
-        open_labels = self._labels({}, len(latent)) | {"labels.bars": labels["labels.bars"]}
+        null_labels = self._labels({}, len(latent)) | {"labels.bars": labels["labels.bars"]}
         fixed = {"known": target.astype(np.float32), "is_known": is_known}
 
         def velocity(at: np.ndarray, timestep: np.float32) -> np.ndarray:
@@ -310,7 +310,7 @@ class LatentModel:
             (conditional,) = self._run("prior", {**feeds, **labels})
             if guidance == 1:
                 return conditional
-            (unconditional,) = self._run("prior", {**feeds, **open_labels})
+            (unconditional,) = self._run("prior", {**feeds, **null_labels})
             return unconditional + np.float32(guidance) * (conditional - unconditional)
 
         count = max(math.ceil(PRIOR_STEPS * (end - begin)), min(FEWEST_STEPS, PRIOR_STEPS)) if begin < end else 0
