@@ -75,18 +75,22 @@ def batches(folder: Path, split: str) -> Iterator[pa.RecordBatch]:
             yield from file.iter_batches(ROWS_AT_ONCE)
 
 
+def rows_where(is_wanted: np.ndarray, batch: pa.RecordBatch) -> list[pa.RecordBatch]:
+    """Keep some rows of a batch; Arrow's own `filter` is several times slower on lists of notes."""
+    rows = take_lines(pa.Table.from_batches([batch]), np.flatnonzero(is_wanted))
+    return rows.cast(batch.schema).to_batches()
+
+
 def lines_of_leads(data: Path, split: str) -> Iterator[pa.RecordBatch]:
     """Read the lines of the leads."""
     for batch in batches(data, split):
-        whole = pa.Table.from_batches([batch]).combine_chunks()
-        yield from take_lines(whole, np.flatnonzero(batch["is_lead"])).cast(batch.schema).to_batches()
+        yield from rows_where(np.asarray(batch["is_lead"]), batch)
 
 
 def leads(data: Path, split: str) -> Iterator[pa.RecordBatch]:
     """Choose the leads that are worth training on."""
     for batch in lines_of_leads(data, split):
-        clean = np.flatnonzero(is_clean(batch))
-        yield from take_lines(pa.Table.from_batches([batch]), clean).cast(batch.schema).to_batches()
+        yield from rows_where(is_clean(batch), batch)
 
 
 def as_batches(rows: Iterable[Mapping[str, Any]]) -> Iterator[pa.RecordBatch]:

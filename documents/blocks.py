@@ -131,19 +131,14 @@ def music_vae_curve(results: Path) -> str:
         return ""
     found = json.loads(path.read_text(encoding="utf-8"))
     bars, points = found["options"]["bars"], found["points"]
-    rows = [
-        f"| {point['windows']:,} | {point['reconstruction_nats']:.1f} | {point['kl_nats']:.0f} "
-        f"| {point['step_accuracy']:.3f} | {point['note_f1']:.3f} |"
-        for point in points
-    ]
+    formats = {"windows": ",", "reconstruction_nats": ".1f", "kl_nats": ".0f", "step_accuracy": ".3f", "note_f1": ".3f"}
+    rows = [[format(point[name], form) for name, form in formats.items()] for point in points]
     return (
         f"\nMusicVAE as published for {bars} bars ([`benchmarks.music_vae`](../benchmarks/music_vae.py)), at the size "
         f"above, by windows of {bars} bars seen; step accuracy of silence is "
         f"{points[-1]['step_accuracy_of_silence']:.3f}. "
         f"{points[-1]['seconds'] / 60:.0f} minutes on one thread of {found['machine']['processor']}.\n\n"
-        "| windows | reconstruction nats | KL nats | step accuracy | note F1 |\n| --- | --- | --- | --- | --- |\n"
-        + "\n".join(rows)
-        + "\n"
+        + markdown(["windows", "reconstruction nats", "KL nats", "step accuracy", "note F1"], rows)
     )
 
 

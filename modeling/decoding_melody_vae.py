@@ -192,10 +192,10 @@ def sample_with_generators(
             for source, seed in zip(generator or (), seeds, strict=True)
         ]
         own = [copy.copy(each) for each in processors] if rounding else processors
-        choice = TokenSampler(sources, temperatures, top_p, rounding)
+        sampler = TokenSampler(sources, temperatures, top_p, rounding)
         # A seventh less time for one melody; what `forward` calls may have hooks that do not know inference mode.
         with torch.inference_mode() if decoder_class is StepDecoder else torch.no_grad():
-            ids = decode(decoder, input_ids, own, stopping_criteria, choice, pad)
+            ids = decode(decoder, input_ids, own, stopping_criteria, sampler, pad)
         return ids.clone()  # a tensor of the caller's mode
 
     is_few = generator and len(input_ids) < FEWEST_ROWS and decoder_class is StepDecoder
@@ -229,7 +229,7 @@ def decode(
     input_ids: torch.Tensor,
     processors: Sequence[Any],
     stopping_criteria: StoppingCriteriaList,
-    choice: TokenSampler,
+    sampler: TokenSampler,
     pad: int,
 ) -> torch.Tensor:
     """Choose one token after another until all melodies are done, see [`sample_with_generators`].
@@ -243,7 +243,7 @@ def decode(
         scores = decoder(input_ids).float()  # (A, V)
         for processor in processors:
             scores = processor(input_ids, scores)
-        token = choice(scores).masked_fill(is_done, pad)
+        token = sampler(scores).masked_fill(is_done, pad)
         input_ids = torch.cat([input_ids, token[:, None]], dim=-1)
         is_done = is_done | stopping_criteria(input_ids, scores)
         num_left = len(rows) - int(is_done.sum())
@@ -256,7 +256,7 @@ def decode(
             for part in (decoder, *processors):
                 if isinstance(part, ForwardDecoder | MelodyLogitsProcessor | BarCountLogitsProcessor):
                     part.keep(left, len(rows))
-            choice.keep(left)
+            sampler.keep(left)
             input_ids, rows, is_done = input_ids[left], [rows[at] for at in kept], is_done[left]
     finished |= dict(zip(rows, input_ids, strict=True))
     in_order = [finished[row] for row in range(len(finished))]

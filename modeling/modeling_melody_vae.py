@@ -370,14 +370,17 @@ class MelodyVAEModel(
         """Expand a latent, one of the posterior where none is given, for the melody decoder, `(B, N + 1, K, C)`."""
         if latent is None:
             latent = posterior.sample() if self.training else posterior.latent_mean
-            # A frozen melody decoder learns nothing from noise.
-            is_taught = self.training and any(weight.requires_grad for weight in self.layers.parameters())
-            if is_taught and self.config.noise_probability:
+            if self.training and self.config.noise_probability and self._learns_from_noise():
                 noise_level = self.bar_conditioner.draw_noise_level(len(latent))
                 latent = self.bar_conditioner.add_noise(latent, noise_level)
         if conditions is not None and self.training and self.config.decoder_conditions:
             conditions = self.bar_conditioner.condition_embedding.hide(conditions, all_hidden=0.4, each_hidden=0.4)
         return self.bar_conditioner(latent, noise_level, conditions)
+
+    def _learns_from_noise(self) -> bool:
+        """Whether anything is trained that reads the noise level: not where only the melody encoder is."""
+        readers = (self.layers, self.bar_conditioner)
+        return any(weight.requires_grad for reader in readers for weight in reader.parameters())
 
     def _drop_tokens(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Mask a random share of tokens `(B, T)` in training, see `config.token_dropout`."""

@@ -1103,7 +1103,10 @@ def test_a_frozen_decoder_reads_latents_without_noise(monkeypatch):
     noisy(ids)
     noisy.layers.requires_grad_(False)
     noisy(ids)
-    assert drawn == [len(ids)]
+    assert drawn == 2 * [len(ids)]  # what conditions the decoder is trained still
+    noisy.bar_conditioner.requires_grad_(False)
+    noisy(ids)
+    assert drawn == 2 * [len(ids)]
 
 
 def test_generate_with_noise(model):
