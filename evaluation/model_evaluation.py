@@ -1,7 +1,7 @@
 """A model measured on held-out melodies: likelihood, rate and distortion, reconstruction, samples."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from evaluation.held_out import BARS, STEPS
 from evaluation.intervals import ratio_interval
-from evaluation.reconstruction import Line, by_group, compare, density_groups, fit_to_grid, summary
+from evaluation.reconstruction import Line, by_group, compare, density_groups, openings_of, summary
 from metrics.bits_per_note.bits_per_note import bits_per_note
 from metrics.note_f1.note_f1 import note_f1
 from metrics.perplexity.perplexity import perplexity
@@ -210,11 +210,10 @@ class Evaluation:
 
     @cached_property
     def decoded(self) -> list[dict]:
-        """The melodies decoded greedily from their posterior's mean, without a teacher."""
-        lines = []
-        for posterior in tqdm(self.posteriors, desc="Reconstructing"):
-            lines += self.processor.to_lines(self.model.decode(posterior.latent_mean, bars=BARS))
-        return lines
+        """The melodies reconstructed from their posterior's mean, without a teacher."""
+        batches = tqdm(self.batches, desc="Reconstructing")
+        ids = (self.model.reconstruct(**batch, refinement_steps=0) for batch in batches)
+        return [line for each in ids for line in self.processor.to_lines(each)]
 
     def free_running(self) -> dict:
         """Reconstruct from the posterior's mean and compare; the floors are of another melody's reconstruction."""
@@ -230,19 +229,27 @@ class Evaluation:
     def refined(self) -> dict:
         """Reconstruct from refined latents, see [`MelodyVAEModel.refine`], and compare."""
         lines = []
-        for posterior, batch in zip(tqdm(self.posteriors, desc="Refining"), self.batches, strict=True):
-            latent = self.model.refine(posterior.latent_mean, batch["input_ids"])
-            lines += self.processor.to_lines(self.model.decode(latent, bars=BARS))
+        for batch in tqdm(self.batches, desc="Refining"):
+            lines += self.processor.to_lines(self.model.reconstruct(**batch))
         by_density = by_group(lines, self.melodies, density_groups(self.melodies), STEPS)
         return {**compare(lines, self.melodies, STEPS, self.seed), "by_density": by_density}
 
-    def reconstruct(self, lines: Sequence[dict], bars: int) -> list[dict]:
-        """Decode other melodies of `bars` bars, or their first `bars`, from their posterior's mean."""
-        decoded = []
+    def reconstruct(self, lines: Sequence[Line], bars: int) -> list[dict]:
+        """Reconstruct melodies of `bars` bars, or their first `bars`, from their posterior's mean."""
+        return self.map_batches(lines, bars, lambda batch: self.model.reconstruct(**batch, refinement_steps=0))
+
+    def decode(self, lines: Sequence[Line], bars: int) -> list[dict]:
+        """Decode the posterior's means of melodies, of which the melody decoder hears nothing else."""
+        return self.map_batches(
+            lines, bars, lambda batch: self.model.decode(self.model.encode(**batch).latent_mean, bars=bars)
+        )
+
+    def map_batches(self, lines: Sequence[Line], bars: int, ids_of: Callable[[Mapping], torch.Tensor]) -> list[dict]:
+        """Make other melodies of melodies, which are cut to `bars` bars, batch by batch."""
+        found = []
         for first in range(0, len(lines), self.batch_size):
-            batch = self.prepare(lines[first : first + self.batch_size], bars=bars)
-            decoded += self.processor.to_lines(self.model.reconstruct(**batch, refinement_steps=0))
-        return decoded
+            found += self.processor.to_lines(ids_of(self.prepare(lines[first : first + self.batch_size], bars=bars)))
+        return found
 
     def each(self, kinds: dict[str, list[dict]], description: str) -> dict[str, Any]:
         """Measure reconstruction, free-running, of kinds of windows: 16 bars or fewer, those of a kind in one meter."""
@@ -259,16 +266,17 @@ class Evaluation:
             by_meter: Windows of each time signature, of 16 bars or fewer.
             others: Windows of other data sets, likewise.
         """
-        lengths = {}
+        lengths, from_latent = {}, {}
         for bars in tqdm(SHORTER_BARS, desc="Lengths"):
             steps = bars * STEPS_PER_BAR
-            openings = [{**melody, **fit_to_grid(melody, steps), "bars": bars} for melody in self.melodies]
-            kept = [melody for melody in openings if melody["pitch"]]
-            if kept:
-                lengths[str(bars)] = summary(self.reconstruct(kept, bars), kept, steps, self.seed)
+            if openings := openings_of(self.melodies, bars, steps):
+                lengths[str(bars)] = summary(self.reconstruct(openings, bars), openings, steps, self.seed)
+                from_latent[str(bars)] = summary(self.decode(openings, bars), openings, steps, self.seed)
         lengths[str(BARS)] = summary(self.decoded, self.melodies, STEPS, self.seed)
+        from_latent[str(BARS)] = summary(self.decode(self.melodies, BARS), self.melodies, STEPS, self.seed)
         return {
             "by_bars": lengths,
+            "from_latent_alone_by_bars": from_latent,
             "by_density": by_group(self.decoded, self.melodies, density_groups(self.melodies), STEPS),
             "by_genre": by_group(self.decoded, self.melodies, lambda line: line["genre"], STEPS),
             "by_time_signature": self.each(by_meter, "Time signatures"),

@@ -25,6 +25,12 @@ def fit_to_grid(line: Line, num_steps: int) -> dict[str, list[int]]:
     }
 
 
+def openings_of(melodies: Sequence[Line], bars: int, num_steps: int) -> list[dict[str, Any]]:
+    """Cut melodies to their first `bars`, which have `num_steps`; those without a note there are left out."""
+    openings = [{**melody, **fit_to_grid(melody, num_steps), "bars": bars} for melody in melodies]
+    return [opening for opening in openings if opening["pitch"]]
+
+
 def compare(decoded: Sequence[Line], originals: Sequence[Line], num_steps: int, seed: int = 0) -> dict[str, Any]:
     """Compare melodies with their originals, all on one grid.
 

@@ -36,6 +36,8 @@ class MelodyVAEConfig(PreTrainedConfig):
         attributes: What [`MelodyVAEModel.shift`] can change and samples can be asked for.
         decoder_conditions: Which of the conditions, and `attributes` if it is all of these, the melody decoder is
             conditioned on beside its latent.
+        average_attributes: Whether attributes that are left open are those of an average melody where a latent without
+            noise is decoded; set by `python -m evaluation.calibration` where more notes come back so.
         key_shares: How often each key of `conditions` is that of a training melody. A melody decoder that is
             conditioned on keys gets one drawn from these where none is asked for: without, it wanders between keys.
         section_returns: In melodies longer than a latent, the probability of repeating the section k back, k = 1, 2,
@@ -94,6 +96,7 @@ class MelodyVAEConfig(PreTrainedConfig):
     conditions: dict[str, list[str]] | None = None
     attributes: list[str] | None = None
     decoder_conditions: list[str] | None = None
+    average_attributes: bool = False
     key_shares: list[float] | None = None
     section_returns: list[float] | None = None
     max_relative_distance: int = 256

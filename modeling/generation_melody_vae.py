@@ -15,7 +15,6 @@ from .decoding_melody_vae import LOOP_OPTIONS, sample_with_generators
 from .infilling_melody_vae import InfillingMixin
 from .interpolation_melody_vae import InterpolationMixin, one_for_all, slerp
 from .logits_process_melody_vae import BarCountLogitsProcessor, MelodyLogitsProcessor
-from .melody_line_melody_vae import key_of
 from .note_editing_melody_vae import NoteEditingMixin
 from .options_melody_vae import LONGEST_REST, Conditions, check_count, check_number, is_list
 from .prior_melody_vae import FEWEST_ROWS, LatentSamplingMixin
@@ -95,20 +94,11 @@ class MelodyVAEGenerationMixin(
         return levels[below] + (place - below) * (levels[below + 1] - levels[below])
 
     def _conditions_like(self, latent: torch.Tensor, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Read what the melody decoder is conditioned on of key and attributes of the melody of a latent `(1, Z)`."""
-        decoder_conditions = self.config.decoder_conditions or []
-        if not decoder_conditions:
+        """Read the conditions of the melody decoder from the melody of a latent `(1, Z)`."""
+        if not self.config.decoder_conditions:
             return {}
-        line = self.read_lines(self.decode(latent, bars=one_for_all(options.get("bars"))))[0]
-        conditions: dict[str, Any] = {"key": self._known_key(line)} if "key" in decoder_conditions else {}
-        if "attributes" in decoder_conditions and line["pitch"]:
-            conditions |= dict(zip(self.config.attributes or [], self.attributes_of([line])[0].tolist(), strict=True))
-        return conditions
-
-    def _known_key(self, line: Mapping[str, Any]) -> str | None:
-        """Find the key of a melody; None where it has no notes, or the training data had none in it."""
-        key = key_of(line) if line["pitch"] else None
-        return key if key in (self.config.conditions or {})["key"] else None
+        lines = self.read_lines(self.decode(latent, bars=one_for_all(options.get("bars"))))
+        return {name: values[0] for name, values in self.conditions_of(lines).items()}
 
     def decode(
         self, latent: torch.Tensor, seed: int | None = None, generator: Generators | None = None, **generate_kwargs
@@ -214,10 +204,8 @@ class MelodyVAEGenerationMixin(
             if not self.config.noise_probability:
                 raise ValueError(f"noise_level={noise_level}: this model was trained without (noise_probability=0)")
             noise_level = torch.as_tensor(noise_level, device=self.device).expand(n, self.config.max_bars)[rows]
-        labels = None
-        if conditions and self.config.decoder_conditions:
-            labels = self._condition_labels(self.bar_conditioner.condition_embedding, conditions, n)
-            labels = {name: values[rows] for name, values in labels.items()}
+        labels = self._decoder_labels(conditions, n, noise_level)
+        labels = labels and {name: values[rows] for name, values in labels.items()}
         return self.bar_conditioner(latent[rows], noise_level, labels)[:n]
 
     def _sampling_options(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import cross_entropy
 
-from .arguments_melody_vae import check_bars, check_buffers, check_latent
+from .arguments_melody_vae import check_bars, check_latent
 from .melody_line_melody_vae import ATTRIBUTES, key_of, steps_per_bar
 from .options_melody_vae import check_number
 from .token_grammar_melody_vae import TokenWriter, scale_mask
@@ -262,13 +262,6 @@ def measure(lines: Sequence[Mapping[str, Any]]) -> torch.Tensor:
 
 class NoteEditingMixin:
     """What [`MelodyVAEModel`] does with melodies as notes."""
-
-    def attributes_of(self, lines: Sequence[Mapping[str, Any]]) -> torch.Tensor:
-        """Measure `config.attributes` of lines, `(B, A)`, in standard deviations from the training data's mean."""
-        check_buffers(self.prior)
-        names = list(ATTRIBUTES)
-        chosen = measure(lines)[:, [names.index(name) for name in self.config.attributes or []]].to(self.device)
-        return (chosen - self.prior.attribute_mean) / self.prior.attribute_scale
 
     @torch.no_grad()
     def shift(

@@ -296,6 +296,25 @@ class LatentSamplingMixin:
             raise ValueError(f"conditions {list(conditions)}: this model has no learned prior (train_prior.py)")
         return check_conditions(conditions, n, self.config.conditions or {}, self.config.attributes or [])
 
+    def _decoder_labels(
+        self, conditions: Mapping[str, list], n: int, noise_level: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor] | None:
+        """Write the conditions of `n` melodies as the melody decoder takes them; None where it takes none.
+
+        Where the latent has no noise, `noise_level` `(B, N)` being 0 or None, attributes that are left open are those
+        of an average melody, see `config.average_attributes`.
+        """
+        if not self.config.decoder_conditions:
+            return None
+        labels = self._condition_labels(self.bar_conditioner.condition_embedding, conditions, n)
+        if self.config.average_attributes and "attributes" in labels:
+            attributes = labels["attributes"]
+            is_average = attributes.isnan()
+            if noise_level is not None:
+                is_average &= (noise_level[:n] == 0).all(-1, keepdim=True)
+            labels["attributes"] = attributes.masked_fill(is_average, 0)
+        return labels
+
     def _condition_labels(
         self,
         embedding: ConditionEmbedding,

@@ -1,6 +1,6 @@
-"""Token ids as bars and as notes, read and written.
+"""Token ids as bars and as notes, read and written; what melodies are like.
 
-Dimension key: B batch, T tokens.
+Dimension key: B batch, T tokens, A attributes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
-from .melody_line_melody_vae import read_line, write_line
+from .arguments_melody_vae import check_buffers
+from .conditioning_melody_vae import ConditionEmbedding
+from .melody_line_melody_vae import ATTRIBUTES, key_of, read_line, write_line
 from .token_grammar_melody_vae import NO_ONSET, TokenColumn, TokenWriter, mark_repeats, runs_of_tokens
 
 
@@ -40,6 +42,46 @@ class ReadingMixin:
         """
         writer = writer or TokenWriter(self.token_grammar.cpu())
         return self._join_bars([writer.write(write_line(line)) for line in lines])
+
+    def attributes_of(self, lines: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+        """Measure `config.attributes` of lines, `(B, A)`, in standard deviations from the training data's mean."""
+        embedding = self._attribute_embedding()
+        measured = torch.tensor([[ATTRIBUTES[name](line) for name in self.config.attributes or []] for line in lines])
+        return (measured.to(embedding.attribute_mean) - embedding.attribute_mean) / embedding.attribute_scale
+
+    def _attribute_embedding(self) -> ConditionEmbedding:
+        """What knows the attributes' mean and scale: the melody decoder's embedding, or the prior."""
+        is_of_decoder = "attributes" in (self.config.decoder_conditions or [])
+        embedding = self.bar_conditioner.condition_embedding if is_of_decoder else self.prior
+        check_buffers(embedding)
+        return embedding
+
+    def conditions_of(self, lines: Sequence[Mapping[str, Any]]) -> dict[str, list]:
+        """Read the conditions of the melody decoder (`config.decoder_conditions`) from melodies.
+
+        Args:
+            lines: One for each melody, see `melody_line_melody_vae`.
+
+        Returns:
+            What [`generate`] takes as `conditions`, a list with one for each melody. None is what it does not say:
+            genre and tempo, a key or time signature that the training data had not, and all of a melody without notes.
+        """
+        names, known = self.config.decoder_conditions or [], self.config.conditions or {}
+        found: dict[str, list] = {}
+        if "key" in names:
+            found["key"] = [self._known_key(line) for line in lines]
+        if "time_signature" in names:
+            signatures = [line["time_signature"] for line in lines]
+            found["time_signature"] = [each if each in known["time_signature"] else None for each in signatures]
+        if "attributes" in names:
+            for name, column in zip(self.config.attributes or [], self.attributes_of(lines).T.tolist(), strict=True):
+                found[name] = [value if line["pitch"] else None for value, line in zip(column, lines, strict=True)]
+        return found
+
+    def _known_key(self, line: Mapping[str, Any]) -> str | None:
+        """Find the key of a melody; None where it has no notes, or the training data had none in it."""
+        key = key_of(line) if line["pitch"] else None
+        return key if key in (self.config.conditions or {})["key"] else None
 
     def _no_ids(self) -> torch.Tensor:
         """Ids of no melodies, `(0, 0)`."""

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from .arguments_melody_vae import check_latent
-from .options_melody_vae import check_count
+from .options_melody_vae import Conditions, check_count
 
 REFINEMENT_STEPS = 20
 
@@ -25,6 +25,8 @@ class ReconstructionMixin:
     ) -> torch.Tensor:
         """Decode melodies from their posterior's mean, as many bars as they have, `(B, T)` ids.
 
+        The melody decoder is conditioned on the key and the attributes that each melody has, see `conditions_of`.
+
         Args:
             input_ids: `(B, T)`.
             attention_mask: `(B, T)`, 0 at padding.
@@ -32,12 +34,19 @@ class ReconstructionMixin:
             generate_kwargs: As in [`generate`].
         """
         latent = self._latent_mean(input_ids, attention_mask)
+        if self.config.decoder_conditions:
+            generate_kwargs = {"conditions": self.conditions_of(self.read_lines(input_ids)), **generate_kwargs}
         if check_count("refinement_steps", refinement_steps):
-            latent = self.refine(latent, input_ids, refinement_steps)
+            latent = self.refine(latent, input_ids, refinement_steps, conditions=generate_kwargs.get("conditions"))
         return self.decode(latent, bars=self.is_bar_token[input_ids].sum(-1), **generate_kwargs)
 
     def refine(
-        self, latent: torch.Tensor, input_ids: torch.Tensor, steps: int = REFINEMENT_STEPS, learning_rate: float = 0.1
+        self,
+        latent: torch.Tensor,
+        input_ids: torch.Tensor,
+        steps: int = REFINEMENT_STEPS,
+        learning_rate: float = 0.1,
+        conditions: Conditions | None = None,
     ) -> torch.Tensor:
         """Move latents to where the melody decoder gives their melodies back: semi-amortised inference.
 
@@ -50,13 +59,15 @@ class ReconstructionMixin:
             input_ids: `(B, T)` the melodies.
             steps: At most.
             learning_rate: Of Adam, in standard deviations of the latent.
+            conditions: Those under which the latents will be decoded, as in [`generate`].
 
         Returns:
             `(B, Z)`, of each melody the latent with the fewest nats.
 
         Raises:
-            ValueError: If there is not one latent for each melody.
+            ValueError: If there is not one latent for each melody, or the model does not know a condition.
         """
+        asked = self._conditions(conditions, len(input_ids))
         latent = check_latent(latent, self.config.latent_size, len(input_ids)).to(self.device, self.dtype)
         with torch.inference_mode(False), torch.enable_grad():
             best, ids = latent.detach().clone(), input_ids.to(self.device).clone()
@@ -65,6 +76,7 @@ class ReconstructionMixin:
             padding = self.config.pad_token_id
             is_given = self._copied_tokens(ids) | (ids == self.config.bos_token_id)
             labels = ids.masked_fill(is_given, padding)[:, 1:]
+            labels_asked = self._decoder_labels(asked, len(ids))
             least = moved.new_full((len(ids),), torch.inf)
             active = torch.arange(len(ids), device=self.device)  # (A,)
             for step in range(check_count("steps", steps) + 1):
@@ -72,6 +84,7 @@ class ReconstructionMixin:
                     break
                 level = moved.new_zeros(len(active), self.config.max_bars) if self.config.noise_probability else None
                 inputs = {"latent": moved[active].to(self.dtype), "noise_level": level}
+                inputs["conditions"] = labels_asked and {name: each[active] for name, each in labels_asked.items()}
                 logits = self(ids[active], **inputs).logits[:, :-1]  # pyright: ignore[reportCallIssue] - of the model
                 wanted = labels[active]
                 nats = cross_entropy(logits.mT.float(), wanted, ignore_index=padding, reduction="none").sum(-1)  # (A,)

@@ -4,31 +4,18 @@ import torch
 from torch import nn
 
 from modeling import MelodyVAEModel
-from modeling.melody_line_melody_vae import ATTRIBUTES, key_of
-from modeling.note_editing_melody_vae import measure
 
 
 def read_conditions(model: MelodyVAEModel, input_ids: torch.Tensor) -> dict[str, dict[str, torch.Tensor]]:
     """Read the conditions of the melody decoder from melodies.
 
     Returns:
-        `conditions` for [`MelodyVAEModel.forward`]; nothing for an unconditional melody decoder. Genre and tempo,
-        which no melody says, are left open.
+        `conditions` for [`MelodyVAEModel.forward`]; nothing for an unconditional melody decoder.
     """
     if not getattr(model.config, "decoder_conditions", None):
         return {}
-    embedding, lines = model.bar_conditioner.condition_embedding, model.read_lines(input_ids)
-    known, attributes = model.config.conditions or {}, model.config.attributes or []
-    values: dict[str, list] = {"key": [key_of(line) for line in lines]} if "key" in known else {}
-    if "time_signature" in known:
-        signatures = [line["time_signature"] for line in lines]
-        values["time_signature"] = [name if name in known["time_signature"] else None for name in signatures]
-    if embedding.attribute_proj is not None:
-        names = [list(ATTRIBUTES).index(name) for name in attributes]
-        measured = measure(lines)[:, names].to(embedding.attribute_mean)
-        measured = (measured - embedding.attribute_mean) / embedding.attribute_scale
-        values |= dict(zip(attributes, measured.T.tolist(), strict=True))
-    return {"conditions": model._condition_labels(embedding, values, len(lines))}
+    embedding, conditions = model.bar_conditioner.condition_embedding, model.conditions_of(model.read_lines(input_ids))
+    return {"conditions": model._condition_labels(embedding, conditions, len(input_ids))}
 
 
 def smoothing_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -44,7 +44,7 @@ CONFIG_FIELDS = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_prior_layers", "latent_size", "max_bars"),
     *("max_relative_distance", "musical_time", "musical_pitch", "previous_token", "conditions", "attributes"),
     *("decoder_conditions", "section_returns", "noise_probability", "sampling_noise", "variation_levels"),
-    *("sampling_top_p", "critic_size", "sampling_candidates", "key_shares"),
+    *("sampling_top_p", "critic_size", "sampling_candidates", "key_shares", "average_attributes"),
 )
 """What the runtime needs of [`MelodyVAEConfig`]."""
 BATCH, LENGTH, PAST = 3, 5, 7  # of the example that the graphs are traced with; each of them stays free
@@ -302,8 +302,10 @@ def export(model: Any, folder: Path) -> None:
     model.float().eval().set_attn_implementation("eager")
     config, tables = model.config, {"token_grammar": model._grammar().numpy()}
     if config.num_prior_layers:
-        for name in ("mean", "scale", "attribute_mean", "attribute_scale"):
-            tables[name] = getattr(model.prior, name).numpy()
+        tables |= {name: getattr(model.prior, name).numpy() for name in ("mean", "scale")}
+    if config.attributes:
+        embedding = model._attribute_embedding()
+        tables |= {name: getattr(embedding, name).numpy() for name in ("attribute_mean", "attribute_scale")}
     np.savez_compressed(folder / "onnx_tables.npz", **tables)
     # What runs the encoder leaves the tokens of repeated bars out itself.
     config.repeat_token_ids, repeat_token_ids = [], config.repeat_token_ids

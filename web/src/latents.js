@@ -8,7 +8,7 @@
 
 import { partOfBar } from "./decoding.js"
 import { TokenTable } from "./grammar.js"
-import { ATTRIBUTES, PITCH_NAMES, readLine, tonicOf, writeLine } from "./melody_line.js"
+import { ATTRIBUTES, PITCH_NAMES, keyOf, readLine, tonicOf, writeLine } from "./melody_line.js"
 import { COLUMN, NO_ONSET, TokenWriter, markRepeats, runsOfTokens, splitKey } from "./token_grammar.js"
 
 const PRIOR_STEPS = 8 // of Heun's method, as the model's own prior has them
@@ -175,7 +175,8 @@ export class LatentModel {
    *
    * @param {Float32Array[]} latent
    * @param {number[][] | null} noiseLevel Of each bar, from 0 to 1; 0 by default.
-   * @param {Record<string, any[]>} conditions What the melody decoder is conditioned on, an array for each.
+   * @param {Record<string, any[]>} conditions What the melody decoder is conditioned on, an array for each. Attributes
+   *   that are left open are those of an average melody where a latent has no noise, if the model is made so.
    */
   async barConditions(latent, noiseLevel, conditions) {
     const { config } = this
@@ -184,7 +185,14 @@ export class LatentModel {
     }
     const level = noiseLevel ?? latent.map(() => new Array(config.max_bars).fill(0))
     const feeds = { latent: stack(latent, [config.latent_size]), noise_level: stack(level, [config.max_bars]) }
-    return (await this.run("bar_conditioner", { ...feeds, ...this.labels(conditions, latent.length) })).bar_conditions
+    const labels = this.labels(conditions, latent.length)
+    if (config.average_attributes) {
+      const { data } = labels["labels.attributes"]
+      const count = config.attributes.length
+      const isClean = level.map((bars) => bars.every((each) => each === 0))
+      data.forEach((value, at) => Number.isNaN(value) && isClean[Math.floor(at / count)] && (data[at] = 0))
+    }
+    return (await this.run("bar_conditioner", { ...feeds, ...labels })).bar_conditions
   }
 
   /** Write the conditions and bars of `n` melodies as graphs take them. */
@@ -213,6 +221,28 @@ export class LatentModel {
   attributesOf(line) {
     const { attribute_mean: mean, attribute_scale: scale } = this.tables
     return this.config.attributes.map((name, at) => f(f(f(ATTRIBUTES[name](line)) - mean.data[at]) / scale.data[at]))
+  }
+
+  /** Read the conditions of the melody decoder from lines, as `MelodyVAEModel.conditions_of` does; an array for each. */
+  conditionsOf(lines) {
+    const { attributes, conditions: known, decoder_conditions: names } = this.config
+    const conditions = {}
+    if (names.includes("key")) conditions.key = lines.map((line) => this.knownKey(line))
+    if (names.includes("time_signature")) {
+      const signatures = lines.map((line) => line.time_signature)
+      conditions.time_signature = signatures.map((each) => (known.time_signature.includes(each) ? each : null))
+    }
+    if (names.includes("attributes")) {
+      const values = lines.map((line) => (line.pitch.length ? this.attributesOf(line) : attributes.map(() => null)))
+      attributes.forEach((name, at) => (conditions[name] = values.map((each) => each[at])))
+    }
+    return conditions
+  }
+
+  /** Find the key of a melody; null where it has no notes, or the training data had none in it. */
+  knownKey(line) {
+    const key = line.pitch.length ? keyOf(line) : null
+    return this.config.conditions.key.includes(key) ? key : null
   }
 
   /** Mix latents with noise at levels of each bar. */

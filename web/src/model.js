@@ -74,7 +74,9 @@ export class MelodyVAE {
   }
 
   async reconstruct(melody, options = {}) {
-    return this.decode(await this.encode(melody), this.#like([melody], options))
+    const ids = this.#ids(melody)
+    const asked = { ...this.#decoding(this.#like([melody], options)), seed: options.seed }
+    return this.#run(async (model) => this.#melodies(await model.reconstruct([ids], given(asked)))[0])
   }
 
   async interpolate(a, b, { steps, ...options } = {}) {

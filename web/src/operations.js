@@ -37,9 +37,10 @@ function linspace(steps) {
 
 /** A melody VAE of ONNX graphs, with the operations of `MelodyVAEModel`; `OnnxMelodyVAE` in Python. */
 export class OnnxMelodyVAE extends SamplingModel {
-  /** Decode melodies from their posterior's mean, as many bars as they have. */
+  /** Decode melodies from their posterior's mean, under their own conditions, as many bars as they have. */
   async reconstruct(ids, options = {}) {
-    return this.decode((await this.encode(ids)).mean, { bars: this.numBars(ids), ...options })
+    const own = { bars: this.numBars(ids), conditions: this.conditionsOf(this.readLines(ids)) }
+    return this.decode((await this.encode(ids)).mean, { ...own, ...options })
   }
 
   /**
@@ -80,16 +81,12 @@ export class OnnxMelodyVAE extends SamplingModel {
     return levels[below] + (place - below) * ((levels[below + 1] ?? levels[below]) - levels[below])
   }
 
-  /** Read key and attributes of the melody of a latent, as far as the melody decoder is conditioned on them. */
+  /** Read the conditions of the melody decoder from the melody of a latent. */
   async #conditionsLike(latent, { bars, signal }) {
-    const { decoder_conditions: decoderConditions, attributes } = this.config
-    if (!decoderConditions.length) return {}
-    const [line] = this.readLines(await this.decode([latent], { bars: typeof bars === "number" ? bars : undefined, signal }))
-    const conditions = decoderConditions.includes("key") ? { key: this.knownKey(line) } : {}
-    if (decoderConditions.includes("attributes") && line.pitch.length) {
-      this.attributesOf(line).forEach((value, at) => (conditions[attributes[at]] = value))
-    }
-    return conditions
+    if (!this.config.decoder_conditions.length) return {}
+    const asked = { bars: typeof bars === "number" ? bars : undefined, signal }
+    const conditions = this.conditionsOf(this.readLines(await this.decode([latent], asked)))
+    return Object.fromEntries(Object.entries(conditions).map(([name, [value]]) => [name, value]))
   }
 
   /**

@@ -326,12 +326,6 @@ export class SamplingModel extends LatentModel {
     return { ...conditions, key }
   }
 
-  /** Find the key of a melody; null where it has no notes, or the training data had none in it. */
-  knownKey(line) {
-    const key = line.pitch.length ? keyOf(line) : null
-    return (this.config.conditions.key ?? []).includes(key) ? key : null
-  }
-
   /** Write melodies longer than a latent, section by section of half a latent, as `MelodyVAEModel` does. */
   async #sampleSections(n, bars, options) {
     const size = Math.max(1, Math.floor(this.config.max_bars / 2))

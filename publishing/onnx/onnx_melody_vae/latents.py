@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 
 from .grammar_state_melody_vae import TokenTable
-from .melody_line_melody_vae import ATTRIBUTES, read_line, write_line
+from .melody_line_melody_vae import ATTRIBUTES, key_of, read_line, write_line
 from .options_melody_vae import FEWEST_STEPS, PRIOR_STEPS, check_conditions
 from .token_grammar_melody_vae import NO_ONSET, TokenColumn, TokenWriter, mark_repeats, runs_of_tokens
 
@@ -214,14 +214,19 @@ class LatentModel:
         Args:
             latent: `(B, Z)`.
             noise_level: From 0 to 1, a number or `(B, N)`; 0 by default.
-            conditions: Of the melody decoder, a list for each.
+            conditions: Of the melody decoder, a list for each. Attributes that are left open are those of an average
+                melody where a latent has no noise, if `config.average_attributes` says so.
         """
         n, config = len(latent), self.config
         if noise_level is not None and not config["noise_probability"]:
             raise ValueError(f"noise_level={noise_level}: this model was trained without (noise_probability=0)")
         level = np.broadcast_to(np.float32(0) if noise_level is None else noise_level, (n, config["max_bars"]))
         feeds = {"latent": latent.astype(np.float32), "noise_level": np.ascontiguousarray(level, dtype=np.float32)}
-        return self._run("bar_conditioner", feeds | self._labels(conditions or {}, n))[0]
+        labels = self._labels(conditions or {}, n)
+        if config["average_attributes"]:
+            attributes = labels["labels.attributes"]
+            attributes[np.isnan(attributes) & (level == 0).all(-1, keepdims=True)] = 0
+        return self._run("bar_conditioner", feeds | labels)[0]
 
     def _labels(self, conditions: Mapping[str, list], n: int, bars: Any = None) -> dict[str, np.ndarray]:
         """Write the conditions and bars of `n` melodies as graphs take them."""
@@ -243,6 +248,25 @@ class LatentModel:
         """Measure `config.attributes` of lines, `(B, A)`, in standard deviations from the training data's mean."""
         measured = [[ATTRIBUTES[name](line) for name in self.config["attributes"]] for line in lines]
         return (np.array(measured, np.float32) - self.tables["attribute_mean"]) / self.tables["attribute_scale"]
+
+    def conditions_of(self, lines: Sequence[Mapping[str, Any]]) -> dict[str, list]:
+        """Read the conditions of the melody decoder from lines, as `MelodyVAEModel.conditions_of` does."""
+        config, found = self.config, {}
+        names, known = config["decoder_conditions"], config["conditions"]
+        if "key" in names:
+            found["key"] = [self._known_key(line) for line in lines]
+        if "time_signature" in names:
+            signatures = [line["time_signature"] for line in lines]
+            found["time_signature"] = [each if each in known["time_signature"] else None for each in signatures]
+        if "attributes" in names:
+            for name, column in zip(config["attributes"], self.attributes_of(lines).T.tolist(), strict=True):
+                found[name] = [value if line["pitch"] else None for value, line in zip(column, lines, strict=True)]
+        return found
+
+    def _known_key(self, line: Mapping[str, Any]) -> str | None:
+        """Find the key of a melody; None where it has no notes, or the training data had none in it."""
+        key = key_of(line) if line["pitch"] else None
+        return key if key in self.config["conditions"]["key"] else None
 
     def spread_over_latent(self, bars: np.ndarray) -> np.ndarray:
         """Repeat a value of each bar `(B, N)` for its share of the latent, `(B, Z)`."""

@@ -38,8 +38,17 @@ class OnnxMelodyVAE(SamplingModel):
     """
 
     def reconstruct(self, input_ids: np.ndarray, **options) -> np.ndarray:
-        """Decode melodies from their posterior's mean, as many bars as they have, `(B, T)` ids."""
-        return self.decode(self.encode(input_ids)[0], bars=self.num_bars(input_ids), **options)
+        """Decode melodies from their posterior's mean, under their own conditions, as many bars as they have.
+
+        Args:
+            input_ids: `(B, T)`.
+            options: As in [`generate`].
+
+        Returns:
+            `(B, T)` ids.
+        """
+        own = {"bars": self.num_bars(input_ids), "conditions": self.conditions_of(self.read_lines(input_ids))}
+        return self.decode(self.encode(input_ids)[0], **{**own, **options})
 
     def vary(
         self,
@@ -88,17 +97,12 @@ class OnnxMelodyVAE(SamplingModel):
         return float(np.interp(similarity, np.linspace(0, 1, len(levels)), levels))
 
     def _conditions_like(self, latent: np.ndarray, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Read key and attributes of the melody of a latent `(1, Z)`, as far as they are its conditions."""
-        known = self.config["decoder_conditions"]
-        if not known:
+        """Read the conditions of the melody decoder from the melody of a latent `(1, Z)`."""
+        if not self.config["decoder_conditions"]:
             return {}
         bars = options.get("bars")
-        line = self.read_lines(self.decode(latent, bars=bars if isinstance(bars, int) else None))[0]
-        conditions: dict[str, Any] = {"key": self._known_key(line)} if "key" in known else {}
-        if "attributes" in known and line["pitch"]:
-            values = self.attributes_of([line])[0].tolist()
-            conditions |= dict(zip(self.config["attributes"], values, strict=True))
-        return conditions
+        lines = self.read_lines(self.decode(latent, bars=bars if isinstance(bars, int) else None))
+        return {name: values[0] for name, values in self.conditions_of(lines).items()}
 
     def infill(
         self,

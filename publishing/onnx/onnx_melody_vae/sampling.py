@@ -12,7 +12,6 @@ import numpy as np
 from .decoding import StepDecoder, draw_tokens, write_melodies
 from .grammar_state_melody_vae import GrammarState, Wanted, log_sum_exp
 from .latents import Generators, LatentModel, make_generators
-from .melody_line_melody_vae import key_of
 from .options_melody_vae import (
     LONGEST_REST,
     PER_MELODY,
@@ -348,11 +347,6 @@ class SamplingModel(LatentModel):
         for asked, line, key in zip(conditions.get("key", [None] * len(ids)), self.read_lines(ids), drawn, strict=True):
             keys.append(asked or (self._known_key(line) if line["pitch"] else key))
         return {**conditions, "key": keys}
-
-    def _known_key(self, line: Mapping[str, Any]) -> str | None:
-        """Find the key of a melody; None where it has no notes, or the training data had none in it."""
-        key = key_of(line) if line["pitch"] else None
-        return key if key in self.config["conditions"].get("key", ()) else None
 
     def _sample_sections(self, n: int, bars: int, options: Mapping[str, Any]) -> np.ndarray:
         """Write melodies longer than a latent, section by section of half a latent, as `MelodyVAEModel` does."""
