@@ -150,6 +150,8 @@ ROWS = [
         floor=("free_running/note_bleu_floor", "another melody"),
     ),
     Row("exact reconstructions", "free_running/step_accuracy/exact"),
+    Row("note F1, own conditions", "own_conditions/note_f1/f1", "own_conditions/note_f1/interval", 3),
+    Row("exact reconstructions, own conditions", "own_conditions/step_accuracy/exact"),
     Row("note F1, refined latents", "refined/note_f1/f1", "refined/note_f1/interval", 3),
     Row("exact reconstructions, refined latents", "refined/step_accuracy/exact"),
     Row(
@@ -231,18 +233,23 @@ def groups(results: Results) -> str:
         "by_time_signature": "meter",
         "by_data_set": "origin",
     }
+    own_conditions = results.get("groups_own_conditions") or {}
     rows = [
         [
             title,
             name.partition(": ")[2] or name,
             str(row["melodies"]),
             cell(row["note_f1"], row["note_f1_interval"], 3),
+            cell(own["note_f1"], own["note_f1_interval"], 3)
+            if (own := own_conditions.get(key, {}).get(name))
+            else DASH,
             f"{row['step_accuracy']:.3f} ({row['step_accuracy_floor']:.3f})",
         ]
         for key, title in titles.items()
         for name, row in (find(results, f"groups/{key}") or {}).items()
     ]
-    return markdown(["by", "group", "melodies", "note F1", "step accuracy (silence)"], rows) if rows else ""
+    header = ["by", "group", "melodies", "note F1", "under own conditions", "step accuracy (silence)"]
+    return markdown(header, rows) if rows else ""
 
 
 def read_results(paths: Sequence[str], names: Sequence[str] | None) -> dict[str, Results]:

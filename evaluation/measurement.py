@@ -23,7 +23,6 @@ from evaluation.originality import index_split
 from evaluation.reconstruction import FEWEST_IN_GROUP, Line
 from evaluation.sample_quality import MelodySet, copied, distributions, quality
 from metrics.originality.originality_index import OriginalityIndex
-from modeling.modeling_melody_vae import MelodyVAEModel
 from training.models import load_pretrained
 from training.run_logger import LOG_NAME
 
@@ -114,7 +113,8 @@ def measure(options: Options) -> dict[str, Any]:
         results["likelihood_floors"] = likelihood_floors(evaluation, floors)
     if "reconstruction" in parts:
         results["free_running"] = evaluation.free_running()
-        if isinstance(evaluation.model, MelodyVAEModel):
+        if hasattr(evaluation.model, "refine"):  # baselines cannot
+            results["own_conditions"] = evaluation.own_conditions()
             results["refined"] = evaluation.refined()
     if "teacher_forced" in parts:
         results["teacher_forced_by_bar"] = evaluation.teacher_forced()
@@ -123,6 +123,7 @@ def measure(options: Options) -> dict[str, Any]:
         results["rate_distortion"] = {"decoder": curve, "models": other_models(evaluation.melodies, options)}
     if "groups" in parts:
         results["groups"] = measure_groups(evaluation, options)
+        results["groups_own_conditions"] = measure_groups(evaluation, options, own_conditions=True)
     if "latent_space" in parts:
         results |= measure_latent_space(evaluation, floors, options)
     if "samples" in parts:
@@ -212,8 +213,8 @@ def describe_model(evaluation: Evaluation, options: Options) -> dict[str, Any]:
     }
 
 
-def measure_groups(evaluation: Evaluation, options: Options) -> dict[str, Any]:
-    """Measure reconstruction by groups of melodies: of this data set by meter and more, and of others."""
+def measure_groups(evaluation: Evaluation, options: Options, own_conditions: bool = False) -> dict[str, Any]:
+    """Measure reconstruction by groups of melodies, see [`Evaluation.groups`]: of this data set, and of others."""
     by_meter, *of_others = (
         windows_by_meter(
             dataset, options.split, options.melodies, options.seed, FEWEST_IN_GROUP, evaluation.processor.can_read
@@ -225,7 +226,7 @@ def measure_groups(evaluation: Evaluation, options: Options) -> dict[str, Any]:
         for dataset, of_meter in zip(options.other_data, of_others, strict=True)
         for meter, lines in of_meter.items()
     }
-    return evaluation.groups(by_meter, others)
+    return evaluation.groups(by_meter, others, own_conditions)
 
 
 def read_json(folder: str, name: str) -> dict | None:

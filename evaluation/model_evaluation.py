@@ -1,7 +1,7 @@
 """A model measured on held-out melodies: likelihood, rate and distortion, reconstruction, samples."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +23,8 @@ from training.validation import ACTIVE_UNIT_VARIANCE, nats_without_latent
 STEPS_PER_BAR = STEPS // BARS
 TEMPERINGS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)  # 1 / beta
 SHORTER_BARS = (1, 2, 4, 8)
+Way = Callable[[Sequence[Line], int], list[dict]]
+"""Gives melodies of so many bars back, or of their first ones."""
 
 
 def log_normal(value: torch.Tensor, mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
@@ -210,10 +212,19 @@ class Evaluation:
 
     @cached_property
     def decoded(self) -> list[dict]:
-        """The melodies reconstructed from their posterior's mean, without a teacher."""
-        batches = tqdm(self.batches, desc="Reconstructing")
-        ids = (self.model.reconstruct(**batch, refinement_steps=0) for batch in batches)
-        return [line for each in ids for line in self.processor.to_lines(each)]
+        """The melodies decoded greedily from their posterior's mean alone, without a teacher."""
+        lines = []
+        for posterior in tqdm(self.posteriors, desc="Decoding"):
+            lines += self.processor.to_lines(self.model.decode(posterior.latent_mean, bars=BARS))
+        return lines
+
+    @cached_property
+    def reconstructed(self) -> list[dict]:
+        """The melodies decoded under their own conditions as well, as `reconstruct` does without refinement."""
+        lines = []
+        for batch in tqdm(self.batches, desc="Reconstructing"):
+            lines += self.processor.to_lines(self.model.reconstruct(**batch, refinement_steps=0))
+        return lines
 
     def free_running(self) -> dict:
         """Reconstruct from the posterior's mean and compare; the floors are of another melody's reconstruction."""
@@ -226,8 +237,12 @@ class Evaluation:
             "step_accuracy_of_another_melody": others["step_accuracy"]["accuracy"],
         }
 
+    def own_conditions(self) -> dict:
+        """Reconstruct as `reconstruct` does without refinement, under the melodies' own conditions, and compare."""
+        return compare(self.reconstructed, self.melodies, STEPS, self.seed)
+
     def refined(self) -> dict:
-        """Reconstruct from refined latents, see [`MelodyVAEModel.refine`], and compare."""
+        """Reconstruct from refined latents, as `reconstruct` does by default, and compare."""
         lines = []
         for batch in tqdm(self.batches, desc="Refining"):
             lines += self.processor.to_lines(self.model.reconstruct(**batch))
@@ -235,52 +250,58 @@ class Evaluation:
         return {**compare(lines, self.melodies, STEPS, self.seed), "by_density": by_density}
 
     def reconstruct(self, lines: Sequence[Line], bars: int) -> list[dict]:
-        """Reconstruct melodies of `bars` bars, or their first `bars`, from their posterior's mean."""
-        return self.map_batches(lines, bars, lambda batch: self.model.reconstruct(**batch, refinement_steps=0))
+        """Reconstruct melodies of `bars` bars, or their first `bars`, under their own conditions."""
+        decoded = []
+        for part in self.divide(lines):
+            batch = self.prepare(part, bars=bars)
+            decoded += self.processor.to_lines(self.model.reconstruct(**batch, refinement_steps=0))
+        return decoded
 
     def decode(self, lines: Sequence[Line], bars: int) -> list[dict]:
-        """Decode the posterior's means of melodies, of which the melody decoder hears nothing else."""
-        return self.map_batches(
-            lines, bars, lambda batch: self.model.decode(self.model.encode(**batch).latent_mean, bars=bars)
-        )
+        """Decode melodies likewise from their posterior's mean alone."""
+        decoded = []
+        for part in self.divide(lines):
+            latent = self.model.encode(**self.prepare(part, bars=bars)).latent_mean
+            own_bars = torch.tensor([min(line["bars"], bars) for line in part], device=latent.device)
+            decoded += self.processor.to_lines(self.model.decode(latent, bars=own_bars))
+        return decoded
 
-    def map_batches(self, lines: Sequence[Line], bars: int, ids_of: Callable[[Mapping], torch.Tensor]) -> list[dict]:
-        """Make other melodies of melodies, which are cut to `bars` bars, batch by batch."""
-        found = []
-        for first in range(0, len(lines), self.batch_size):
-            found += self.processor.to_lines(ids_of(self.prepare(lines[first : first + self.batch_size], bars=bars)))
-        return found
+    def divide(self, lines: Sequence[Line]) -> list[Sequence[Line]]:
+        """Divide lines into batches."""
+        return [lines[first : first + self.batch_size] for first in range(0, len(lines), self.batch_size)]
 
-    def each(self, kinds: dict[str, list[dict]], description: str) -> dict[str, Any]:
-        """Measure reconstruction, free-running, of kinds of windows: 16 bars or fewer, those of a kind in one meter."""
+    def each(self, kinds: dict[str, list[dict]], way: Way, description: str) -> dict[str, Any]:
+        """Measure a way of giving back kinds of windows: 16 bars or fewer, those of a kind in one meter."""
         found = {}
         for kind, lines in tqdm(kinds.items(), desc=description):
             steps = max(line["bars"] for line in lines) * steps_per_bar(lines[0])
-            found[kind] = summary(self.reconstruct(lines, BARS), lines, steps, self.seed)
+            found[kind] = summary(way(lines, BARS), lines, steps, self.seed)
         return found
 
-    def groups(self, by_meter: dict[str, list[dict]], others: dict[str, list[dict]]) -> dict[str, Any]:
+    def groups(
+        self, by_meter: dict[str, list[dict]], others: dict[str, list[dict]], own_conditions: bool = False
+    ) -> dict[str, Any]:
         """Measure reconstruction by length, density, genre, meter and origin, free-running.
 
         Args:
             by_meter: Windows of each time signature, of 16 bars or fewer.
             others: Windows of other data sets, likewise.
+            own_conditions: Whether the melody decoder is conditioned on what the melodies are like, as in
+                `reconstruct`, or reads latents alone.
         """
-        lengths, from_latent = {}, {}
+        way, given = (self.reconstruct, self.reconstructed) if own_conditions else (self.decode, self.decoded)
+        lengths = {}
         for bars in tqdm(SHORTER_BARS, desc="Lengths"):
             steps = bars * STEPS_PER_BAR
             if openings := openings_of(self.melodies, bars, steps):
-                lengths[str(bars)] = summary(self.reconstruct(openings, bars), openings, steps, self.seed)
-                from_latent[str(bars)] = summary(self.decode(openings, bars), openings, steps, self.seed)
-        lengths[str(BARS)] = summary(self.decoded, self.melodies, STEPS, self.seed)
-        from_latent[str(BARS)] = summary(self.decode(self.melodies, BARS), self.melodies, STEPS, self.seed)
+                lengths[str(bars)] = summary(way(openings, bars), openings, steps, self.seed)
+        lengths[str(BARS)] = summary(given, self.melodies, STEPS, self.seed)
         return {
             "by_bars": lengths,
-            "from_latent_alone_by_bars": from_latent,
-            "by_density": by_group(self.decoded, self.melodies, density_groups(self.melodies), STEPS),
-            "by_genre": by_group(self.decoded, self.melodies, lambda line: line["genre"], STEPS),
-            "by_time_signature": self.each(by_meter, "Time signatures"),
-            "by_data_set": self.each(others, "Other data"),
+            "by_density": by_group(given, self.melodies, density_groups(self.melodies), STEPS),
+            "by_genre": by_group(given, self.melodies, lambda line: line["genre"], STEPS),
+            "by_time_signature": self.each(by_meter, way, "Time signatures"),
+            "by_data_set": self.each(others, way, "Other data"),
         }
 
     def teacher_forced(self) -> dict:

@@ -24,6 +24,7 @@ RICH = {
     "conditions": {"key": list(KEY_NAMES), "time_signature": ["4/4", "3/4"]},
     "attributes": list(ATTRIBUTES)[:3],
     "decoder_conditions": ["key", "attributes"],
+    "average_attributes": True,
     "section_returns": [0.3, 0.2],
     "critic_size": 8,
 }
@@ -69,7 +70,10 @@ def save_model(folder: Path, learnt: bool = True, repeats: tuple[int, ...] = (),
             for name in ("attribute_proj", "condition_embeddings.key"):
                 told.get_parameter(f"{name}.weight")[: told.condition_sizes["key"]].normal_(0, 0.3)
             model.prior.scale.fill_(0.7)
-            model.prior.attribute_scale.fill_(3.0)
+            mean = model.attributes_of(LINES).mean(0)
+            for embedding in (model.prior, told):
+                embedding.attribute_mean.copy_(mean)
+                embedding.attribute_scale.fill_(3.0)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -62,6 +63,24 @@ def test_the_command_writes_the_configuration(tmp_path, monkeypatch):
     levels = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["variation_levels"]
     assert len(levels) == calibration.SIMILARITIES
     assert levels == sorted(levels, reverse=True)
+
+
+def test_average_attributes_are_chosen_where_more_notes_come_back(monkeypatch):
+    processor = processor_for(4)
+    conditions = {"attributes": ["note_density"], "decoder_conditions": ["attributes"], "num_prior_layers": 1}
+    model = make_model(processor, noise_probability=0.5, max_bars=16, **conditions)
+    model.set_grammar(processor.grammar_table())
+    choose = partial(calibration.choose_average_attributes, model, processor, [LINE])
+    for better in (True, False):
+
+        def f1(*_, better=better):
+            return {"note_f1": 0.6 if model.config.average_attributes is better else 0.5}
+
+        monkeypatch.setattr(calibration, "summary", f1)
+        assert choose() is better
+        assert model.config.average_attributes is False
+    model.config.decoder_conditions = ["key"]
+    assert choose() is False
 
 
 def test_a_model_without_noise_has_nothing_to_calibrate(tmp_path, monkeypatch, capsys):

@@ -76,6 +76,8 @@ def test_every_number_of_the_design_is_there(results):
     assert len(found["rate_distortion"]["decoder"]) >= 4
     assert found["rate_distortion"]["models"][0]["kl_weight"] == found["kl_weight"]
     assert set(found["groups"]["by_bars"]) <= {"1", "2", "4", "8", "16"}
+    assert found["groups"] == found["groups_own_conditions"]  # this melody decoder has none
+    assert {name: free[name] for name in found["own_conditions"]} == found["own_conditions"]
     by_meter, name = found["groups"]["by_time_signature"], Path(found["dataset"]).name
     assert by_meter
     same = {f"{name}, {meter}": row for meter, row in by_meter.items()}

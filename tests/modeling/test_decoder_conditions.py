@@ -134,3 +134,38 @@ def test_melodies_in_keys_that_the_training_data_had_not_are_of_no_known_key(tol
     few.config.key_shares = [1.0]
     assert few._with_keys({}, melodies, make_generators(4, 0)) == {"key": [None] * 4}
     assert few._conditions_like(few.sample_latent(1, seed=2), {})["key"] is None
+
+
+def test_open_attributes_of_a_latent_without_noise_may_be_those_of_an_average_melody(told):
+    average = copy.deepcopy(told)
+    average.config.average_attributes = True
+    mean = dict.fromkeys(ATTRIBUTES, 0.0)
+    assert torch.equal(expand(average, {}), expand(told, mean))
+    assert torch.equal(expand(average, {"note_density": 2.0}), expand(told, mean | {"note_density": 2.0}))
+    assert torch.equal(expand(average, {"key": "D minor"}), expand(told, mean | {"key": "D minor"}))
+    latent, level = torch.ones(2, told.config.latent_size), torch.tensor([[0.0] * 4, [0.0, 0.0, 0.0, 0.5]])
+    clean, noisy = average._bar_conditions(latent, level, {})
+    assert torch.equal(clean, told._bar_conditions(latent, level, told._conditions(mean, 2))[0])
+    assert torch.equal(noisy, told._bar_conditions(latent, level, {})[1])
+
+
+def test_a_melody_is_reconstructed_under_its_own_conditions(told, monkeypatch):
+    lines = told.read_lines(told.sample(3, seed=4, bars=[1, 3, 4]))
+    lines[1] |= {"pitch": [], "start": [], "duration": []}
+    conditions = told.conditions_of(lines)
+    assert conditions.keys() == {"key", *ATTRIBUTES}
+    assert conditions["key"] == [key_of(lines[0]), None, key_of(lines[2])]
+    for column, name in enumerate(ATTRIBUTES):
+        measured = told.attributes_of(lines)[:, column].tolist()
+        assert conditions[name] == [measured[0], None, measured[2]]
+    ids = told.write_lines(lines)
+    latent, bars = told.encode(ids).latent_mean, told.is_bar_token[ids].sum(-1)
+    own = {"conditions": conditions, "bars": bars}
+    refined = told.refine(latent, ids, 3, conditions=conditions)
+    assert not torch.equal(refined, told.refine(latent, ids, 3))
+    assert torch.equal(told.reconstruct(ids, refinement_steps=3), told.decode(refined, **own))
+    expanded, expand_all = [], MelodyVAEModel._bar_conditions
+    monkeypatch.setattr(MelodyVAEModel, "_bar_conditions", lambda *args: expanded.append(args[3]) or expand_all(*args))
+    told.reconstruct(ids, refinement_steps=0)
+    told.reconstruct(ids, refinement_steps=0, conditions={"key": "D minor"})
+    assert expanded == [conditions, {"key": ["D minor"] * 3}]
