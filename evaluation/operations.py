@@ -44,7 +44,15 @@ LONG_BARS = 64
 TIMED = 8  # melodies
 FEWEST_OF_GENRE = 15  # test melodies
 PARTS = ("variations", "infill", "speed", "conditions", "genre", "long", "validity", "attributes")
-OPTIONS = ("dataset", "samples", "bars", "melodies", "shifts", "guidance", "probe_melodies")  # that figures depend on
+OPTIONS = (
+    "dataset",
+    "samples",
+    "bars",
+    "melodies",
+    "shifts",
+    "guidance_scale",
+    "probe_melodies",
+)  # that figures depend on
 DISTANCES = (1, 2, 4, 8, 16, 32)  # bars between two bars that are compared
 
 
@@ -132,28 +140,28 @@ class Operations:
             "outside_the_scale": outside,
         }
 
-    def conditions(self, count: int, guidance: float) -> dict[str, Any]:
+    def conditions(self, count: int, guidance_scale: float) -> dict[str, Any]:
         """Ask for keys and time signatures, and read from the notes whether they are obeyed, at once and in the end."""
-        found: dict[str, Any] = {"guidance": guidance}
+        found: dict[str, Any] = {"guidance_scale": guidance_scale}
         known = self.model.config.conditions
         for name, measured in (("key", key_of), ("time_signature", lambda line: line["time_signature"])):
             if name not in known:
                 continue
             asked = [known[name][index % len(known[name])] for index in range(count)]
             found[name] = {"values": len(known[name]), "samples": count}
-            for label, options in (("obeyed_at_once", {"attempts": 1}), ("obeyed", {})):
+            for label, options in (("obeyed_at_once", {"max_attempts": 1}), ("obeyed", {})):
                 obeyed = []
                 for at in tqdm(range(0, count, AT_ONCE), desc=f"{name}, {label}", unit=" batches", leave=False):
                     values = asked[at : at + AT_ONCE]
                     ids = self.model.sample(
-                        len(values), seed=at, conditions={name: values}, guidance=guidance, **options
+                        len(values), seed=at, conditions={name: values}, guidance_scale=guidance_scale, **options
                     )
                     lines = self.processor.to_lines(ids)
                     obeyed += [measured(line) == value for line, value in zip(lines, values, strict=True)]
                 found[name][label] = round(float(np.mean(obeyed)), 4)
         tempos = [known["tempo"][index % len(known["tempo"])] for index in range(AT_ONCE)] if "tempo" in known else []
         if tempos:  # melodies have no tempo of their own: it is written into the score
-            ids = self.model.sample(len(tempos), seed=0, conditions={"tempo": tempos}, guidance=guidance)
+            ids = self.model.sample(len(tempos), seed=0, conditions={"tempo": tempos}, guidance_scale=guidance_scale)
             scores = [
                 self.processor.to_scores(row[None], tempo=tempo)[0] for row, tempo in zip(ids, tempos, strict=True)
             ]
@@ -167,7 +175,7 @@ class Operations:
         found["bars"] = {"samples": len(counts), "obeyed": float(np.mean(np.equal(counts, wanted)))}
         return found
 
-    def genres(self, chosen: Mapping[str, Sequence[dict]], guidance: float) -> dict[str, Any] | None:
+    def genres(self, chosen: Mapping[str, Sequence[dict]], guidance_scale: float) -> dict[str, Any] | None:
         """Ask for genres, and let a classifier that knows the training melodies' attributes guess them.
 
         Genre is not in the notes as a key is: what the classifier makes of real test melodies is the ceiling.
@@ -175,7 +183,7 @@ class Operations:
         Args:
             chosen: Windows of `train` and `test`; those whose genre can be asked for and that the test split has
                 `FEWEST_OF_GENRE` of count.
-            guidance: By how much the genre is exaggerated.
+            guidance_scale: Of classifier-free guidance; 1 is none.
 
         Returns:
             Shares of melodies whose genre is guessed, as means over the genres; None where there are no two genres.
@@ -195,7 +203,7 @@ class Operations:
         lines = []
         for at in tqdm(range(0, len(asked), AT_ONCE), desc="genre", unit=" batches", leave=False):
             values = asked[at : at + AT_ONCE]
-            ids = self.model.sample(len(values), seed=at, conditions={"genre": values}, guidance=guidance)
+            ids = self.model.sample(len(values), seed=at, conditions={"genre": values}, guidance_scale=guidance_scale)
             lines += self.processor.to_lines(ids)
         return {
             "genres": names,
@@ -341,10 +349,10 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
         "variations": lambda: operations.variations(melodies[:16], 4),
         "infill": lambda: operations.infills(melodies, (4, 5, 10)),
         "speed": lambda: operations.speed(melodies[:TIMED]),
-        "conditions": lambda: operations.conditions(3 * options.melodies, options.guidance),
+        "conditions": lambda: operations.conditions(3 * options.melodies, options.guidance_scale),
         "genre": lambda: operations.genres(
             {split: choose_windows(options.dataset, split, sys.maxsize, 0) for split in ("train", "test")},
-            options.guidance,
+            options.guidance_scale,
         ),
         "long": lambda: operations.long_pieces(64, options.dataset),
         "validity": lambda: operations.validity(options.samples, options.bars),
@@ -383,7 +391,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--melodies", type=int, default=64, help="test melodies to vary and fill, samples per condition"
     )
     parser.add_argument("--shifts", type=int, default=32, help="test melodies to shift by every attribute, both ways")
-    parser.add_argument("--guidance", type=float, default=2.0, help="by how much conditions are exaggerated")
+    parser.add_argument("--guidance_scale", type=float, default=2.0, help="of classifier-free guidance; 1 is none")
     parser.add_argument("--probe_melodies", type=int, default=8000, help="training windows for the attributes' probe")
     parser.add_argument(
         "--attention", type=Path, default=Path("results/attention.json"), help="report of benchmarks.attention"

@@ -21,24 +21,24 @@ class ConditionEmbedding(nn.Module):
     Args:
         config: Names the values of each condition, and the attributes.
         names: Which conditions it embeds; `attributes` among them for these.
-        open_is_zero: Whether a label that is left open adds nothing; else it has an embedding of its own.
+        null_is_zero: Whether a label that is left open has a null embedding of zeros; else one that is learned.
     """
 
     attribute_mean: torch.Tensor
     attribute_scale: torch.Tensor
 
-    def __init__(self, config: MelodyVAEConfig, names: Sequence[str], open_is_zero: bool = False):
+    def __init__(self, config: MelodyVAEConfig, names: Sequence[str], null_is_zero: bool = False):
         super().__init__()
-        self._add_conditions(config, names, open_is_zero)
+        self._add_conditions(config, names, null_is_zero)
 
-    def _add_conditions(self, config: MelodyVAEConfig, names: Sequence[str], open_is_zero: bool = False) -> None:
+    def _add_conditions(self, config: MelodyVAEConfig, names: Sequence[str], null_is_zero: bool = False) -> None:
         """Make what embeds conditions, as the class's arguments say."""
         self.config = config
         conditions = config.conditions or {}
         self.condition_sizes = {name: len(values) for name, values in conditions.items() if name in names}
         self.condition_embeddings = nn.ModuleDict(
             {
-                name: nn.Embedding(size + 1, config.hidden_size, padding_idx=size if open_is_zero else None)
+                name: nn.Embedding(size + 1, config.hidden_size, padding_idx=size if null_is_zero else None)
                 for name, size in self.condition_sizes.items()
             }
         )  # the last row: left open
@@ -109,7 +109,7 @@ class BarConditioner(nn.Module):
         if config.noise_probability:
             self.noise_proj = ZeroLinear(NOISE_HARMONICS, config.hidden_size, bias=False)
         if config.decoder_conditions:
-            self.condition_embedding = ConditionEmbedding(config, config.decoder_conditions, open_is_zero=True)
+            self.condition_embedding = ConditionEmbedding(config, config.decoder_conditions, null_is_zero=True)
         self.latent_proj = nn.Linear(config.latent_size // config.max_bars, config.hidden_size)
         self.bar_embedding = nn.Parameter(torch.empty(config.max_bars, config.hidden_size))
         self.edge_embedding = nn.Parameter(torch.empty(2, config.hidden_size))  # before the first bar, after the last

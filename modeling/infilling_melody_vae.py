@@ -21,7 +21,7 @@ class InfillingMixin:
         bars: Sequence[int] = (),
         seed: int | None = None,
         conditions: Conditions | None = None,
-        guidance: float = 1.0,
+        guidance_scale: float = 1.0,
         generator: Generators | None = None,
         noise_level: float | None = None,
         candidates: int = 8,
@@ -39,7 +39,7 @@ class InfillingMixin:
             bars: Which bars, from 0.
             seed: Makes the result repeatable; the global random state is left alone.
             conditions: As in [`sample`].
-            guidance: Scale of classifier-free guidance; 1 is none.
+            guidance_scale: Scale of classifier-free guidance; 1 is none.
             generator: Instead of a seed, one for each melody.
             noise_level: As in [`sample`], of the bars that are filled.
             candidates: Drawn for each melody.
@@ -64,7 +64,7 @@ class InfillingMixin:
         regenerate[:, bars] = True
         if self.config.latent_size:
             mean = self._latent_mean(input_ids, attention_mask)[rows]
-            options |= {"guidance": guidance, "noise_level": noise_level}
+            options |= {"guidance_scale": guidance_scale, "noise_level": noise_level}
             options = self._with_latent(template, options, mean, ~regenerate, num_bars[rows])
         else:
             options["inputs"] = torch.full_like(template[:, :1], self.config.bos_token_id)
@@ -102,7 +102,7 @@ class InfillingMixin:
         bars: int | Sequence[int] | torch.Tensor | None = None,
         seed: int | None = None,
         conditions: Conditions | None = None,
-        guidance: float = 1.0,
+        guidance_scale: float = 1.0,
         generator: Generators | None = None,
         noise_level: float | None = None,
         **generate_kwargs,
@@ -115,7 +115,7 @@ class InfillingMixin:
             bars: Bars to reach, those that are kept included; `max_bars` by default and at most.
             seed: Makes the result repeatable; the global random state is left alone.
             conditions: As in [`sample`].
-            guidance: Scale of classifier-free guidance; 1 is none.
+            guidance_scale: Scale of classifier-free guidance; 1 is none.
             generator: Instead of a seed, one for each melody.
             noise_level: As in [`sample`], of the bars that are written.
             generate_kwargs: As in [`generate`].
@@ -142,5 +142,9 @@ class InfillingMixin:
         is_suppressed = ~self.is_bar_token
         is_suppressed[list(self._repeats().values())] = False
         options["begin_suppress_tokens"] = is_suppressed.nonzero().flatten().tolist()
-        options |= {"conditions": self._conditions(conditions, n), "guidance": guidance, "noise_level": noise_level}
+        options |= {
+            "conditions": self._conditions(conditions, n),
+            "guidance_scale": guidance_scale,
+            "noise_level": noise_level,
+        }
         return self._generate_after(primer, bars, bars, options)

@@ -242,7 +242,7 @@ def rows_in_another_key(lines: Sequence[Mapping[str, Any]], keys: Sequence[str |
 def draw_again(
     ids: Any,
     options: Mapping[str, Any],
-    attempts: int,
+    max_attempts: int,
     find_wrong: Callable[[Any], list[int]],
     draw: Callable[[int, Mapping[str, Any]], Any],
     replace: Callable[[Any, list[int], Any], Any],
@@ -252,12 +252,12 @@ def draw_again(
     Args:
         ids: `(B, T)`, of the first draw.
         options: Of the melodies.
-        attempts: Draws at most, the first among them.
+        max_attempts: Draws at most, the first among them.
         find_wrong: Lists the melodies in another key.
         draw: Draws so many melodies by their options.
         replace: Puts melodies in place of some of `ids`.
     """
-    for attempt in range(1, attempts):
+    for attempt in range(1, max_attempts):
         wrong = find_wrong(ids)
         if not wrong:
             break

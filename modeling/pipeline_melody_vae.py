@@ -73,7 +73,7 @@ class MelodyGenerationPipeline(Pipeline):
                 key, genre, time_signature, note_density and the like: What samples, infills and continuations shall be
                     like; any of the model's `config.conditions` and `config.attributes`, or all in a dict, conditions;
                     see `MelodyVAEModel.sample`.
-                guidance (`float`): By how much conditions are exaggerated; 1, not at all, by default.
+                guidance_scale (`float`): Of classifier-free guidance; 1, none, by default.
                 seed (`int`): Makes the result repeatable; the global random state is left alone.
                 tempo (`float` or `str`): Quarter notes per minute, or `slow`, `medium` or `fast`, of the score and, as
                     far as the model knows tempos, of what is written; the melody's own by default, or 120.
@@ -173,7 +173,7 @@ class MelodyGenerationPipeline(Pipeline):
         amount: float = 1.0,
         fill: Sequence[int] = (),
         conditions: dict[str, Any] | None = None,
-        guidance: float = 1.0,
+        guidance_scale: float = 1.0,
         tempo: float | str | None = None,
         **generate_kwargs,
     ) -> dict[str, Any]:
@@ -196,7 +196,7 @@ class MelodyGenerationPipeline(Pipeline):
             ids = self._decode(model_inputs, similarity, attribute, amount, options)
         else:
             options |= {"temperature": 1.0 if temperature is None else temperature}
-            options |= {"conditions": conditions, "guidance": guidance}
+            options |= {"conditions": conditions, "guidance_scale": guidance_scale}
             if mode == "sample":
                 ids = model.sample(num, bars=model_inputs["bars"], **options)
             else:

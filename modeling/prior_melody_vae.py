@@ -122,7 +122,7 @@ class LatentPrior(ConditionEmbedding):
         labels: dict[str, torch.Tensor],
         begin: float = 0.0,
         end: float = 1.0,
-        guidance: float = 1.0,
+        guidance_scale: float = 1.0,
         steps: int = 32,
         noise: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -134,7 +134,7 @@ class LatentPrior(ConditionEmbedding):
             labels: As in `forward`.
             begin: Where on the way from noise (0) to `latent` (1) to begin; the nearer to 1, the more alike.
             end: Where on it to stop; at t the bars that are drawn are t of a latent and 1 - t of noise.
-            guidance: By how much labels are exaggerated (Ho & Salimans 2022, arXiv:2207.12598); 1 is not at all.
+            guidance_scale: Of classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598); 1 is none.
             steps: Steps of Heun's method from 0 to 1.
             noise: `(B, N, S)` from N(0, I); drawn by default.
 
@@ -148,10 +148,10 @@ class LatentPrior(ConditionEmbedding):
 
         def velocity(at: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
             conditional = self(at, timestep.expand(len(at)), target, is_known, labels)
-            if guidance == 1:
+            if guidance_scale == 1:
                 return conditional
             unconditional = self(at, timestep.expand(len(at)), target, is_known, null_labels)
-            return unconditional + guidance * (conditional - unconditional)
+            return unconditional + guidance_scale * (conditional - unconditional)
 
         count = max(math.ceil(steps * (end - begin)), min(FEWEST_STEPS, steps)) if begin < end else 0
         timesteps = torch.linspace(begin, end, count + 1, device=state.device)
@@ -180,7 +180,7 @@ class LatentSamplingMixin:
         known: torch.Tensor | None = None,
         is_known: torch.Tensor | None = None,
         conditions: Conditions | None = None,
-        guidance: float = 1.0,
+        guidance_scale: float = 1.0,
         noise_level: float = 0.0,
         bars: int | Sequence[int] | torch.Tensor | None = None,
         seed: int | None = None,
@@ -193,7 +193,7 @@ class LatentSamplingMixin:
             known: `(n, Z)` latents of which some bars are kept; the prior samples the others to fit them.
             is_known: `(n, N)` which bars are kept.
             conditions: As in [`sample`].
-            guidance: Scale of classifier-free guidance; 1 is none.
+            guidance_scale: Scale of classifier-free guidance; 1 is none.
             noise_level: Where the flow stops: how much of the bars that are not known is still noise, from 0 to 1.
             bars: Bars of the melodies, of each or of all; the learned prior decides by default.
             seed: Makes the result repeatable; the global random state is left alone.
@@ -221,7 +221,7 @@ class LatentSamplingMixin:
             levels = self._bar_levels(level, is_known)
             return self.bar_conditioner.add_noise(drawn, levels, draw_normal(latent, generator)) if level else drawn
         labels = self._condition_labels(self.prior, self._conditions(conditions, n), n, bars)
-        return self._complete(latent, is_known, labels, 0.0, 1.0 - level, guidance, generator)
+        return self._complete(latent, is_known, labels, 0.0, 1.0 - level, guidance_scale, generator)
 
     @torch.no_grad()
     def _latent_mean(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -238,7 +238,7 @@ class LatentSamplingMixin:
         labels: dict[str, torch.Tensor],
         begin: float = 0.0,
         end: float = 1.0,
-        guidance: float = 1.0,
+        guidance_scale: float = 1.0,
         generator: Generators | None = None,
         noise: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -248,7 +248,9 @@ class LatentSamplingMixin:
         rows = torch.arange(max(n, FEWEST_ROWS), device=latent.device) % n
         noise = noise.unflatten(-1, (self.config.max_bars, -1))[rows]
         labels = {name: values[rows] for name, values in labels.items()}
-        return self.prior.sample(latent[rows], is_known[rows], labels, begin, end, guidance, PRIOR_STEPS, noise)[:n]
+        return self.prior.sample(latent[rows], is_known[rows], labels, begin, end, guidance_scale, PRIOR_STEPS, noise)[
+            :n
+        ]
 
     def _known_bars(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Which bars of the latent `input_ids` `(B, T)` hold, `(B, N)`."""

@@ -42,8 +42,8 @@ class SamplingMixin:
         temperature: float | Sequence[float] = 1.0,
         bars: int | Sequence[int] | torch.Tensor | None = None,
         conditions: Conditions | None = None,
-        guidance: float = 1.0,
-        attempts: int = 12,
+        guidance_scale: float = 1.0,
+        max_attempts: int = 12,
         generator: Generators | None = None,
         noise_level: float | None = None,
         candidates: int | None = None,
@@ -71,8 +71,8 @@ class SamplingMixin:
             conditions: Such as `{"key": "D minor", "note_density": 1.0}`. For each condition (`config.conditions`) one
                 value, and for each attribute (`config.attributes`) standard deviations from the training data's mean;
                 for all melodies, or a list with one for each, in which None leaves it open.
-            guidance: Scale of classifier-free guidance; 1 is none.
-            attempts: How often a melody is sampled at most.
+            guidance_scale: Scale of classifier-free guidance; 1 is none.
+            max_attempts: How often a melody is sampled at most.
             generator: Instead of a seed, one for each melody.
             noise_level: How much of its latent a melody leaves to the melody decoder, from 0 to 1;
                 `config.sampling_noise` by default.
@@ -93,7 +93,7 @@ class SamplingMixin:
             "temperature": check_temperature(temperature),
             "bars": check_bars(self.config.max_bars if bars is None else bars, n),
             "conditions": conditions,
-            "guidance": check_number("guidance", guidance),
+            "guidance_scale": check_number("guidance_scale", guidance_scale),
             "noise_level": self._check_noise_level(noise_level),
             "generator": make_generators(n, seed, generator),
             **generate_kwargs,
@@ -113,7 +113,7 @@ class SamplingMixin:
         return draw_again(
             self._sample_best(n, count, options),
             options,
-            check_count("attempts", attempts, 1),
+            check_count("max_attempts", max_attempts, 1),
             lambda ids: self._rows_in_another_key(ids, conditions),
             lambda n, again: self._sample_best(n, count, again),
             self._replace_rows,
@@ -155,7 +155,7 @@ class SamplingMixin:
         if self.config.latent_size:
             options = self._with_primer_latent(primer, options, bars_of_latent)
         else:
-            for name in ("conditions", "guidance", "noise_level"):  # it has no prior that could read them
+            for name in ("conditions", "guidance_scale", "noise_level"):  # it has no prior that could read them
                 options.pop(name, None)
         if n and self.config.pad_token_id in primer[:, 0]:
             options["attention_mask"] = primer.ne(self.config.pad_token_id).long()
@@ -194,7 +194,7 @@ class SamplingMixin:
             known,
             None if known is None else is_known,
             conditions,
-            options.pop("guidance", 1.0),
+            options.pop("guidance_scale", 1.0),
             level,
             bars,
             generator=options.get("generator"),

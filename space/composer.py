@@ -150,7 +150,7 @@ class Composer(FileReader):
                 temperature=[request["temperature"] for request in each],
                 bars=bars[0] if len(set(bars)) == 1 else bars,
                 conditions={name: [request["conditions"].get(name) for request in each] for name in conditions},
-                attempts=ATTEMPTS,
+                max_attempts=ATTEMPTS,
                 **{name: [request["constraints"].get(name) for request in each] for name in constraints},
             )
         except ValueError as error:

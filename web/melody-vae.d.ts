@@ -76,7 +76,7 @@ export interface ConditionOptions {
   /** Any other condition of the model, such as `{genre: "Jazz"}`; names and values as in `model.conditions`. */
   conditions?: Record<string, string | number>;
   /** Scale of classifier-free guidance; 1 is none. */
-  guidance?: number;
+  guidanceScale?: number;
   /** How much of its latent a melody leaves to the melody decoder, from 0 to 1; the model's own by default. */
   noise?: number;
 }

@@ -99,7 +99,7 @@ def operations(runtime: OnnxMelodyVAE, latents: np.ndarray, ids: np.ndarray) -> 
     for name, options in {
         "plain": {"n": 3, "seed": 0},
         "hot": {"n": 2, "seed": 2, "temperature": [1.0, 2.5], "bars": [2, most], "top_p": 0.8},
-        "asked": {"n": 2, "seed": 3, "bars": 4, "conditions": asked, "guidance": 2.0 if asked else 1.0},
+        "asked": {"n": 2, "seed": 3, "bars": 4, "conditions": asked, "guidance_scale": 2.0 if asked else 1.0},
         "limited": {"n": 2, "seed": 4, "scale": "D dorian", "lowest_pitch": 57, "time_signature": ["6/8", None]},
         "measured": {"n": 2, "seed": 5, "conditions": attributes, "highest_pitch": 70},
         "long": {"n": 2, "seed": 6, "bars": 2 * most + 1},

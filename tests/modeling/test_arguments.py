@@ -51,8 +51,14 @@ REFUSED = {
     ),
     "unknown key": (lambda model: model.sample(1, conditions={"key": "H major"}), "unknown key 'H major'"),
     "attribute as text": (lambda model: model.sample(1, conditions={"mean_pitch": "high"}), "mean_pitch .*='high'"),
-    "guidance": (lambda model: model.sample(1, guidance=float("inf")), "guidance=inf is not a finite number"),
-    "attempts": (lambda model: model.sample(1, attempts=0), "attempts=0 is not a whole number of 1 or more"),
+    "guidance_scale": (
+        lambda model: model.sample(1, guidance_scale=float("inf")),
+        "guidance_scale=inf is not a finite number",
+    ),
+    "max_attempts": (
+        lambda model: model.sample(1, max_attempts=0),
+        "max_attempts=0 is not a whole number of 1 or more",
+    ),
     "known without which": (lambda model: model.sample_latent(3, make_latent()), "known and is_known go together"),
     "one generator for all": (
         lambda model: model.sample(3, generator=torch.Generator()),

@@ -92,7 +92,7 @@ def test_a_key_is_drawn_where_none_is_asked_for(told, monkeypatch):
     told.sample(3, seed=0, bars=2)
     assert heard == first[:3]  # of a melody's own generator
     heard.clear()
-    told.sample(4, seed=0, bars=2, conditions={"key": "E minor"}, attempts=1)
+    told.sample(4, seed=0, bars=2, conditions={"key": "E minor"}, max_attempts=1)
     assert set(heard) == {"E minor"}
     heard.clear()
     silent = copy.deepcopy(told)

@@ -219,8 +219,8 @@ def test_melodies_in_another_key_are_drawn_again(told, processor):
     drawn = Counter(key_of(line) for line in processor.to_lines(told.sample(97, seed=4, bars=2)))
     (first_key, _), (second_key, _) = drawn.most_common(2)
     asked = {"key": [first_key, second_key, first_key], "time_signature": ["3/4", "4/4", "3/4"]}
-    first = told.sample(3, seed=5, bars=2, conditions=asked, attempts=1)
-    ids = told.sample(3, seed=5, bars=2, conditions=asked, attempts=97)
+    first = told.sample(3, seed=5, bars=2, conditions=asked, max_attempts=1)
+    ids = told.sample(3, seed=5, bars=2, conditions=asked, max_attempts=97)
     lines = processor.to_lines(ids)
     assert [key_of(line) for line in lines] == asked["key"]
     assert [line["time_signature"] for line in lines] == asked["time_signature"]
@@ -228,14 +228,14 @@ def test_melodies_in_another_key_are_drawn_again(told, processor):
     assert len(kept) < 3
     for row in kept:
         assert processor.to_lines(first)[row] == lines[row]
-    assert torch.equal(ids, told.sample(3, seed=5, bars=2, conditions=asked, attempts=97))
+    assert torch.equal(ids, told.sample(3, seed=5, bars=2, conditions=asked, max_attempts=97))
 
 
 def test_a_melody_of_the_same_mode_is_transposed_to_the_key(told, processor):
     asked = {"bars": 2, "seed": 5}
     drawn = processor.to_lines(told.sample(24, **asked))
-    asked_for = told.sample(24, conditions={"key": "D minor"}, noise_level=0.0, attempts=1, **asked)
-    free = told.sample(24, conditions={"key": "D minor"}, noise_level=0.0, attempts=1, lowest_pitch=21, **asked)
+    asked_for = told.sample(24, conditions={"key": "D minor"}, noise_level=0.0, max_attempts=1, **asked)
+    free = told.sample(24, conditions={"key": "D minor"}, noise_level=0.0, max_attempts=1, lowest_pitch=21, **asked)
     moved = 0
     for line, before in zip(processor.to_lines(asked_for), processor.to_lines(free), strict=True):
         up = {a - b for a, b in zip(line["pitch"], before["pitch"], strict=True)}
@@ -255,12 +255,13 @@ def test_a_melody_of_the_same_mode_is_transposed_to_the_key(told, processor):
 def test_after_some_free_draws_nothing_lies_outside_the_key(told, processor):
     asked = {"conditions": {"key": "D minor"}, "bars": 2, "seed": 5}
     freely, strictly = (
-        processor.to_lines(told.sample(48, attempts=attempts, **asked)) for attempts in (FREE_DRAWS, FREE_DRAWS + 1)
+        processor.to_lines(told.sample(48, max_attempts=max_attempts, **asked))
+        for max_attempts in (FREE_DRAWS, FREE_DRAWS + 1)
     )
     again = [new for old, new in zip(freely, strictly, strict=True) if key_of(old) != "D minor"]
     assert again
     assert {pitch % 12 for line in again for pitch in line["pitch"]} <= {2, 4, 5, 7, 9, 10, 0}
-    scale = told.sample(24, attempts=3, scale="C major pentatonic", **asked)  # a scale that is asked for stays
+    scale = told.sample(24, max_attempts=3, scale="C major pentatonic", **asked)  # a scale that is asked for stays
     assert {pitch % 12 for line in processor.to_lines(scale) for pitch in line["pitch"]} <= {0, 2, 4, 7, 9}
 
 
@@ -331,7 +332,7 @@ def test_a_melody_depends_on_its_own_generator_alone(exact, processor):
     def sample(rows):
         own = [generators(64)[row] for row in rows]
         conditions = {"key": [keys[row % 3] for row in rows]}
-        ids = exact.sample(len(rows), generator=own, conditions=conditions, attempts=2, **asked_of(rows))
+        ids = exact.sample(len(rows), generator=own, conditions=conditions, max_attempts=2, **asked_of(rows))
         return processor.to_lines(ids)
 
     together = sample(range(64))

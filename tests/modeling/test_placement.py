@@ -53,7 +53,7 @@ def uses(model: MelodyVAEModel, melodies: torch.Tensor, latent: torch.Tensor) ->
         "encode": lambda: model.encode(melodies, mask)[0],
         "forward": lambda: model(melodies, attention_mask=mask, labels=melodies).loss,
         "decode": lambda: model.decode(latent),
-        "sample": lambda: model.sample(3, attempts=2, **ASKED),
+        "sample": lambda: model.sample(3, max_attempts=2, **ASKED),
         "prior": lambda: model.sample_latent(3, seed=5),
         "prior, some bars known": lambda: model.sample_latent(3, seed=5, known=latent, is_known=FIRST_BARS),
         "infill": lambda: model.infill(melodies, mask, bars=[1], seed=5, candidates=2),

@@ -85,11 +85,11 @@ def test_conditions_change_what_is_drawn_and_guidance_exaggerates_them(model):
     plain, one, two = (
         complete(model, latent, is_known),
         complete(model, latent, is_known, labels=told),
-        complete(model, latent, is_known, labels=told, guidance=2.0),
+        complete(model, latent, is_known, labels=told, guidance_scale=2.0),
     )
     assert (one - plain).norm() > 1e-3
     assert (two - plain).norm() > (one - plain).norm()
-    open_ended = complete(model, latent, is_known, labels=model.prior.null_labels(3), guidance=2.0)
+    open_ended = complete(model, latent, is_known, labels=model.prior.null_labels(3), guidance_scale=2.0)
     torch.testing.assert_close(open_ended, plain)
 
 
@@ -115,7 +115,7 @@ def test_a_model_without_prior_refuses_conditions():
 
 
 def test_sampling_draws_from_the_prior(model):
-    options = {"bars": 3, "conditions": {"key": "D minor"}, "guidance": 1.5}
+    options = {"bars": 3, "conditions": {"key": "D minor"}, "guidance_scale": 1.5}
     one, again = (model.sample(4, seed=5, **options) for _ in range(2))
     assert torch.equal(one, again)
     assert not torch.equal(one, model.sample(4, seed=5, bars=3))
@@ -165,7 +165,7 @@ def test_the_prior_is_told_how_many_bars_and_which_time_signature(monkeypatch):
     options = {"seed": 0, "max_length": 40}
     short = model.sample_latent(2)
     model.sample(2, bars=3, **options)
-    model.sample(2, bars=[2, 5], conditions={"key": "A minor"}, guidance=2.0, **options)
+    model.sample(2, bars=[2, 5], conditions={"key": "A minor"}, guidance_scale=2.0, **options)
     model.generate(IDS, bars=torch.tensor([4, 3, 6]), max_length=40)
     model.sample(1, bars=2 * N, seed=0)
     lengths = [labels["bars"].tolist() for labels in told]

@@ -188,14 +188,16 @@ def test_latents_are_drawn_from_torchs_prior(rich):
     runtime, model, _ = rich
     n, conditions = 2000, {"key": "D minor", "pitch_range": 2.0}
     found = {}
-    for guidance in (1.0, 4.0):
-        options = {"noise_level": 0.2, "bars": 5, "guidance": guidance}
+    for guidance_scale in (1.0, 4.0):
+        options = {"noise_level": 0.2, "bars": 5, "guidance_scale": guidance_scale}
         expected = model.sample_latent(n, seed=0, conditions=conditions, **options).numpy()
         sources = [np.random.default_rng(number) for number in range(n)]
-        found[guidance] = runtime.sample_latent(sources, conditions=runtime.check_conditions(conditions, n), **options)
+        found[guidance_scale] = runtime.sample_latent(
+            sources, conditions=runtime.check_conditions(conditions, n), **options
+        )
         error = expected.std(0) * (2 / n) ** 0.5
-        assert (np.abs(found[guidance].mean(0) - expected.mean(0)) < 5 * error).all()
-        np.testing.assert_allclose(np.cov(found[guidance].T), np.cov(expected.T), atol=0.2 * expected.var())
+        assert (np.abs(found[guidance_scale].mean(0) - expected.mean(0)) < 5 * error).all()
+        np.testing.assert_allclose(np.cov(found[guidance_scale].T), np.cov(expected.T), atol=0.2 * expected.var())
     assert np.abs(found[1.0].mean(0) - found[4.0].mean(0)).max() > 10 * error.max()
 
 
@@ -236,7 +238,7 @@ def test_the_critic_chooses_as_in_torch(rich, monkeypatch, conditions):
     drawn = model.sample(n * count, seed=0, bars=[1, 3, 5, 6, 7] * n, temperature=2.0)
     monkeypatch.setattr(model, "_sample_batch", lambda *_: drawn)
     monkeypatch.setattr(runtime, "_sample_batch", lambda *_: drawn.numpy())
-    options = {"n": n, "candidates": count, "conditions": conditions, "attempts": 1}
+    options = {"n": n, "candidates": count, "conditions": conditions, "max_attempts": 1}
     kept = runtime.sample(**options)
     assert kept.tolist() == model.sample(**options).tolist()
     assert len(set(runtime.num_bars(kept).tolist())) > 1  # not the same place among the candidates of each
@@ -273,7 +275,9 @@ def test_the_best_of_several_candidates_does_not_depend_on_its_batch(rich, plain
 def test_samples_are_in_the_key_asked_for(rich):
     runtime, _, _ = rich
     keys = ["D major", None, "F# major", "Bb major"]
-    lines = runtime.read_lines(runtime.sample(4, seed=0, conditions={"key": keys, "note_density": 1.0}, attempts=20))
+    lines = runtime.read_lines(
+        runtime.sample(4, seed=0, conditions={"key": keys, "note_density": 1.0}, max_attempts=20)
+    )
     assert [key_of(line) for line, key in zip(lines, keys, strict=True) if key] == ["D major", "F# major", "A# major"]
     with pytest.raises(ValueError, match="unknown condition 'mood'; this model has key, time_signature, note_density"):
         runtime.sample(1, conditions={"mood": "sad"})

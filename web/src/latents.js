@@ -264,18 +264,18 @@ export class LatentModel {
    * @param {Float32Array[] | null} [options.known] Latents of which some bars are kept.
    * @param {boolean[][]} [options.isKnown] Which bars are.
    * @param {Record<string, any[]>} [options.conditions] An array for each.
-   * @param {number} [options.guidance] Scale of classifier-free guidance; 1 is none.
+   * @param {number} [options.guidanceScale] Scale of classifier-free guidance; 1 is none.
    * @param {number} [options.noiseLevel] How much of the bars that are not known is still noise, from 0 to 1.
    * @param {number | number[]} [options.bars] Bars of the melodies, of each or of all.
    */
-  async sampleLatent(generator, { known, isKnown, conditions = {}, guidance = 1, noiseLevel = 0, bars } = {}) {
+  async sampleLatent(generator, { known, isKnown, conditions = {}, guidanceScale = 1, noiseLevel = 0, bars } = {}) {
     const { latent_size: size, max_bars: most, num_prior_layers: layers } = this.config
     const n = generator.length
     const latent = known ?? generator.map(() => new Float32Array(size))
     if (!known || !isKnown) isKnown = generator.map(() => new Array(most).fill(false))
     if (layers) {
       const labels = this.labels(conditions, n, bars)
-      return this.complete(latent, isKnown, labels, generator, { end: 1 - noiseLevel, guidance })
+      return this.complete(latent, isKnown, labels, generator, { end: 1 - noiseLevel, guidanceScale })
     }
     const normal = drawNormal(size, generator)
     const drawn = this.#where(isKnown, latent, normal)
@@ -293,7 +293,7 @@ export class LatentModel {
   }
 
   /** Draw the bars of latents that are not known, as `LatentPrior.sample` does, by Heun's method. */
-  async complete(latent, isKnown, labels, generator, { begin = 0, end = 1, guidance = 1, noise } = {}) {
+  async complete(latent, isKnown, labels, generator, { begin = 0, end = 1, guidanceScale = 1, noise } = {}) {
     const { latent_size: size, max_bars: bars } = this.config
     const [mean, scale] = [this.tables.mean.data, this.tables.scale.data]
     const n = latent.length
@@ -315,10 +315,10 @@ export class LatentModel {
         ...fixed,
       }
       const conditional = (await this.run("prior", { ...feeds, ...labels })).velocity
-      if (guidance === 1) return unstack(conditional, n)
+      if (guidanceScale === 1) return unstack(conditional, n)
       const open = (await this.run("prior", { ...feeds, ...openLabels })).velocity
       return unstack(
-        open.map((value, place) => value + f(f(guidance) * f(conditional[place] - value))),
+        open.map((value, place) => value + f(f(guidanceScale) * f(conditional[place] - value))),
         n,
       )
     }

@@ -166,9 +166,9 @@ export class MelodyVAE {
     return { seed, temperature, topP, scale, lowestPitch, highestPitch, maxRest, signal }
   }
 
-  #conditions({ key, attributes, conditions, guidance, noise }) {
+  #conditions({ key, attributes, conditions, guidanceScale, noise }) {
     const all = given({ ...conditions, ...attributes, key })
-    return { conditions: Object.keys(all).length ? all : undefined, guidance, noiseLevel: noise }
+    return { conditions: Object.keys(all).length ? all : undefined, guidanceScale, noiseLevel: noise }
   }
 
   #decoding({ bars, meter, noise, ...options }) {

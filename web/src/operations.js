@@ -95,7 +95,7 @@ export class OnnxMelodyVAE extends SamplingModel {
    *
    * @throws {RangeError} If a melody has no such bar.
    */
-  async infill(ids, { bars = [], seed, conditions, guidance = 1, generator, noiseLevel, candidates = 8, ...options } = {}) {
+  async infill(ids, { bars = [], seed, conditions, guidanceScale = 1, generator, noiseLevel, candidates = 8, ...options } = {}) {
     const { config } = this
     const n = ids.length
     const numBars = this.numBars(ids)
@@ -112,7 +112,7 @@ export class OnnxMelodyVAE extends SamplingModel {
     if (config.latent_size) {
       const isKnown = template.map(() => Array.from({ length: config.max_bars }, (_, bar) => !bars.includes(bar)))
       const known = repeatEach((await this.encode(ids)).mean, candidates)
-      asked = await this.withLatent(template, { ...asked, guidance, noiseLevel }, known, isKnown, repeatEach(numBars, candidates))
+      asked = await this.withLatent(template, { ...asked, guidanceScale, noiseLevel }, known, isKnown, repeatEach(numBars, candidates))
     }
     const filled = await this.generate({ template, regenerate: bars, ...asked })
     return candidates === 1 || !n ? filled : this.#bestFillings(filled, template, bars, { count: candidates, ...options })
@@ -167,7 +167,7 @@ export class OnnxMelodyVAE extends SamplingModel {
    *
    * @throws {RangeError} If a melody has no bar to begin with, or nothing is left to write.
    */
-  async continueMelody(ids, { bars, seed, conditions, guidance = 1, generator, noiseLevel, ...options } = {}) {
+  async continueMelody(ids, { bars, seed, conditions, guidanceScale = 1, generator, noiseLevel, ...options } = {}) {
     const n = ids.length
     bars ??= this.config.max_bars
     const wanted = forEach("bars", bars, n)
@@ -182,7 +182,7 @@ export class OnnxMelodyVAE extends SamplingModel {
     }
     const primer = this.joinBars(this.splitBars(ids), true)
     const asked = { ...this.samplingOptions(), generator: generator ?? makeGenerators(n, seed), ...options }
-    const drawn = { conditions: this.checkConditions(conditions, n), guidance, noiseLevel, opensBar: true }
+    const drawn = { conditions: this.checkConditions(conditions, n), guidanceScale, noiseLevel, opensBar: true }
     return this.generateAfter(primer, bars, bars, { ...asked, ...drawn })
   }
 

@@ -197,21 +197,21 @@ export class SamplingModel extends LatentModel {
    *   section. One number for all, or one for each, none of them more than `max_bars`.
    * @param {Record<string, any>} [options.conditions] Such as `{key: "D minor", note_density: 1}`; for all, or an array
    *   with one for each, in which null leaves it open.
-   * @param {number} [options.guidance] Scale of classifier-free guidance; 1 is none.
-   * @param {number} [options.attempts] How often a melody in another key than asked for is sampled at most.
+   * @param {number} [options.guidanceScale] Scale of classifier-free guidance; 1 is none.
+   * @param {number} [options.maxAttempts] How often a melody in another key than asked for is sampled at most.
    * @param {number} [options.noiseLevel] How much of its latent a melody leaves to the melody decoder, from 0 to 1;
    *   `config.sampling_noise` by default.
    * @param {number} [options.candidates] Drawn for each melody; the one is kept that the critic takes most for a
    *   training melody. `config.sampling_candidates` by default; melodies longer than a latent are drawn once.
    */
-  async sample(n, { seed, bars, conditions, guidance = 1, attempts = 12, generator, noiseLevel, candidates, ...options } = {}) {
+  async sample(n, { seed, bars, conditions, guidanceScale = 1, maxAttempts = 12, generator, noiseLevel, candidates, ...options } = {}) {
     const checked = this.checkConditions(conditions, n)
     const asked = {
       ...this.samplingOptions(),
       temperature: 1,
       bars: bars ?? this.config.max_bars,
       conditions: checked,
-      guidance,
+      guidanceScale,
       noiseLevel,
       generator: generator ?? makeGenerators(n, seed),
       ...options,
@@ -222,7 +222,7 @@ export class SamplingModel extends LatentModel {
     if (!n) return []
     const count = this.#checkCandidates(candidates, asked.bars)
     const ids = await this.#sampleBest(n, count, asked)
-    for (let attempt = 1; attempt < attempts; attempt++) {
+    for (let attempt = 1; attempt < maxAttempts; attempt++) {
       const wrong = this.#rowsInAnotherKey(ids, checked)
       if (!wrong.length) break
       const again = takeRows(asked, wrong)
@@ -299,14 +299,14 @@ export class SamplingModel extends LatentModel {
   }
 
   /** Put latents, and the noise level of each bar, in place of the options that say how to sample what `ids` begin. */
-  async withLatent(ids, { guidance, noiseLevel, ...options }, known, isKnown, bars) {
+  async withLatent(ids, { guidanceScale, noiseLevel, ...options }, known, isKnown, bars) {
     const { conditions, generator } = options
     noiseLevel ??= this.#defaultNoiseLevel(conditions)
     if (!(noiseLevel >= 0 && noiseLevel <= 1)) throw new RangeError(`noise=${noiseLevel} is not a number from 0 to 1`)
     if (noiseLevel && !this.config.noise_probability) {
       throw new RangeError(`noise=${noiseLevel} and a model trained without (noise_probability=0)`)
     }
-    const latent = await this.sampleLatent(generator, { known, isKnown, conditions, guidance, noiseLevel, bars })
+    const latent = await this.sampleLatent(generator, { known, isKnown, conditions, guidanceScale, noiseLevel, bars })
     const levels = isKnown.map((row) => row.map((each) => (each ? 0 : noiseLevel)))
     const all = this.#withKeys(conditions, ids, generator)
     return { ...options, conditions: all, latent, ...(noiseLevel ? { noiseLevel: levels } : {}) }

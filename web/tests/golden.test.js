@@ -12,7 +12,12 @@ import { ATTRIBUTES, keyOf } from "../src/melody_line.js"
 import { makeGenerators } from "../src/random.js"
 import { folders, openModel, readGolden } from "./golden.js"
 
-const OPTIONS = { time_signature: "timeSignature", lowest_pitch: "lowestPitch", highest_pitch: "highestPitch" }
+const OPTIONS = {
+  time_signature: "timeSignature",
+  lowest_pitch: "lowestPitch",
+  highest_pitch: "highestPitch",
+  guidance_scale: "guidanceScale",
+}
 const NAMES = { ...OPTIONS, top_p: "topP", noise_level: "noiseLevel" }
 
 /** Write options of Python as those of this module. */

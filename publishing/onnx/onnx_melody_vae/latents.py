@@ -283,7 +283,7 @@ class LatentModel:
         known: np.ndarray | None = None,
         is_known: np.ndarray | None = None,
         conditions: Mapping[str, list] | None = None,
-        guidance: float = 1.0,
+        guidance_scale: float = 1.0,
         noise_level: float = 0.0,
         bars: Any = None,
     ) -> np.ndarray:
@@ -294,7 +294,7 @@ class LatentModel:
             known: `(B, Z)` latents of which some bars are kept.
             is_known: `(B, N)` which bars are.
             conditions: A list for each.
-            guidance: Scale of classifier-free guidance; 1 is none.
+            guidance_scale: Scale of classifier-free guidance; 1 is none.
             noise_level: How much of the bars that are not known is still noise, from 0 to 1.
             bars: Bars of the melodies, of each or of all.
         """
@@ -303,7 +303,9 @@ class LatentModel:
         is_known = np.zeros((n, config["max_bars"]), dtype=bool) if is_known is None or known is None else is_known
         if config["num_prior_layers"]:
             labels = self._labels(conditions or {}, n, bars)
-            return self.complete(latent, is_known, labels, generator, end=1.0 - noise_level, guidance=guidance)
+            return self.complete(
+                latent, is_known, labels, generator, end=1.0 - noise_level, guidance_scale=guidance_scale
+            )
         drawn = np.where(self.spread_over_latent(is_known), latent, draw_normal(latent.shape[1:], generator))
         if not noise_level:
             return drawn
@@ -318,7 +320,7 @@ class LatentModel:
         generator: Generators,
         begin: float = 0.0,
         end: float = 1.0,
-        guidance: float = 1.0,
+        guidance_scale: float = 1.0,
         noise: np.ndarray | None = None,
     ) -> np.ndarray:
         """Draw the bars of latents `(B, Z)` that are not known, as `LatentPrior.sample` does, by Heun's method."""
@@ -332,10 +334,10 @@ class LatentModel:
         def velocity(at: np.ndarray, timestep: np.float32) -> np.ndarray:
             feeds = {"noisy": at, "timestep": np.full(len(at), timestep), **fixed}
             (conditional,) = self._run("prior", {**feeds, **labels})
-            if guidance == 1:
+            if guidance_scale == 1:
                 return conditional
             (unconditional,) = self._run("prior", {**feeds, **null_labels})
-            return unconditional + np.float32(guidance) * (conditional - unconditional)
+            return unconditional + np.float32(guidance_scale) * (conditional - unconditional)
 
         count = max(math.ceil(PRIOR_STEPS * (end - begin)), min(FEWEST_STEPS, PRIOR_STEPS)) if begin < end else 0
         for now, then in pairwise(np.linspace(begin, end, count + 1, dtype=np.float32)):

@@ -110,7 +110,7 @@ class OnnxMelodyVAE(SamplingModel):
         bars: Sequence[int] = (),
         seed: int | None = None,
         conditions: Mapping[str, Any] | None = None,
-        guidance: float = 1.0,
+        guidance_scale: float = 1.0,
         generator: Generators | None = None,
         noise_level: float | None = None,
         candidates: int = 8,
@@ -134,7 +134,7 @@ class OnnxMelodyVAE(SamplingModel):
         if config["latent_size"]:
             is_known = np.ones((len(template), config["max_bars"]), dtype=bool)
             is_known[:, bars] = False
-            asked |= {"guidance": guidance, "noise_level": noise_level}
+            asked |= {"guidance_scale": guidance_scale, "noise_level": noise_level}
             mean = self.encode(input_ids)[0][rows]
             asked = self._with_latent(template, asked, mean, is_known, num_bars[rows])
         ids = self.generate(template=template, regenerate=bars, **asked)
@@ -167,7 +167,7 @@ class OnnxMelodyVAE(SamplingModel):
         bars: int | Sequence[int] | None = None,
         seed: int | None = None,
         conditions: Mapping[str, Any] | None = None,
-        guidance: float = 1.0,
+        guidance_scale: float = 1.0,
         generator: Generators | None = None,
         noise_level: float | None = None,
         **options,
@@ -192,7 +192,11 @@ class OnnxMelodyVAE(SamplingModel):
             raise ValueError(f"time_signature={options['time_signature']!r}: the melody has its own")
         primer = self._join_bars(self._split_bars(input_ids), is_open=True)
         asked = self._sampling_options() | {"generator": make_generators(n, seed, generator), **options}
-        asked |= {"conditions": self.check_conditions(conditions, n), "guidance": guidance, "noise_level": noise_level}
+        asked |= {
+            "conditions": self.check_conditions(conditions, n),
+            "guidance_scale": guidance_scale,
+            "noise_level": noise_level,
+        }
         return self._generate_after(primer, bars, bars, {**asked, "opens_bar": True})
 
     def interpolate(self, a: np.ndarray, b: np.ndarray, steps: int = 7, **options) -> np.ndarray:

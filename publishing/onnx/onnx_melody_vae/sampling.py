@@ -205,8 +205,8 @@ class SamplingModel(LatentModel):
         temperature: float | Sequence[float] = 1.0,
         bars: int | Sequence[int] | None = None,
         conditions: Mapping[str, Any] | None = None,
-        guidance: float = 1.0,
-        attempts: int = 12,
+        guidance_scale: float = 1.0,
+        max_attempts: int = 12,
         generator: Generators | None = None,
         noise_level: float | None = None,
         candidates: int | None = None,
@@ -223,8 +223,8 @@ class SamplingModel(LatentModel):
                 one for each, none of them more than `max_bars`.
             conditions: Such as `{"key": "D minor", "note_density": 1.0}`; for all, or a list with one for each, in
                 which None leaves it open.
-            guidance: Scale of classifier-free guidance; 1 is none.
-            attempts: How often a melody in another key than asked for is sampled at most.
+            guidance_scale: Scale of classifier-free guidance; 1 is none.
+            max_attempts: How often a melody in another key than asked for is sampled at most.
             generator: Instead of a seed, one for each melody.
             noise_level: How much of its latent a melody leaves to the melody decoder, from 0 to 1;
                 `config.sampling_noise` by default.
@@ -243,7 +243,7 @@ class SamplingModel(LatentModel):
             "temperature": temperature,
             "bars": self.config["max_bars"] if bars is None else bars,
             "conditions": checked,
-            "guidance": guidance,
+            "guidance_scale": guidance_scale,
             "noise_level": noise_level,
             "generator": make_generators(n, seed, generator),
             **options,
@@ -262,7 +262,7 @@ class SamplingModel(LatentModel):
         return draw_again(
             ids,
             asked,
-            attempts,
+            max_attempts,
             lambda ids: self._rows_in_another_key(ids, checked),
             lambda n, again: self._sample_best(n, count, again),
             self._replace_rows,
@@ -308,7 +308,7 @@ class SamplingModel(LatentModel):
             known = self.encode(primer)[0] if num_bars.any() else None
             options = self._with_latent(primer, options, known, is_known, bars_of_latent)
         else:
-            for name in ("conditions", "guidance", "noise_level"):  # it has no prior that could read them
+            for name in ("conditions", "guidance_scale", "noise_level"):  # it has no prior that could read them
                 options.pop(name, None)
         return self.generate(input_ids=primer, bars=bars, **options)
 
@@ -330,8 +330,8 @@ class SamplingModel(LatentModel):
             level = self._default_noise_level(conditions)
         elif level and not self.config["noise_probability"]:
             raise ValueError(f"noise_level={level:g} and a model trained without (noise_probability=0)")
-        guidance = options.pop("guidance", 1.0)
-        latent = self.sample_latent(options["generator"], known, is_known, conditions, guidance, level, bars)
+        guidance_scale = options.pop("guidance_scale", 1.0)
+        latent = self.sample_latent(options["generator"], known, is_known, conditions, guidance_scale, level, bars)
         levels = {"noise_level": np.where(is_known, 0.0, level).astype(np.float32)} if level else {}
         options["conditions"] = self._with_keys(conditions, ids, options["generator"])
         return {**options, "latent": latent, **levels}
