@@ -306,9 +306,11 @@ class LatentSamplingMixin:
         Where the latent has no noise, `noise_level` `(B, N)` being 0 or None, attributes that are left open are those
         of an average melody, see `config.average_attributes`.
         """
-        if not self.config.decoder_conditions:
+        if not self.config.decoder_conditions or not (conditions or self.config.average_attributes):
             return None
-        labels = self._condition_labels(self.bar_conditioner.condition_embedding, conditions, n)
+        embedding = self.bar_conditioner.condition_embedding
+        check_buffers(embedding)
+        labels = self._condition_labels(embedding, conditions, n)
         if self.config.average_attributes and "attributes" in labels:
             attributes = labels["attributes"]
             is_average = attributes.isnan()

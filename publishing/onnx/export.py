@@ -11,8 +11,8 @@ stand after each other, the first of the highest score is kept, and one in anoth
 Candidate j of melody i draws its random numbers from `SeedSequence(seed, spawn_key=(i, j))`; where a melody is sampled
 again j counts on.
 
-Where `config.key_shares` is there, a melody decoder that is conditioned on keys gets one for each melody: the one asked for,
-else that of the notes that are there, else one drawn by these shares after the latent.
+Where `config.key_shares` is there, a melody decoder that is conditioned on keys gets one for each melody: the one asked
+for, else that of the notes that are there, else one drawn by these shares after the latent.
 """
 
 import hashlib
