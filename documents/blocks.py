@@ -34,8 +34,8 @@ def summary(results: Path) -> str:
     chosen = f"each the one of {candidates} candidates that a critic keeps" if candidates > 1 else "none of them chosen"
     rows = [
         [
-            "Notes that come back from the latent; under the melody's own key and attributes (note F1)",
-            f"{notes['f1']:.3f}; {release['own_conditions']['note_f1']['f1']:.3f}",
+            "Notes that come back from the latent; by `reconstruct`, which refines it (note F1)",
+            f"{notes['f1']:.3f}; {release['refined']['note_f1']['f1']:.3f}",
             f"{release['free_running']['note_f1_floor']:.3f}, another melody",
             "1",
         ],
