@@ -256,6 +256,33 @@ def syncopation(line: Mapping[str, Any]) -> float:
     return found / len(line["start"]) if len(line["start"]) else 0.0
 
 
+def known_key(line: Mapping[str, Any], keys: Sequence[str]) -> str | None:
+    """Find the key of a melody; None where it has no notes, or its key is none of `keys`."""
+    key = key_of(line) if line["pitch"] else None
+    return key if key in keys else None
+
+
+def read_conditions(
+    lines: Sequence[Mapping[str, Any]], known: Mapping[str, Sequence[str]], attributes: Mapping[str, Sequence[float]]
+) -> dict[str, list]:
+    """Read conditions from melodies, a list for each; None is what a melody does not say, or is not known.
+
+    Args:
+        lines: One for each melody.
+        known: Values of conditions; key and time signature are read, genre and tempo no melody says.
+        attributes: Measured, one for each melody; of a melody without notes they are left out.
+    """
+    found: dict[str, list] = {}
+    if "key" in known:
+        found["key"] = [known_key(line, known["key"]) for line in lines]
+    if "time_signature" in known:
+        signatures = [line["time_signature"] for line in lines]
+        found["time_signature"] = [each if each in known["time_signature"] else None for each in signatures]
+    for name, values in attributes.items():
+        found[name] = [value if line["pitch"] else None for value, line in zip(values, lines, strict=True)]
+    return found
+
+
 ATTRIBUTES = {
     function.__name__: function
     for function in (note_density, rhythmic_complexity, pitch_range, mean_pitch, contour, repetition, syncopation)

@@ -10,7 +10,7 @@ import torch
 
 from .arguments_melody_vae import check_buffers
 from .conditioning_melody_vae import ConditionEmbedding
-from .melody_line_melody_vae import ATTRIBUTES, key_of, read_line, write_line
+from .melody_line_melody_vae import ATTRIBUTES, read_conditions, read_line, write_line
 from .token_grammar_melody_vae import NO_ONSET, TokenColumn, TokenWriter, mark_repeats, runs_of_tokens
 
 
@@ -67,21 +67,10 @@ class ReadingMixin:
             genre and tempo, a key or time signature that the training data had not, and all of a melody without notes.
         """
         names, known = self.config.decoder_conditions or [], self.config.conditions or {}
-        found: dict[str, list] = {}
-        if "key" in names:
-            found["key"] = [self._known_key(line) for line in lines]
-        if "time_signature" in names:
-            signatures = [line["time_signature"] for line in lines]
-            found["time_signature"] = [each if each in known["time_signature"] else None for each in signatures]
+        measured = {}
         if "attributes" in names:
-            for name, column in zip(self.config.attributes or [], self.attributes_of(lines).T.tolist(), strict=True):
-                found[name] = [value if line["pitch"] else None for value, line in zip(column, lines, strict=True)]
-        return found
-
-    def _known_key(self, line: Mapping[str, Any]) -> str | None:
-        """Find the key of a melody; None where it has no notes, or the training data had none in it."""
-        key = key_of(line) if line["pitch"] else None
-        return key if key in (self.config.conditions or {})["key"] else None
+            measured = dict(zip(self.config.attributes or [], self.attributes_of(lines).T.tolist(), strict=True))
+        return read_conditions(lines, {name: known[name] for name in names if name in known}, measured)
 
     def _no_ids(self) -> torch.Tensor:
         """Ids of no melodies, `(0, 0)`."""

@@ -10,6 +10,7 @@ import torch
 
 from .arguments_melody_vae import Generators, check_bars, draw_uniform, make_generators, spawn_generators
 from .decoding_melody_vae import sample_categorical
+from .melody_line_melody_vae import known_key
 from .options_melody_vae import (
     PER_MELODY,
     Conditions,
@@ -215,7 +216,7 @@ class SamplingMixin:
         drawn = sample_categorical(torch.tensor(shares, device=self.device).expand(n, -1), share).tolist()
         keys = []
         for asked, line, index in zip(conditions.get("key", [None] * n), self.read_lines(ids), drawn, strict=True):
-            keys.append(asked or (self._known_key(line) if line["pitch"] else known[index]))
+            keys.append(asked or (known_key(line, known) if line["pitch"] else known[index]))
         return {**conditions, "key": keys}
 
     def _sample_sections(self, n: int, bars: int, options: Mapping[str, Any]) -> torch.Tensor:

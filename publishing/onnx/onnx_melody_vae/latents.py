@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 
 from .grammar_state_melody_vae import TokenTable
-from .melody_line_melody_vae import ATTRIBUTES, key_of, read_line, write_line
+from .melody_line_melody_vae import ATTRIBUTES, read_conditions, read_line, write_line
 from .options_melody_vae import FEWEST_STEPS, PRIOR_STEPS, check_conditions
 from .token_grammar_melody_vae import NO_ONSET, TokenColumn, TokenWriter, mark_repeats, runs_of_tokens
 
@@ -251,22 +251,10 @@ class LatentModel:
 
     def conditions_of(self, lines: Sequence[Mapping[str, Any]]) -> dict[str, list]:
         """Read the conditions of the melody decoder from lines, as `MelodyVAEModel.conditions_of` does."""
-        config, found = self.config, {}
-        names, known = config["decoder_conditions"], config["conditions"]
-        if "key" in names:
-            found["key"] = [self._known_key(line) for line in lines]
-        if "time_signature" in names:
-            signatures = [line["time_signature"] for line in lines]
-            found["time_signature"] = [each if each in known["time_signature"] else None for each in signatures]
+        names, known, measured = self.config["decoder_conditions"], self.config["conditions"], {}
         if "attributes" in names:
-            for name, column in zip(config["attributes"], self.attributes_of(lines).T.tolist(), strict=True):
-                found[name] = [value if line["pitch"] else None for value, line in zip(column, lines, strict=True)]
-        return found
-
-    def _known_key(self, line: Mapping[str, Any]) -> str | None:
-        """Find the key of a melody; None where it has no notes, or the training data had none in it."""
-        key = key_of(line) if line["pitch"] else None
-        return key if key in self.config["conditions"]["key"] else None
+            measured = dict(zip(self.config["attributes"], self.attributes_of(lines).T.tolist(), strict=True))
+        return read_conditions(lines, {name: known[name] for name in names if name in known}, measured)
 
     def spread_over_latent(self, bars: np.ndarray) -> np.ndarray:
         """Repeat a value of each bar `(B, N)` for its share of the latent, `(B, Z)`."""

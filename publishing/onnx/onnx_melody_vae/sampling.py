@@ -12,6 +12,7 @@ import numpy as np
 from .decoding import StepDecoder, draw_tokens, write_melodies
 from .grammar_state_melody_vae import GrammarState, Wanted, log_sum_exp
 from .latents import Generators, LatentModel, make_generators
+from .melody_line_melody_vae import known_key
 from .options_melody_vae import (
     LONGEST_REST,
     PER_MELODY,
@@ -345,7 +346,7 @@ class SamplingModel(LatentModel):
         drawn = [known[np.searchsorted(sums, source.random() * sums[-1], side="right")] for source in generator]
         keys = []
         for asked, line, key in zip(conditions.get("key", [None] * len(ids)), self.read_lines(ids), drawn, strict=True):
-            keys.append(asked or (self._known_key(line) if line["pitch"] else key))
+            keys.append(asked or (known_key(line, known) if line["pitch"] else key))
         return {**conditions, "key": keys}
 
     def _sample_sections(self, n: int, bars: int, options: Mapping[str, Any]) -> np.ndarray:
