@@ -16,6 +16,7 @@ DEFAULT_TICKS_PER_QUARTER = 480  # where the header says 0
 DEFAULT_MSPQ = 500_000  # microseconds per quarter note where no tempo is set
 DRUM_CHANNEL = 9
 SYSTEM_EXCLUSIVE, META = 0xF0, 0xFF
+ESCAPE = 0xF7  # goes on with a system exclusive event, or is any bytes; readers take these for events of their own
 SET_TEMPO, TIME_SIGNATURE, KEY_SIGNATURE = 0x51, 0x58, 0x59  # meta events
 END_MARK, SET_TEMPO_EVENT = b"\xff\x2f\0", bytes([META, SET_TEMPO])
 LARGEST_NUMBER = (1 << 28) - 1  # of variable length
@@ -313,7 +314,7 @@ class _Track:
     def _read_system_event(self, body: bytes, position: int) -> int:
         """Take in a meta or system event; returns the place after it, past the end of the track if it is damaged."""
         kind = body[position]
-        if kind not in (SYSTEM_EXCLUSIVE, 0xF7, META):  # belongs to cables, not into files
+        if kind not in (SYSTEM_EXCLUSIVE, ESCAPE, META):  # belongs to cables, not into files
             self.faults["dropped"] += 1
             return position + 1 + COMMON_LENGTHS.get(kind, 0)
         length_at = position + 1 + (kind == META)
@@ -321,6 +322,9 @@ class _Track:
         stop = start + length
         if stop > len(body):
             return len(body) + 1
+        if kind == ESCAPE:
+            self.faults["escaped"] += 1
+            return stop
         event, content = body[position:length_at], body[start:stop]
         if kind == META:
             if event[1] >= 0x80 or not _is_meaningful(event[1], content):
@@ -404,6 +408,7 @@ def _phrases(faults: Counter[str]) -> list[str]:
     say = {
         "high": "{} with data bytes above 127",
         "dropped": "{} without a meaning",
+        "escaped": "{} of escaped bytes",
         "running": "{} without a status after a system exclusive one",
         "spelling": "{} in an unusual spelling",
         "damaged": "{} damaged and read up to there",

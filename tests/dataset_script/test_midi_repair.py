@@ -115,6 +115,17 @@ def test_running_status_goes_on_through_meta_and_exclusive_events():
         assert notes_of(repaired) == [(0, 96, 60), (96, 96, 62)]
 
 
+@pytest.mark.parametrize("escaped", [b"", b"\x43", b"\x90\x40\x40", b"\x01\x02\x03\x04\xf7", bytes(200)])
+def test_escaped_bytes_are_no_events(escaped):
+    """Packets of a divided exclusive event, and bytes that a file hands on: symusic takes them for events."""
+    length = bytes([len(escaped)]) if len(escaped) < 128 else bytes([0x80 | len(escaped) >> 7, len(escaped) & 0x7F])
+    packets = b"\0\xf0\3\x43\x12\0" + b"\x05\xf7" + length + escaped
+    body = packets + b"\x13\x90\x3c\x50" + b"\x60\x80\x3c\0" + packets + b"\0\x90\x3e\x50" + b"\x60\x80\x3e\0" + END
+    repaired, repairs = repair_midi(midi_file(body))
+    assert notes_of(repaired) == [(24, 96, 60), (125, 96, 62)]
+    assert repairs == ["2 events of escaped bytes"]
+
+
 def test_notes_without_an_end_last_to_the_next_of_their_pitch_or_to_the_end():
     body = b"\0\x90\x3c\x50" + b"\x60\x90\x3c\x50" + b"\x60\x80\x3c\0" + b"\0\x90\x40\x50" + b"\x83\0\xff\1\0" + END
     data = midi_file(body)
@@ -186,7 +197,7 @@ def test_damage_never_breaks_the_repair(data):
         place = generator.randrange(len(content))
         how = generator.randrange(3)
         if how == 0:
-            content[place] = generator.randrange(256)
+            content[place] = generator.choice([generator.randrange(256), 0xF0, 0xF7, 0xFF])
         elif how == 1:
             del content[place : place + generator.randint(1, 9)]
         else:

@@ -36,7 +36,7 @@ NOT_DEFAULTS = {
         *("vocab_size", "bar_token_ids", "repeat_token_ids", "repeat_lags", "grammar_columns", "fingerprint"),
     ),
     "read from the training data, or measured on it": (
-        *("conditions", "attributes", "decoder_conditions", "key_shares", "section_returns"),
+        *("conditions", "attributes", "decoder_conditions", "average_attributes", "key_shares", "section_returns"),
     ),
     "later stages: the prior, the critic, and how they sample": (
         *("num_prior_layers", "critic_size", "sampling_candidates"),
