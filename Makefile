@@ -90,10 +90,10 @@ space: install  ## the Space, on this machine
 	$(RUN)python space/app.py
 
 test: install  ## the fast tests
-	OMP_NUM_THREADS=1 $(RUN)python -m pytest -n logical --dist loadfile --timeout 900
+	OMP_NUM_THREADS=1 $(RUN)python -m pytest -n logical --dist loadfile
 
 test-slow: install  ## the slow tests: browsers, several processes, long training
-	OMP_NUM_THREADS=1 $(RUN)python -m pytest -n logical --dist loadfile --timeout 900 --no-loadscope-reorder -m slow --durations 12
+	OMP_NUM_THREADS=1 $(RUN)python -m pytest -n logical --dist loadfile --no-loadscope-reorder -m slow --durations 12
 
 test-real: install  ## before a release: what needs an archive of real files (LAKH=)
 	LAKH_ARCHIVE=$(LAKH) $(RUN)python -m pytest -m real
