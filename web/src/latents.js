@@ -229,7 +229,7 @@ export class LatentModel {
     const conditions = {}
     if (names.includes("key")) conditions.key = lines.map((line) => this.knownKey(line))
     if (names.includes("time_signature")) {
-      const signatures = lines.map((line) => line.time_signature)
+      const signatures = lines.map((line) => line.timeSignature)
       conditions.time_signature = signatures.map((each) => (known.time_signature.includes(each) ? each : null))
     }
     if (names.includes("attributes")) {
