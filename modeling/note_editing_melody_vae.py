@@ -270,8 +270,8 @@ class NoteEditingMixin:
         """Move latents so that their melodies have more or less of an attribute, and as much of the others.
 
         Local search over note edits ([`search`]); of `NUM_CANDIDATES` results the one is kept whose latent measures
-        nearest to the target and that the melody decoder, as a language model, finds likeliest. The search has fixed
-        seeds: the same latent always moves to the same place.
+        nearest to the target and that the melody decoder, as a language model, finds likeliest; refined ([`refine`])
+        where that brings it nearer. The search has fixed seeds: the same latent always moves to the same place.
 
         Args:
             latent: `(B, Z)` or `(Z,)`.
@@ -317,9 +317,12 @@ class NoteEditingMixin:
         if self.config.noise_probability:
             price = errors + LIKELIHOOD_WEIGHT * self.unconditional_bits_per_note(ids, edited).view_as(errors)
         chosen, rows = price.argmin(0), torch.arange(len(start), device=self.device)
-        is_nearer = errors[chosen, rows] < errors_of(lines, target)
-        candidates = candidates.unflatten(0, (NUM_CANDIDATES, -1))[chosen, rows]
-        return torch.where(is_nearer[:, None], candidates, start).view_as(latent)
+        best, ids = (each.unflatten(0, (NUM_CANDIDATES, -1))[chosen, rows] for each in (candidates, ids))
+        refined, least = self.refine(best, ids), errors_of(lines, target)
+        refined_errors = errors_of(self.read_lines(self.decode(refined, bars=bars)), target)
+        for latents, each in ((best, errors[chosen, rows]), (refined, refined_errors)):
+            start, least = torch.where((each < least)[:, None], latents, start), torch.minimum(each, least)
+        return start.view_as(latent)
 
     def unconditional_bits_per_note(self, ids: torch.Tensor, lines: Sequence[Mapping[str, Any]]) -> torch.Tensor:
         """Bits per note of melodies, `(B,)`, for the melody decoder without a latent, see `config.noise_probability`.

@@ -122,7 +122,7 @@ def test_a_shift_moves_what_is_asked_for_and_little_else(release, attribute):
     latents, bars = latents[chosen], bars[chosen]
     shifted = model.shift(latents, attribute, 1.0, bars=bars)
     moved = (attributes_of(shifted, bars) - attributes_of(latents, bars)).mean(0)
-    assert moved[itself].item() == pytest.approx(1.0, abs=0.3)
+    assert 0.8 <= moved[itself] <= 1.2
     assert moved.abs().masked_fill(torch.arange(len(moved)) == itself, 0).max() <= 0.3
 
 
