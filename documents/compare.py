@@ -234,15 +234,17 @@ def groups(results: Results) -> str:
         "by_data_set": "origin",
     }
     own_conditions = results.get("groups_own_conditions") or {}
+
+    def f1(row: Results | None) -> str:
+        return cell(row["note_f1"], row["note_f1_interval"], 3) if row else DASH
+
     rows = [
         [
             title,
             name.partition(": ")[2] or name,
             str(row["melodies"]),
-            cell(row["note_f1"], row["note_f1_interval"], 3),
-            cell(own["note_f1"], own["note_f1_interval"], 3)
-            if (own := own_conditions.get(key, {}).get(name))
-            else DASH,
+            f1(row),
+            f1(own_conditions.get(key, {}).get(name)),
             f"{row['step_accuracy']:.3f} ({row['step_accuracy_floor']:.3f})",
         ]
         for key, title in titles.items()

@@ -248,9 +248,8 @@ class LatentSamplingMixin:
         rows = torch.arange(max(n, FEWEST_ROWS), device=latent.device) % n
         noise = noise.unflatten(-1, (self.config.max_bars, -1))[rows]
         labels = {name: values[rows] for name, values in labels.items()}
-        return self.prior.sample(latent[rows], is_known[rows], labels, begin, end, guidance_scale, PRIOR_STEPS, noise)[
-            :n
-        ]
+        latent, is_known = latent[rows], is_known[rows]
+        return self.prior.sample(latent, is_known, labels, begin, end, guidance_scale, PRIOR_STEPS, noise)[:n]
 
     def _known_bars(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Which bars of the latent `input_ids` `(B, T)` hold, `(B, N)`."""

@@ -23,7 +23,7 @@ RICH = {
     "num_prior_layers": 1,
     "conditions": {"key": list(KEY_NAMES), "time_signature": ["4/4", "3/4"]},
     "attributes": list(ATTRIBUTES)[:3],
-    "decoder_conditions": ["key", "attributes"],
+    "decoder_conditions": ["key", "time_signature", "attributes"],
     "average_attributes": True,
     "section_returns": [0.3, 0.2],
     "critic_size": 8,
@@ -67,8 +67,9 @@ def save_model(folder: Path, learnt: bool = True, repeats: tuple[int, ...] = (),
         with torch.no_grad():  # a prior and conditions that make a difference
             model.prior.direction_proj.weight.normal_(0, 0.3)
             told = model.bar_conditioner.condition_embedding
-            for name in ("attribute_proj", "condition_embeddings.key"):
-                told.get_parameter(f"{name}.weight")[: told.condition_sizes["key"]].normal_(0, 0.3)
+            told.attribute_proj.weight.normal_(0, 0.3)
+            for name, size in told.condition_sizes.items():
+                told.condition_embeddings[name].weight[:size].normal_(0, 0.3)
             model.prior.scale.fill_(0.7)
             mean = model.attributes_of(LINES).mean(0)
             for embedding in (model.prior, told):
