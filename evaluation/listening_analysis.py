@@ -217,23 +217,3 @@ def promised_power(votes_per_pair: int, win_share: float, pairs: int, level: flo
     shift = (win_share - 0.5) * votes_per_pair**0.5
     deviation = (win_share * (1 - win_share)) ** 0.5
     return float(norm.cdf((shift - critical) / deviation) + norm.cdf((-shift - critical) / deviation))
-
-
-def simulate(
-    trials: Sequence[Mapping[str, str]],
-    strength: Mapping[str, float],
-    voters: int,
-    seed: int,
-    tie_share: float = 0.1,
-    strong_share: float = 0.3,
-) -> list[dict[str, Any]]:
-    """Let voters that follow the Bradley-Terry model judge all trials, some of them without or with much conviction."""
-    generator = np.random.default_rng(seed)
-    rows = []
-    for voter in range(voters):
-        for trial in trials:
-            chance = 1 / (1 + np.exp(strength[trial["first"]] - strength[trial["second"]]))
-            sign = 1 if generator.random() < chance else -1
-            size = 0 if generator.random() < tie_share else 2 if generator.random() < strong_share else 1
-            rows.append({**trial, "voter": f"voter {voter}", "preference": sign * size})
-    return rows

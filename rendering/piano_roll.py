@@ -129,21 +129,6 @@ def pitch_name(pitch: int) -> str:
     return f"{PITCH_CLASSES[pitch % 12]}{pitch // 12 - 1}"
 
 
-def draw_piano_roll(score: Score, bars: int | None = None, *, title: str = "", theme: Theme = "light") -> Figure:
-    """Draw one score.
-
-    Args:
-        score: Of any resolution, polyphonic or empty as well.
-        bars: How many bars to show, by default all.
-        title: Above the roll, literally (no mathematical notation).
-        theme: "light" or "dark".
-
-    Raises:
-        ValueError: If `bars` is not positive or the theme unknown.
-    """
-    return draw_strip([score], [title], bars, theme=theme)
-
-
 def draw_strip(
     scores: Sequence[Score], titles: Sequence[str] | None = None, bars: int | None = None, *, theme: Theme = "light"
 ) -> Figure:

@@ -27,16 +27,14 @@ from baselines import (
 )
 from baselines.attention_lstm import AttentionLSTM
 from baselines.configuration_baselines import MelodyLSTMConfig
-from baselines.likelihood import measure_bits_per_note, melody_nats
 from baselines.modeling_music_vae import StepEncoder
 from baselines.processing_music_vae import NUM_CLASSES, PADDING, START, steps_to_line, texts_to_steps
 from baselines.recurrence import Recurrence, RecurrentCache
-from metrics.bits_per_note.bits_per_note import bits_per_note
 from metrics.step_accuracy.step_accuracy import step_classes
 from modeling import MelodyProcessor
 from modeling.cache_melody_vae import CACHE_NAME
 from modeling.line_writing_melody_vae import line_to_words, transposition_table
-from modeling.modeling_melody_vae import NATS_PER_BIT, reconstruction_nats
+from modeling.modeling_melody_vae import NATS_PER_BIT
 from tests.builders import models as tiny_models
 
 B, T, N, Z = 3, 11, 5, 7  # N bars at most, Z latent size
@@ -703,40 +701,6 @@ def test_what_is_not_in_four_four_is_refused(processor):
     assert reader.can_read("4/4", 4)
     assert not reader.can_read("4/4", 12)
     assert not reader.can_read("2/2", 4)
-
-
-# --- Likelihood -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_bits_per_note_are_the_sum_over_melodies(models, processor, model_type):
-    model = models[model_type]
-    collator = StepCollator(N) if model_type == "music_vae" else collate(processor)
-    measured = measure_bits_per_note(model, TEXTS, collator, batch_size=2, seed=3)
-    assert measured == measure_bits_per_note(model, TEXTS, collator, batch_size=2, seed=3)
-    assert measured["notes"] == sum(len(line["pitch"]) for line in LINES)
-    assert measured["count"] == B
-    if model_type == "music_vae":
-        assert measured["kl_bits_per_note"] > 0
-        other = measure_bits_per_note(model, TEXTS, collator, batch_size=2, seed=4)
-        assert other["kl_bits_per_note"] == measured["kl_bits_per_note"]
-        assert other["bits_per_note"] != measured["bits_per_note"]
-        return
-    alone = []
-    with torch.no_grad():
-        for text in TEXTS:
-            batch = collator([text])
-            alone.append(reconstruction_nats(model(batch["input_ids"]).logits, batch["labels"]).item())
-    expected = bits_per_note(alone, [0.0] * B, [count_notes(text) for text in TEXTS])
-    assert measured["bits_per_note"] == pytest.approx(expected["bits_per_note"], rel=1e-5)
-
-
-def test_melody_nats_measure_our_model_as_well(processor):
-    model = tiny_models.make_model(processor)
-    nats, kl_nats = melody_nats(model, collate(processor)(TEXTS), torch.Generator().manual_seed(0))
-    assert nats.shape == kl_nats.shape == (B,)
-    assert (nats > 0).all()
-    assert (kl_nats > 0).all()
 
 
 # --- Saved equals loaded --------------------------------------------------------------------------------------------

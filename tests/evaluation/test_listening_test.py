@@ -20,7 +20,6 @@ from evaluation.listening_analysis import (
     pairwise,
     promised_power,
     ranks,
-    simulate,
 )
 from evaluation.listening_study import (
     PREFERENCES,
@@ -47,6 +46,19 @@ def trials_of(pairs, systems=SYSTEMS, seed=0):
 
 def vote_of(first, second, preference, voter="a"):
     return {"first": first, "second": second, "preference": preference, "voter": voter}
+
+
+def simulate(trials, strength, voters, seed, tie_share=0.1, strong_share=0.3):
+    """Let voters that follow the Bradley-Terry model judge all trials, some of them without or with much conviction."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for voter in range(voters):
+        for trial in trials:
+            chance = 1 / (1 + np.exp(strength[trial["first"]] - strength[trial["second"]]))
+            sign = 1 if generator.random() < chance else -1
+            size = 0 if generator.random() < tie_share else 2 if generator.random() < strong_share else 1
+            rows.append({**trial, "voter": f"voter {voter}", "preference": sign * size})
+    return rows
 
 
 class TestAnalysis:

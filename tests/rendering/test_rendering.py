@@ -22,7 +22,6 @@ from rendering.piano_roll import (
     bar_lines,
     describe,
     draw_comparison,
-    draw_piano_roll,
     draw_strip,
     notes_of,
     write_piano_roll,
@@ -239,7 +238,7 @@ class TestPianoRoll:
 
     def test_every_note_lies_inside_its_panel(self):
         score = make_score([(0, 1, 0), (1, 1, 127), (2, 5.5, 60)])
-        (panel,) = draw_piano_roll(score).axes
+        (panel,) = draw_strip([score]).axes
         (left, right), (low, high) = panel.get_xlim(), panel.get_ylim()
         boxes = [patch.get_window_extent() for patch in panel.patches if isinstance(patch, FancyBboxPatch)]
         assert len(boxes) == 3
@@ -251,7 +250,7 @@ class TestPianoRoll:
             assert low <= pitch <= high
 
     def test_corners_are_round_on_paper(self):
-        figure = draw_piano_roll(make_score([(0, 4, 60)]))
+        figure = draw_strip([make_score([(0, 4, 60)])])
         (panel,) = figure.axes
         (note,) = [patch for patch in panel.patches if isinstance(patch, FancyBboxPatch)]
         figure.draw_without_rendering()
@@ -262,7 +261,7 @@ class TestPianoRoll:
         assert inset[0][1] - inset[0][0] == pytest.approx(inset[1][1] - inset[1][0], rel=0.05)
 
     def test_bars_beats_and_labels(self):
-        (panel,) = draw_piano_roll(make_score([(0, 6, 60)], signatures=[(0, 6, 8)])).axes
+        (panel,) = draw_strip([make_score([(0, 6, 60)], signatures=[(0, 6, 8)])]).axes
         verticals = sorted(line.get_xdata()[0] for line in panel.lines if line.get_xdata()[0] == line.get_xdata()[1])
         assert verticals == [0, 1.5, 3, 4.5]  # bars at 0 and 3; 6/8 has two beats
         assert [label.get_text() for label in panel.get_xticklabels()] == ["1", "2"]
@@ -279,7 +278,7 @@ class TestPianoRoll:
 
     def test_polyphony_is_drawn_whole(self):
         chord = make_score([(0, 4, pitch) for pitch in (60, 64, 67)])
-        assert [pitch for _, pitch, *_ in drawn_notes(draw_piano_roll(chord).axes[0])] == [60, 64, 67]
+        assert [pitch for _, pitch, *_ in drawn_notes(draw_strip([chord]).axes[0])] == [60, 64, 67]
         assert len(notes_of(chord)) == 3
 
     @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -308,7 +307,7 @@ class TestPianoRoll:
     def test_empty_scores(self, tmp_path):
         write_piano_roll(tmp_path / "one.png", Score(480))
         write_piano_roll(tmp_path / "two.png", [Score(480), TUNE], compare=True)
-        assert drawn_notes(draw_piano_roll(Score(480)).axes[0]) == []
+        assert drawn_notes(draw_strip([Score(480)]).axes[0]) == []
         colours = {fill for *_, fill, _ in drawn_notes(draw_comparison(Score(480), TUNE).axes[1])}
         assert colours == {PALETTES["light"].differ_fill}
 
@@ -326,7 +325,7 @@ class TestPianoRoll:
 
     def test_unknown_theme(self):
         with pytest.raises(ValueError, match="got 'sepia'"):
-            draw_piano_roll(TUNE, theme="sepia")
+            draw_strip([TUNE], theme="sepia")
 
 
 class TestCurves:
