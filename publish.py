@@ -105,6 +105,7 @@ def stage(args: argparse.Namespace, ids: Mapping[str, str | None], endpoint: str
     from publishing import dataset, model, space, static_space
     from publishing.hub import Target
 
+    # What can be refused is refused first.
     kinds = ("dataset", "model", "space") if args.kind == "all" else (args.kind,)
     if "model" in kinds:
         model.check_folder(args.model)  # before minutes of work on the data

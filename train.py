@@ -132,6 +132,7 @@ def load_melodies(
     """
     stream = None
     with accelerator.main_process_first():
+        # A folder of MIDI files becomes a data set first.
         processor = load_tokenizing_processor(pretrained) if pretrained else None
         dataset = args.dataset
         if is_midi(dataset):
@@ -140,6 +141,7 @@ def load_melodies(
             accelerator.print(own.summary)
             if own.is_small and not pretrained:
                 accelerator.print("few songs for a new model; go on from a trained one: --init_from MODEL, for minutes")
+        # Lines in words: from a stream as they come, or all at once.
         if args.streaming:
             stream = load_split(dataset, "train", args.lines, streaming=True).select_columns(sorted(COLUMNS))
             lines = read_ahead(filter(is_trained_on, stream.take(args.streaming_buffer)), args)
@@ -150,6 +152,7 @@ def load_melodies(
             lines, unseen = (load_lines(dataset, split, args.lines, time_signature) for split in SPLITS)
             lines = write_words(lines, args.num_proc, args.max_duration)
             unseen = write_words(unseen, args.num_proc)
+        # The tokenizer is the trained model's, or trained now and saved for the other processes.
         if processor is None and not accelerator.is_main_process:
             processor = load_tokenizing_processor(args.output_dir)
         processor = processor or train_tokenizer(lines, args.vocab_size, args.transpose, args.seed)
@@ -179,6 +182,7 @@ def build_loader(
         "short_windows": args.short_windows,
         "seed": args.seed,
     }
+    # Batches of windows, of about as many tokens.
     batches = WindowBatches(
         lines,
         num_batches_multiple=accelerator.num_processes,
@@ -268,6 +272,7 @@ def fit(args: argparse.Namespace, accelerator: Accelerator, checkpoint: Path | N
     transformers.utils.logging.set_verbosity_error()  # what it would warn of is checked, and ends in one line
     set_seed(args.seed, device_specific=False)
 
+    # What is trained, and on what.
     is_refitted = check_refit(args, accelerator)
     pretrained = str(checkpoint.parent) if checkpoint else args.init_from
     processor, loader, eval_loader = get_dataloaders(args, accelerator, pretrained)
@@ -279,6 +284,7 @@ def fit(args: argparse.Namespace, accelerator: Accelerator, checkpoint: Path | N
     average = AveragedWeights(whole, args.ema_decay)
     state = TrainingState()
     others = {"scheduler": scheduler, "average": average}
+    # A checkpoint holds all of this, so that resuming is exact.
     checkpointer = Checkpointer(
         accelerator, model, optimizer, others, state, output_dir, args.save_total_limit, args.checkpointing_minutes
     )
@@ -352,6 +358,7 @@ def train(
     logging_rates, evaluation_rates = (Rates(stopwatch, run_logger.melodies_seen) for _ in range(2))
     whole = accelerator.unwrap_model(model)
     model.train()
+    # One step of the optimiser; `grad_norm` is none while gradients are accumulated.
     for batch in stopwatch.watch(loader) if state.step < args.max_train_steps else ():
         kl_weight = kl_weight_at(state.step, whole.config.kl_weight, args.kl_warmup_steps)
         loss, grad_norm = train_on_batch(
@@ -363,6 +370,7 @@ def train(
         state.step += 1
         average.update(state.step)
         progress.update()
+        # Log, evaluate, save: each at its own intervals.
         schedule = {"learning_rate": scheduler.get_last_lr()[0], "kl_weight": kl_weight}
         is_logged = state.step % args.logging_steps == 0
         if is_logged:

@@ -45,6 +45,7 @@ class AttentionLSTMSteps(torch.autograd.Function):
         length, batch, gate_size = from_inputs.shape
         size, window = gate_size // 4, outputs.shape[1]
         attended_size = outputs.shape[2]
+        # What all steps need is kept in tensors of their own: a graph of each step would cost more than the step.
         states = state.new_empty(1 + length, *state.shape)
         states[0] = state
         outputs, keys = (
@@ -54,6 +55,7 @@ class AttentionLSTMSteps(torch.autograd.Function):
         squashed = states.new_empty(length, batch, size)  # tanh of the cells
         queries = states.new_empty(length, batch, attended_size)
         shares = states.new_empty(length, batch, 1, window)  # of attention
+        # One product of a state gives its step's output and key, and the next step's gates.
         for step in range(length + 1):
             from_state = states[step, :, : attended_size + size] @ weight.T  # (B, 4 R + 2 A)
             if step:
@@ -66,9 +68,11 @@ class AttentionLSTMSteps(torch.autograd.Function):
             gates[:, 2 * size : 3 * size].tanh_()
             gates[:, 3 * size :].sigmoid_()
             enters, stays, candidate, leaves = gates.chunk(4, dim=-1)
+            # The LSTM's cell and hidden state.
             attended, hidden, cell = states[step + 1].split([attended_size, size, size], dim=-1)
             torch.mul(stays, states[step, :, attended_size + size :], out=cell).addcmul_(enters, candidate)
             torch.mul(leaves, torch.tanh(cell, out=squashed[step]), out=hidden)
+            # Attention over the last outputs.
             torch.addmm(query_bias, states[step + 1, :, attended_size:], query_weight.T, out=queries[step])
             heard = slice(step, step + window)
             matched = (keys[:, heard] + queries[step, :, None]).sigmoid_()  # (B, W, A)
@@ -92,6 +96,7 @@ class AttentionLSTMSteps(torch.autograd.Function):
         grad_state = torch.zeros_like(states[0])
         grad_attended, grad_hidden, grad_cell = grad_state.split([attended_size, size, size], dim=-1)
         for step in reversed(range(length + 1)):
+            # Back through the attention of the step.
             if step < length:
                 enters, stays, candidate, leaves = opened[step].chunk(4, dim=-1)
                 heard = slice(step, step + window)
@@ -105,6 +110,7 @@ class AttentionLSTMSteps(torch.autograd.Function):
                 grad_keys[:, heard] += grad_matched
                 torch.sum(grad_matched, 1, out=grad_queries[step])
                 grad_state[:, attended_size:].addmm_(grad_queries[step], query_weight)
+                # Back through its hidden state and gates.
                 gates = grad_from_state[step, :, :gate_size]
                 of_enters, of_stays, of_candidate, of_leaves = gates.chunk(4, dim=-1)
                 torch.mul(grad_hidden, squashed[step], out=of_leaves)
@@ -116,12 +122,14 @@ class AttentionLSTMSteps(torch.autograd.Function):
                     torch.ops.aten.sigmoid_backward(gates[:, gate], opened[step][:, gate], grad_input=gates[:, gate])
                 torch.ops.aten.tanh_backward(of_candidate, candidate, grad_input=of_candidate)
                 grad_cell *= stays
+            # Back through the product that made output, key and the next step's gates.
             if step:
                 last = window + step - 1
                 torch.cat([grad_outputs[:, last], grad_keys[:, last]], -1, out=grad_from_state[step, :, gate_size:])
             torch.mm(grad_from_state[step], weight, out=grad_state[:, : attended_size + size])
             if grad_states is not None:
                 grad_state += grad_states[step]
+        # Weights are used in all steps: one product each for all of them.
         from_state, all_queries = grad_from_state.flatten(0, 1), grad_queries.flatten(0, 1)
         return (
             grad_from_state[:length, :, :gate_size],
@@ -185,6 +193,7 @@ class AttentionLSTM(nn.Module):
         from_inputs = nn.functional.linear(from_inputs, self.cell.weight_ih, self.cell.bias_ih + self.cell.bias_hh)
         gate_weight = torch.cat([self.cell.weight_ih @ attended_weight, self.cell.weight_hh], dim=1)  # (4 R, A + R)
         output_weight = self.output_proj.weight.roll(attended_size, 1)  # of what is attended to first
+        # tanh(x) = 2 sigmoid(2 x) - 1, and softmax does not see the constant: keys, queries and scores are doubled.
         key_weight = 2 * self.key_proj.weight
         states, outputs = AttentionLSTMSteps.apply(  # pyright: ignore[reportGeneralTypeIssues] - what apply returns
             from_inputs,
@@ -197,6 +206,7 @@ class AttentionLSTM(nn.Module):
             2 * self.query_proj.bias,
             2 * self.score_proj.weight[0],
         )
+        # The state after the last token of each row.
         lengths = torch.full((batch,), length, device=inputs.device) if lengths is None else lengths
         rows = torch.arange(batch, device=inputs.device)
         attended, hidden, cell = states[lengths, rows].split([attended_size, size, size], dim=-1)

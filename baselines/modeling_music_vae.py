@@ -245,6 +245,7 @@ class MusicVAEModel(PreTrainedModel):
         refuse_arguments(
             output_hidden_states=output_hidden_states, output_attentions=output_attentions, inputs_embeds=inputs_embeds
         )
+        # Ids are the start and whole bars.
         steps_per_bar = self.config.steps_per_bar
         bars, rest = divmod(input_ids.shape[1] - 1, steps_per_bar)
         if rest or not 1 <= bars <= self.config.max_bars:

@@ -129,6 +129,7 @@ class RecurrentModel(MelodyVAEModel):
             order = is_token.int().argsort(dim=1, descending=True, stable=True)
             input_ids = input_ids.gather(1, order)
             lengths = is_token.sum(1) if use_cache else None
+        # Read on from the state that was left, and put padding back.
         before = None if cache is None else cache.state
         hidden_states, state = self.read(input_ids, before, lengths)  # (B, T, C)
         if order is not None:

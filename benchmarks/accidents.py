@@ -225,6 +225,7 @@ def fill_disks_of_commands(data: Path, model: Path, folder: Path) -> dict[str, A
         ],
         "export": ["export_onnx.py", *of, "--output", str(written)],
     }
+    # Each command meets limits from nearly nothing to nearly enough.
     one_line, room_enough, errors = 0, 0, {}
     for name, command in tqdm(commands.items(), desc="full disks, other commands"):
         for limit in FULL_DISK_BYTES:

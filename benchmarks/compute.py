@@ -96,6 +96,7 @@ def windows_per_loader(training: dict[str, Any]) -> float:
 
 def estimate(step: dict[str, float], parameters: int, results: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Put together what each machine takes, see `MACHINES`."""
+    # Rates that were measured in training and building.
     training, dataset, speed = (
         json.loads((results / name).read_text(encoding="utf-8"))
         for name in ("release.json", "dataset.json", "dataset_speed.json")
@@ -104,6 +105,7 @@ def estimate(step: dict[str, float], parameters: int, results: Path, args: argpa
     windows = sum(stage["melodies_seen"] for stage in stages(training)) * LAKH_FILES / files
     core = windows_per_core(training)
     loader = windows_per_loader(training)
+    # A GPU waits for its arithmetic or for those that prepare its windows.
     gpu = min(H100_PEAK * args.utilisation / step["operations"], WORKERS_PER_GPU * loader)
     found = {}
     for name, (devices, batch) in MACHINES.items():

@@ -277,6 +277,7 @@ def derive(measured: dict[str, Any]) -> dict[str, Any]:
             "sample": rate["ours_sample"] / rate["note_seq_sample"],
             "sample_extraction": rate["ours_sample_extraction"] / rate["note_seq_sample"],
         }
+    # What more processes gain, beside what parsing alone gains.
     speedup = {
         count: {
             "ours": seconds["ours_1"] / seconds[f"ours_{count}"],
@@ -337,6 +338,7 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     Raises:
         InputError: if the input, or note_seq's interpreter, is of no use.
     """
+    # The files, and a sample that note_seq can finish.
     folder = unpacked(options.input, work)
     paths = [path for _, path in in_folder(folder) if isinstance(path, Path)]
     if len(paths) < 2:
@@ -355,6 +357,7 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         note_seq.update(note_seq_report(python, sample, work))
         return {name: note_seq.pop("seconds")}
 
+    # The runs, in turns, so that a slow minute hits all alike.
     runs: list[Run] = []
     if python is not None:
         runs.append(("note_seq_sample", extract, True))
@@ -368,6 +371,7 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     last: list[Run] = [("ours_archive", lambda name: build_seconds(name, options.input, work, 1, True), True)]
     schedule = runs * options.repeats + last * (not options.input.is_dir())
 
+    # Warm up, then run.
     load = [os.getloadavg()[0]]
     with tqdm(total=len(schedule) + 1, unit=" runs") as progress:
         progress.set_postfix_str("warming up")

@@ -116,6 +116,7 @@ def train(args: argparse.Namespace) -> None:
     Raises:
         UserError: If there are fewer windows than one batch has, or the output cannot be written.
     """
+    # Windows of the data set as grids of steps.
     check_output(args.output)
     torch.manual_seed(args.seed)
     collator = StepCollator(args.bars)
@@ -131,6 +132,7 @@ def train(args: argparse.Namespace) -> None:
     about["options"] = {name: str(value) for name, value in vars(args).items()}
     optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE)
     points, seconds, order = [], 0.0, torch.empty(0, dtype=torch.long)
+    # Train, and measure whenever twice as many windows were seen.
     with tqdm(total=args.steps, desc="Training") as progress:
         for step in range(1, args.steps + 1):
             began = time.perf_counter()

@@ -240,6 +240,7 @@ def minhash(material: Sequence[np.ndarray], name: str) -> list[MinHash]:
 
 def measure_datasketch(corpus: Corpus, copies: dict[str, Corpus]) -> dict[str, Any]:
     """Measure datasketch's MinHashLSH for several thresholds; its candidates are checked by their estimated index."""
+    # Sketch all files and copies once.
     files = len(corpus.md5)
     began = time.perf_counter()
     real = minhash(corpus.hashes[0], "files")
@@ -248,6 +249,7 @@ def measure_datasketch(corpus: Corpus, copies: dict[str, Corpus]) -> dict[str, A
     mirrored = [minhash(item[0], "mirror images") for item in corpus.mirrored]
     index_of = {md5: index for index, md5 in enumerate(corpus.md5)}
     report = {}
+    # For each threshold, groups of linked files and the copies that are found in them.
     for threshold in THRESHOLDS:
         began = time.perf_counter()
         index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)

@@ -93,6 +93,7 @@ def main() -> None:
     parser.add_argument("list", type=Path, help="text file with one path in each line")
     paths = parser.parse_args().list.read_text(encoding="utf-8").splitlines()
 
+    # Some files take note_seq minutes or all memory: both are limited.
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
     late = 0
 
@@ -103,6 +104,7 @@ def main() -> None:
 
     signal.signal(signal.SIGALRM, interrupt)
     warnings.simplefilter("ignore")  # pretty_midi about tempos in odd places
+    # Warm up, then extract under the clock.
     for path in paths[:WARM_UP_FILES]:
         try:
             file_melodies(path)

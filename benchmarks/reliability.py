@@ -234,6 +234,7 @@ def compare_seeds(args: argparse.Namespace, folder: Path) -> dict[str, float]:
             found += without_padding(model.sample(len(seeds), generator=generator, bars=4))
         return found
 
+    # In other batches, threads and processes.
     before = torch.get_num_threads()
     reference = melodies(args.melodies)
     others = {
@@ -242,6 +243,7 @@ def compare_seeds(args: argparse.Namespace, folder: Path) -> dict[str, float]:
         "two threads": (reference, melodies(args.melodies, threads=2)),
         "another process": (reference, sample_elsewhere(args)),
     }
+    # By ONNX Runtime, and in other precisions.
     latent = model.sample_latent(args.melodies, seed=0)
     ids = run_onnx(args, folder, latent)
     others["ONNX Runtime, greedily"] = (without_padding(model.decode(latent, bars=4)), without_padding(ids))
@@ -350,6 +352,7 @@ def befall(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     if not (args.kills or args.full_disks or args.lost_processes):
         return {}
+    # Each accident with the code that it depends on: measured again only where that has changed.
     stages: dict[str, tuple[int, str, Callable[[], Any]]] = {
         "diverged": (1, TRAINING, lambda: diverge(trained()[0], folder / "diverged")),
         "full_disks": (args.full_disks, TRAINING, lambda: fill_disks(args.full_disks, *trained(), folder / "full")),
@@ -367,6 +370,7 @@ def befall(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     found = {name: stage(args, name, size, code, work) for name, (size, code, work) in stages.items() if size}
     if args.kills:
         found["kills"] = Counter()
+    # Kills in portions, so that an interruption loses one of them.
     for first in range(0, args.kills, KILLS):
         count = min(KILLS, args.kills - first)
         found["kills"].update(

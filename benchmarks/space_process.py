@@ -39,6 +39,7 @@ def running_space(model: Path | str, folder: Path, workers: int | None = None) -
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    # An environment without this repository, tokens and network.
     environment = {
         **{name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_TOKEN")},
         "MODEL_ID": str(model),
@@ -60,6 +61,7 @@ def running_space(model: Path | str, folder: Path, workers: int | None = None) -
             start_new_session=True,
         )
     url = f"http://127.0.0.1:{port}"
+    # Wait until it answers.
     try:
         until = time.monotonic() + PATIENCE_SECONDS
         while True:

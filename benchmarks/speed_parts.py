@@ -314,6 +314,7 @@ class SpeedParts:
 
             return work
 
+        # Each side by its own optimiser, in turns.
         found: dict[str, Any] = {"unit": "token", "batch": [size, length], "sides": {}}
         precisions = {"fp32": torch.float32}
         if not is_bfloat16_emulated(torch.device("cpu")):
@@ -324,6 +325,7 @@ class SpeedParts:
             rate = self.turns({"rate": matrix_rate(dtype)})["rate"]
             found["sides"] |= {f"{side}, {name}": of_side for side, of_side in turns.items()}
             found[f"matrix_gflops_per_second, {name}"] = 1 / rate["milliseconds"]  # a unit is a million operations
+        # Operations are counted, and set beside the rate of bare products.
         with FlopCounterMode(display=False) as counter:
             stepping(self.model, torch.float32)()
         found["gflops_per_token"] = counter.get_total_flops() / ids.numel() / 1e9

@@ -148,12 +148,14 @@ def on_the_beat(midi: bytes, text: str | None) -> symusic.types.Score:
     Raises:
         ValueError: If one of them cannot be read.
     """
+    # The beats: annotated, or found in the notes.
     try:
         score = symusic.Score.from_midi(midi).to("second")
     except Exception as error:  # symusic's errors have no class in common
         raise ValueError(f"no MIDI file ({error})") from error
     seconds, is_first = find_beats(score) if text is None else read_beats(text)
     bars, denominator, offset = bars_of(is_first)
+    # Time in seconds becomes time in ticks, beat by beat.
     ticks = TICKS * 4 // denominator
     beat = float(np.median(np.diff(seconds)))
 
@@ -163,6 +165,7 @@ def on_the_beat(midi: bytes, text: str | None) -> symusic.types.Score:
         place += np.minimum(time - seconds[0], 0) / beat + np.maximum(time - seconds[-1], 0) / beat
         return np.rint((place + offset) * ticks).astype(int)
 
+    # Write tempo, time signatures and notes anew.
     new = symusic.Score(TICKS)
     new.tempos.append(symusic.Tempo(0, 60 / beat * 4 / denominator))
     start = 0

@@ -237,6 +237,7 @@ def build_dataset(
         # Here and not at the top: importing datasets takes a second, and neither --help nor a wrong input needs it.
         importlib.import_module("dataset_script.parquet_files")
         load_kernels(settings.steps_per_beat)
+        # Two parts, both of which go on where they were interrupted; the clock is read after each.
         is_resumed = any((folder / "work").iterdir())
         clock = [clocks()]
         extract(sources, settings, folder / "work")
@@ -246,6 +247,7 @@ def build_dataset(
         finished.mkdir()
         found, again = write_data(folder / "work", sources.name, finished, settings, metadata)
         clock.append(clocks())
+        # The report, and then the folder takes the place of the old one.
         (seconds, processor), (total, processor_total) = (np.array(clock)[1:] - clock[0]).round(2).tolist()
         report = describe(found, again, sources.name, finished, settings.steps_per_beat) | {
             "num_proc": settings.num_proc,
@@ -368,6 +370,7 @@ def describe(
     from dataset_script import card, configs
     from dataset_script.statistics import by_count, statistics
 
+    # What was read, what was dropped and why, what is left.
     counts = statistics(folder / "data")
     total, dropped = counts["all"], found.dropped + again
     return {

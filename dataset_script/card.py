@@ -204,6 +204,7 @@ def yaml_head(report: Mapping[str, Any]) -> str:
 
     `license` and `description` stand beside the features of each configuration too, so that its `info` has them.
     """
+    # What holds for the whole data set.
     source = source_of(report["input"])
     licence = {"lakh": "cc-by-4.0", "tunes": "apache-2.0", "files": "other"}[source]
     about = {"license": licence} | ({"license_name": "that-of-the-input-files"} if source == "files" else {})
@@ -222,6 +223,7 @@ def yaml_head(report: Mapping[str, Any]) -> str:
         "configs": [],
         "dataset_info": [],
     }
+    # What each configuration holds, and how large it is.
     for name, splits in report["configs"].items():
         folder = configs.LINES_FOLDER if name == "lines" else name
         paths = [{"split": split, "path": f"{folder}/{split}-*.parquet"} for split in splits]
@@ -350,6 +352,7 @@ def render_card(report: Mapping[str, Any]) -> str:
         "percent": percent,
         "whole_percent": lambda share: f"{share:.0%}",
     }
+    # The template asks for what it needs by these names; one that is missing ends it.
     command = rebuild_command(report)
     return environment.get_template(TEMPLATE).render(
         **{name: report.get(name) for name in ("near_duplicates", "leak", "lead_score", "speed")},
@@ -420,6 +423,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--check", action="store_true", help="change nothing; fail where the card is out of date")
     options = parser.parse_args(arguments)
+    # A report that cannot be read, or is of an older version, is the user's to replace.
     try:
         report = json.loads(options.report.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -430,6 +434,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyError, UndefinedError) as error:
         print(f"error: {options.report} lacks a figure ({error}); build the data set again", file=sys.stderr)
         return 2
+    # Write the card, or compare it with the one that is there.
     if not options.check:
         write(report, options.output)
         return 0

@@ -72,6 +72,7 @@ def lines_table(lines: Lines, md5: list[str], steps_per_beat: int) -> pa.Table:
     def notes(values: np.ndarray) -> pa.Array:
         return pa.ListArray.from_arrays(pa.array(lines.offsets, pa.int32()), pa.array(values))
 
+    # Strings for each line; all else is in columns already.
     file_md5 = [md5[index] for index in lines.file.tolist()]
     places = zip(file_md5, lines.track.tolist(), lines.first_bar.tolist(), strict=True)
     signatures = zip(lines.numerator.tolist(), lines.denominator.tolist(), strict=True)
@@ -127,6 +128,7 @@ def process_chunk(
         stem: path of the Arrow files without their suffixes.
     """
     md5, reasons, batches = read_files(sources, steps_per_beat, limits, given_up)
+    # What is known of each file of the chunk, read or not.
     readable = [index for index, reason in enumerate(reasons) if reason is None]
     is_melodic = np.zeros(len(sources), dtype=bool)
     fingerprints = {
@@ -135,6 +137,7 @@ def process_chunk(
     about = {name: np.full(len(sources), np.nan) for name in FILE_FIGURES}
     tables = []
     tracks, dropped, displacement_steps = Counter(), Counter(), 0.0
+    # Extract a batch of files at a time; `files` are the places of its files in the chunk.
     for batch in batches:
         set_alarm(limits.seconds)
         files, readable = np.array(readable[: len(batch)]), readable[len(batch) :]
@@ -154,6 +157,7 @@ def process_chunk(
         displacement_steps += lines.displacement_steps
     if is_melodic.any():
         write_arrow(pa.concat_tables(tables), stem.with_suffix(LINES_SUFFIX))
+    # One row for each file, with its reason where it could not be read.
     columns = {
         "name": pa.array([name for name, _ in sources], pa.string()),
         "md5": pa.array(md5, pa.string()),
@@ -259,6 +263,7 @@ def process_all(
     try:
         is_exhausted = False
         while pending or not is_exhausted:
+            # Keep the pool busy, with chunks that no earlier run has finished.
             while not is_exhausted and len(pending) < 2 * num_proc:
                 task = next(numbered, None)
                 if task is None:
@@ -389,6 +394,7 @@ def line_files(work: Path) -> list[Path]:
 
 def harvest(work: Path) -> Harvest:
     """Put together what `process_all` wrote about files in a folder and those below it."""
+    # Files of the same content count once.
     readable: dict[str, tuple[bool, int, int]] = {}  # its chunk, and its row there
     unreadable: list[tuple[str, str]] = []
     tracks, dropped = Counter(), Counter()

@@ -140,6 +140,7 @@ def join_lines(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
     Key, complexity and bars are those of the whole, the numbers of its grid, silence and quality are means by bars.
     """
+    # Put the lines on one count of bars, beginning with the first one's.
     first, last = lines[0], lines[-1]
     numerator, denominator = map(int, first["time_signature"].split("/"))
     bar_steps = numerator * first["steps_per_beat"]
@@ -151,6 +152,7 @@ def join_lines(lines: list[dict[str, Any]]) -> dict[str, Any]:
     pitch, duration = (np.concatenate([line[name] for line in lines])[is_later] for name in ("pitch", "duration"))
     duration[:-1] = np.minimum(duration[:-1], np.diff(start))
     bars = first_bar(last) - begin + last["bars"]
+    # What is measured of a line is measured anew; means are weighted by bars.
     offsets = np.array([0, len(start)])
     key, confidence = features.keys(pitch, duration.astype(np.int64), offsets)
     quarters = np.array([4 * bars * numerator / denominator])

@@ -190,6 +190,7 @@ def extract_lines(files: Sequence[FileNotes], steps_per_beat: int) -> Lines:
         files: what `read_notes` gave for each, at least one.
         steps_per_beat: the one given to `read_notes`.
     """
+    # The skyline of every track, and which of the tracks are chords or doubles.
     batch = Batch(files)
     sky = Skyline(*skyline(batch.packed, batch.file_notes, batch.file_strands, batch.strand_track, len(batch.track)))
     judged = judge_tracks(batch, sky, steps_per_beat)

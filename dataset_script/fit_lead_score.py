@@ -219,6 +219,7 @@ def measure(
     train = sides["train"]["lakh, with_lines"], sides["train"]["pop909, with_lines"]
     has_program = np.arange(len(fitted)) >= 2 * len(TRACK_FEATURES)
     is_relation = np.append(np.tile(np.isin(TRACK_FEATURES, RELATIONS), 2), np.zeros(len(PROGRAM_FAMILIES), dtype=bool))
+    # The score itself, the score without some columns, and much simpler ones.
     of_columns = {
         "lead_score": fitted,
         "lead_score, programs hidden": fitted * ~has_program,
@@ -231,6 +232,7 @@ def measure(
         "most onsets": lambda tracks: tracks.features[:, TRACK_FEATURES.index("log_notes")],
     }
     results: dict[str, dict[str, dict[str, Any]]] = {rater: {} for rater in (*of_columns, *simpler)}
+    # Rate each of them on each part, trained on or not.
     for side, parts in sides.items():
         for name, part in parts.items():
             columns = part.columns(weights)
@@ -238,6 +240,7 @@ def measure(
             utilities |= {rater: rate(part) for rater, rate in simpler.items()}
             for rater, utility in utilities.items():
                 results[rater][f"{name}, {side}"] = accuracy(chance_of_finding(utility, part), part.group)
+    # What is only asked of the score itself.
     held_out = sides["test"]["lakh, with_lines"]
     for name, is_kept in (
         ("lakh, with_lines, test, one labelled track", held_out.count(held_out.is_label) == 1),
@@ -317,6 +320,7 @@ def fit_and_report(lakh: Tracks, pop909: Tracks) -> tuple[dict[str, Any], dict[s
     Raises:
         InputError: if a side of the split has no labelled file.
     """
+    # Fit the weights on files whose tune is named or known.
     sides = competitions(lakh, pop909)
     train = sides["train"]["lakh, with_lines"], sides["train"]["pop909, with_lines"]
     parts = lakh.labelled("with_lines"), pop909.labelled("with_lines")

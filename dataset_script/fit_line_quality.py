@@ -71,6 +71,7 @@ def read_lines(sources: chain[MidiSource], groups: dict[str, str]) -> tuple[np.n
 
 def fit_quality(columns: np.ndarray, is_tune: np.ndarray, group: np.ndarray) -> tuple[dict, dict]:
     """Return the content of the weights' file, and of the report."""
+    # Fit a logistic regression of standardised figures and their squares, both kinds of equal weight.
     mean, scale = columns.mean(axis=0), columns.std(axis=0) + 1e-9
     standard = ((columns - mean) / scale).clip(-4, 4)
     design = np.concatenate([standard, standard**2, np.ones((len(columns), 1))], axis=1)
@@ -81,10 +82,12 @@ def fit_quality(columns: np.ndarray, is_tune: np.ndarray, group: np.ndarray) -> 
     fewest = min(is_tune.sum(), (~is_tune).sum())
     random = np.random.default_rng(0)
     drawn = np.concatenate([random.choice(np.flatnonzero(kind), fewest, replace=False) for kind in (is_tune, ~is_tune)])
+    # The area under the curve, from ranks.
     order = np.argsort(score[drawn], kind="stable")
     ranks = np.empty(len(drawn))
     ranks[order] = np.arange(1, len(drawn) + 1)
     auc = (ranks[:fewest].sum() - fewest * (fewest + 1) / 2) / fewest**2
+    # The weights' file and the report.
     linear, square = np.split(fitted[:-1], 2)
     names = list(quality_columns(dict.fromkeys(FIGURES, np.ones(0)), np.ones(0), np.ones(0)))
     content = {

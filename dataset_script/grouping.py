@@ -181,6 +181,7 @@ def find_links(
     shared = np.zeros(len(total), dtype=np.int64)
     touched = np.empty(len(total), dtype=np.int64)
     links, found = np.empty((1024, 2), dtype=np.int64), 0
+    # Of each file, the weight that it shares with those after it; `touched` are those to look at and to clear.
     for one in range(len(total)):
         count = 0
         for place in range(bounds[one], bounds[one + 1]):

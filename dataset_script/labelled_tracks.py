@@ -171,6 +171,7 @@ def read_tracks(sources: Iterable[MidiSource], name: str, groups: dict[str, str]
 def read_chunk(chunk: list[MidiSource], name: str, groups: dict[str, str], seen: set[str]) -> Tracks | None:
     """Read a few files, see `read_tracks`; `seen` has the md5 of those read before. None if none has notes."""
     files, group, sung = [], [], []
+    # Read each file once; what a build would refuse is left out.
     for path, content in chunk:
         song = POP909_NAME.search(path)
         if name == "POP909" and not song:
@@ -191,6 +192,7 @@ def read_chunk(chunk: list[MidiSource], name: str, groups: dict[str, str], seen:
         sung.append(is_sung if fits else np.zeros(len(file.track), dtype=bool))
     if not files:
         return None
+    # Labels: tracks named as the tune, or sung.
     lines = extract_lines(files, STEPS_PER_BEAT)
     names = [track for item in files for track in item.names]
     is_named = np.array([track == POP909_LABEL if name == "POP909" else is_named_tune(track) for track in names])

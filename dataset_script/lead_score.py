@@ -379,6 +379,7 @@ def find_doubles(
                 most = max(track_first[one + 1] - track_first[one], track_first[other + 1] - track_first[other])
                 if notes < MIN_DOUBLED_NOTES or notes < DOUBLED * most:
                     continue
+                # Go through the notes of both tracks side by side, and count those that are equal but for octaves.
                 left, right, shared = track_first[one], track_first[other], 0
                 apart = (other - one) * strands
                 while left < track_first[one + 1] and right < track_first[other + 1]:

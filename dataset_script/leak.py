@@ -28,6 +28,7 @@ def measure_leak(dataset: Path) -> dict[str, Any]:
     Raises:
         InputError: if the folder holds no data set with a training and another split.
     """
+    # The notes of each split.
     columns = ["pitch", "start", "is_lead"]
     splits = {}
     try:
@@ -44,6 +45,7 @@ def measure_leak(dataset: Path) -> dict[str, Any]:
         return line_runs(pitch.flatten().to_numpy(), start.flatten().to_numpy(), np.asarray(pitch.offsets))
 
     train = runs_of("train")
+    # Of each other split, the lines that have a near-duplicate in training; those too plain to tell are left out.
     report: dict[str, Any] = {"verbatim": verbatim_leak(splits)}
     for name in tqdm([name for name in splits if name != "train"], desc="leak"):
         match, is_plain = near_duplicate_lines(runs_of(name), train)

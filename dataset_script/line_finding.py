@@ -64,6 +64,7 @@ def skyline(
     phase = np.empty(notes, dtype=np.uint8)
     found, kept = np.zeros(tracks, dtype=np.int64), np.zeros(tracks, dtype=np.int64)
     last = -1
+    # Notes are sorted by strand, onset and falling pitch: the first of each onset stays.
     for file in range(len(file_notes) - 1):
         for note in range(file_notes[file], file_notes[file + 1]):
             value = packed[note]
@@ -80,6 +81,7 @@ def skyline(
             pitch[last] = 127 - (value >> PITCH_SHIFT & ((1 << PITCH_BITS) - 1))
             duration[last] = MAX_DURATION - (value >> DURATION_SHIFT & MAX_DURATION)
             phase[last] = value & (PHASES - 1)
+    # A note ends where the next one begins.
     notes = last + 1
     for note in range(notes):
         # Legato playing holds a note a little into the next one: a step, or a quarter of its length.
@@ -132,11 +134,13 @@ def find_lines(
     verdict = np.empty(notes, dtype=np.int64)
     is_used = np.zeros(256, dtype=np.bool_)
     lines, begin = 0, 0
+    # A line ends with its strand, or before a silence of more than a bar.
     for note in range(notes):
         of = strand[note]
         if to_next[note] != MAX_STEPS and to_next[note] - duration[note] <= bar_steps[of]:
             continue
         if not is_left_out[of]:
+            # What its pitches are, how many bars it has, and whether it stays.
             is_used[:] = False
             lowest, highest, pitches = 255, 0, 0
             for member in range(begin, note + 1):

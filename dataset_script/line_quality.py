@@ -71,6 +71,7 @@ def describe_figures(pitch, start, duration, offsets, bars, bar_steps):
                 content[used] = value
                 used += 1
                 distinct += 1
+        # Note by note: each beside the one or two before it.
         for note in range(first, end):
             sounding += np.int64(duration[note])
             if note > first:

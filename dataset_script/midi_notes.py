@@ -107,6 +107,7 @@ def bar_grid(
     whole_note_ticks = 4 * ticks_per_quarter
     grid[0, NUMERATOR] = grid[0, DENOMINATOR] = 4
     last = 0
+    # In the order of time; of equal times the later event holds.
     for place in np.argsort(time, kind="mergesort"):
         if numerators[place] < 1 or denominators[place] < 1:
             continue
@@ -123,6 +124,7 @@ def bar_grid(
         if not is_restated:
             last += 1
             grid[last, START_TICKS], grid[last, NUMERATOR], grid[last, DENOMINATOR] = start, numerator, denominator
+    # How long each stretch is, what its grid is, and how many bars come before it.
     for stretch in range(last + 1):
         numerator, denominator = grid[stretch, NUMERATOR], grid[stretch, DENOMINATOR]
         length = grid[stretch + 1, START_TICKS] - grid[stretch, START_TICKS] if stretch < last else ENDLESS_TICKS
@@ -279,6 +281,7 @@ def parse(data: bytes) -> ScoreTick:
 
 def events_of(score: ScoreTick) -> Events:
     """Take the events that matter out of a score whose unit is the tick."""
+    # Tracks with pitched notes, in the file's order.
     track, dropped = [], {}
     for index, part in enumerate(score.tracks):
         if not part.is_drum and len(part.notes):
@@ -286,6 +289,7 @@ def events_of(score: ScoreTick) -> Events:
         else:
             reason = "drums" if part.is_drum else "no notes"
             dropped[reason] = dropped.get(reason, 0) + 1
+    # Their notes, those of a track after each other.
     parts = [score.tracks[index] for index in track]
     track_notes = np.array([len(part.notes) for part in parts], dtype=np.int64)
     notes = {"time": np.int32, "duration": np.int32, "pitch": np.uint8}
@@ -348,6 +352,7 @@ def read_notes(midi: bytes | ScoreTick, steps_per_beat: int) -> FileNotes:
         UnreadableMidiError: with the reason, if there is nothing to read.
     """
     events = join_voices(events_of_bytes(midi) if isinstance(midi, bytes) else events_of(midi))
+    # A file without ticks, notes or a possible grid is given up.
     if events.ticks_per_quarter < 1:
         raise UnreadableMidiError("no ticks per quarter note")
     if not events.track:
@@ -361,6 +366,7 @@ def read_notes(midi: bytes | ScoreTick, steps_per_beat: int) -> FileNotes:
     notes, displacement = pack_notes(*columns, grid)
     if not len(notes):
         raise UnreadableMidiError("notes at impossible times")
+    # On half as many steps too: by these, notes of other quantisations are compared.
     coarse, _ = pack_notes(*columns, grid * np.where(np.arange(GRID_COLUMNS) == TICKS_DOWN, 2, 1))
     notes.sort()
     coarse.sort()

@@ -138,6 +138,7 @@ def _read(data, position, midi_tracks, ticks_per_quarter):
     if not understood:
         counts[:] = 0
 
+    # Tracks in symusic's order, without drums and those that have no notes.
     tracks = np.empty((6, counts[PART_COUNT]), np.int64)
     first_note = np.empty(counts[PART_COUNT], np.int64)  # where the notes of each part go
     index = kept = total = drums = no_notes = 0
@@ -156,6 +157,7 @@ def _read(data, position, midi_tracks, ticks_per_quarter):
             kept += 1
         index += 1
 
+    # Notes in the order of their tracks.
     time, duration, pitch = np.empty(total, np.int32), np.empty(total, np.int32), np.empty(total, np.uint8)
     open_notes = 0
     for note in range(counts[NOTE_COUNT]):
@@ -204,6 +206,7 @@ def _scan_file(data, position, midi_tracks, tables, order, ticks_per_quarter):
     Returns:
         Where the last track ends; 0 if something is irregular.
     """
+    # Tables of the notes that are open by channel and pitch are made once for all tracks.
     parts, counts = tables[1], tables[4]
     part_of_key = np.full(16 * 128, NONE, np.int32)
     open_first, open_last = np.empty(16 * 128, np.int32), np.empty(16 * 128, np.int32)
@@ -277,6 +280,7 @@ def _scan_track(data, position, tables, state, open_first, open_last, never_ends
     Returns:
         The tick at which the track ends; `NONE` if something is irregular.
     """
+    # Events change the state of a channel; its parts are found by channel and program.
     notes, parts, _, _, counts = tables
     part_of_channel, part_of_key, programs, waiting = state
     note_count, first_part = counts[NOTE_COUNT], counts[PART_COUNT]
@@ -296,6 +300,7 @@ def _scan_track(data, position, tables, state, open_first, open_last, never_ends
         if position > len(data):
             return NONE
         kind, channel = status & 0xF0, status & 0x0F
+        # A note begins; others of its channel and pitch may still be open.
         key = channel << 7 | first
         if kind == NOTE_ON and last:
             part = part_of_channel[channel]
@@ -355,6 +360,7 @@ def _read_channel_event(data, position, status):
 @njit(cache=True, nogil=True)
 def _scan_system_event(data, position, tick, tables, state, name):
     """Take in a meta or system exclusive event; returns the place after it, past the end of the data if irregular."""
+    # What it is, and where its content begins and ends.
     _, parts, tempos, signatures, counts = tables
     irregular = len(data) + 1
     kind = NONE

@@ -202,6 +202,7 @@ def in_archive(archive: Path, sources: Sources) -> Iterator[MidiSource]:
     """
     found = is_open = False
     try:
+        # Members are read as a stream; nothing is unpacked to disk.
         with ExitStack() as opened:
             raw = content = opened.enter_context(archive.open("rb"))
             size = max(raw.seek(0, os.SEEK_END), 1)
@@ -226,6 +227,7 @@ def in_archive(archive: Path, sources: Sources) -> Iterator[MidiSource]:
                     data = extracted.read()
                     sources.share_read = raw.tell() / size
                     yield printable(member.name), data
+    # Faults of the archive itself end the reading.
     except (tarfile.TarError, EOFError, OSError, *INFLATE_ERRORS) as error:
         if not is_open and isinstance(error, tarfile.TarError):
             raise InputError(

@@ -284,6 +284,7 @@ def run_stages(options: argparse.Namespace) -> None:
     Raises:
         InputError: for bad input, for an output that cannot be written, and where tasks failed.
     """
+    # What is there is of the same plan, or refused.
     output: Path = options.output
     begun = output.parent / f".{output.name}.plan.json"
     if (output / "build.json").exists() and not begun.exists():
@@ -301,6 +302,7 @@ def run_stages(options: argparse.Namespace) -> None:
             f"{output} was begun with other options or another version of the program; give --output a new folder, "
             f"or remove .{output.name}.* and begin again"
         )
+    # Run the stages, each of which goes on where it was interrupted.
     with build.faults_of(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         partial = begun.with_suffix(".unfinished")
@@ -318,6 +320,7 @@ def run_stages(options: argparse.Namespace) -> None:
                     f"{len(failed)} of {executor.world_size} tasks failed, {executor.logging_dir.path}/logs says why; "
                     "the same command goes on with what is done"
                 )
+    # Only a whole data set leaves nothing else behind.
     for suffix in ("work", "logs"):
         shutil.rmtree(output.parent / f".{output.name}.{suffix}", ignore_errors=True)
     begun.unlink()

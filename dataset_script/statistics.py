@@ -125,6 +125,7 @@ class Part:
 
 def values_of_lines(batch: pa.RecordBatch) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
     """Return the values of some lines that the histograms count, by name, with a weight each (None: 1)."""
+    # The grid of each line, and where its notes are.
     signatures = batch["time_signature"]
     fractions = np.array([text.split("/") for text in signatures.dictionary.to_pylist()], dtype=np.int64)
     numerator, denominator = fractions[signatures.indices.to_numpy()].T
@@ -145,6 +146,7 @@ def values_of_lines(batch: pa.RecordBatch) -> dict[str, tuple[np.ndarray, np.nda
         used = np.flatnonzero(counts)
         return quarters[used], counts[used]
 
+    # Values, and how often each occurs.
     intervals = np.bincount(np.diff(pitch.astype(np.int16))[is_within] + 127, minlength=255)
     line_quarters = 4 * batch["bars"].to_numpy() * numerator / denominator
     return {

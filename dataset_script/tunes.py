@@ -123,6 +123,7 @@ def _parse_header(lines: list[str]) -> dict[str, str]:
 
 
 def _parse_tune(lines: list[str]) -> Tune:
+    # The header: metre, tempo, unit length, instrument and key.
     header = _parse_header(lines)
     title = header["T"]
     try:
@@ -140,6 +141,7 @@ def _parse_tune(lines: list[str]) -> Tune:
     if abs(sharps) > 7:
         raise ValueError(f"{title}: key {header['K']!r} has more than 7 sharps or flats")
 
+    # Bars in playing order, then their notes one after the other; ties join them.
     full = Fraction(numerator, denominator)
     written: list[tuple[int, list[_Sound]]] = []  # the bars in playing order, each with its number as written
     for text, first in _parts(title, header.get("P", ""), lines[len(header) :]):
@@ -211,6 +213,7 @@ def _unfold(
     common: int | None = None  # how many bars of the section come before its first ending
     number, position = first, 0
     while position < len(text):
+        # A bar, up to the next bar line.
         bar_line = _BAR.search(text, position)
         if bar_line is None:
             bar, mark, position_after = text[position:], "", len(text)
@@ -222,6 +225,7 @@ def _unfold(
             except ValueError as error:
                 raise ValueError(f"{title}: bar {number}: {error}") from None
             number += 1
+        # What the bar line says of repeats and endings.
         if mark == "|1" and common is None:
             common = len(section)
         elif (mark == ":|2") != (common is not None) and mark in {":|", "::", ":|2", "|:", "|]"}:
@@ -242,6 +246,7 @@ def _unfold(
 
 def _parse_bar(text: str, unit: Fraction, sharps: int) -> list[_Sound]:
     """Read what stands between two bar lines; lengths are in whole notes."""
+    # Signs of the key hold for the letter, in every octave.
     altered = FIFTHS[:sharps] if sharps >= 0 else FIFTHS[sharps:]
     signs = dict.fromkeys(altered, 1 if sharps >= 0 else -1)
     sounds: list[_Sound] = []

@@ -71,6 +71,7 @@ def find_voices(
         bounds[part + 1] = last
         played[part] = (end[first:last] - begin[first:last]).sum()
 
+    # A part joins the first earlier voice of its file track that has its channel or program and rarely sounds with it.
     for part in range(1, parts):
         for candidate in range(part):
             if file_track[candidate] != file_track[part] or voice[candidate] != candidate:

@@ -29,6 +29,7 @@ def windows(line: Mapping[str, Any], bars: int = 16, stride: int = 1) -> Iterato
     Raises:
         ValueError: if `bars` or `stride` is below 1.
     """
+    # The line's notes, and how its id says the bar that it begins with.
     if bars < 1 or stride < 1:
         raise ValueError(f"bars and stride must be at least 1, not {bars} and {stride}")
     pitch, start = np.asarray(line["pitch"], dtype=np.uint8), np.asarray(line["start"], dtype=np.int32)
@@ -38,6 +39,7 @@ def windows(line: Mapping[str, Any], bars: int = 16, stride: int = 1) -> Iterato
     bar_steps = numerator * steps_per_beat
     song, bar_of_line = line["melody_id"].rsplit(":", 1)
     for first_bar in range(0, line["bars"] - bars + 1, stride):
+        # Notes that begin in the window, counted from its first bar and cut at its end.
         origin, end = first_bar * bar_steps, (first_bar + bars) * bar_steps
         notes = slice(*np.searchsorted(start, [origin, end]))
         if notes.start == notes.stop:

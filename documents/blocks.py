@@ -22,6 +22,7 @@ NAMES = {
 
 def summary(results: Path) -> str:
     """Write README's table: six questions about the release, each answer beside its floor and its ceiling."""
+    # Figures of three reports.
     release, asked, speed = (
         json.loads((results / name).read_text(encoding="utf-8"))
         for name in ("release.json", "model.json", "dataset_speed.json")

@@ -26,6 +26,7 @@ def browser(results: Path) -> str:
     found = json.loads(path.read_text(encoding="utf-8")).get("browser") if path.is_file() else None
     if not found:
         return "Not measured yet: `python -m benchmarks.browser`.\n"
+    # Each column is a program with a number of threads.
     starts, work, megabytes = found["starts"], found["work"], found["megabytes"]
     sizes = [megabytes[name.split(",")[0]] for name in COLUMNS]
     rows = [

@@ -186,6 +186,7 @@ def comparison(models: Mapping[str, Results]) -> str:
     """
     if not models:
         raise ValueError("nothing to compare: no results")
+    # Only results of the same melodies stand side by side.
     measured = {
         name: tuple(results.get(key) for key in ("dataset", "split", "melodies", "bars", "seed"))
         for name, results in models.items()
@@ -194,6 +195,7 @@ def comparison(models: Mapping[str, Results]) -> str:
         raise ValueError(
             "results of different melodies do not compare: " + "; ".join(f"{n}: {m}" for n, m in measured.items())
         )
+    # Rows that a model has a figure for.
     first = next(iter(models.values()))
     rows = [
         ["parameters, millions", *(f"{results['parameters'] / 1e6:.1f}" for results in models.values()), DASH, DASH]
@@ -203,6 +205,7 @@ def comparison(models: Mapping[str, Results]) -> str:
         if set(cells) != {DASH}:
             rows.append([row.name, *cells, row.end("floor", first), row.end("ceiling", first)])
     table = markdown(["", *models, "floor", "ceiling"], rows)
+    # Below the table, what was measured and how.
     notes = [
         f"Split '{first['split']}', {first['melodies']} windows of {first['bars']} bars in 4/4 from lead lines, "
         f"seed {first['seed']}; in brackets 95 % intervals by bootstrap over melodies."

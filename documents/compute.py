@@ -19,6 +19,7 @@ def compute(results: Path) -> str:
     seen = found["windows"] * files["of_the_release"] / files["lakh"]
     teraflops = found["gpu_peak_operations_per_second"] / 1e12
     rows, commands = [], []
+    # A row for each machine, and the command that it would run.
     for name, row in machines.items():
         unit = "cores" if "CPU" in name else "GPUs"
         rows.append(

@@ -148,6 +148,7 @@ def table_of_metrics(values: Mapping[str, Any]) -> list[dict[str, Any]]:
             about = {"name": name, "task": task, "type": kind, "value": value, "definition": definition}
             rows.append({**about, "interval": interval, "floor": floor})
 
+    # Likelihood: the bound, a tighter one, and the decoder as a language model.
     likelihood, free, forced = (values.get(part) for part in ("likelihood", "free_running", "teacher_forced_by_bar"))
     if likelihood:
         floors = values.get("likelihood_floors") or {}
@@ -164,6 +165,7 @@ def table_of_metrics(values: Mapping[str, Any]) -> list[dict[str, Any]]:
         ):
             bits, interval = likelihood.get(f"{key}_bits_per_note"), likelihood.get(f"{key}_interval")
             add(f"Bits per note, {name}", f"bits_per_note_{key}", bits, what, interval)
+    # What comes back: steps, notes, whole melodies.
     grid = "share of 256 sixteenth steps whose class of 90 (88 pitches, note-off, no event) comes back"
     for name, found, how in (
         ("Step accuracy, free-running", free, "decoded greedily from the posterior mean alone"),
@@ -178,6 +180,7 @@ def table_of_metrics(values: Mapping[str, Any]) -> list[dict[str, Any]]:
         add("Note F1, free-running", "f1", notes["f1"], what, notes.get("interval"), free.get("note_f1_floor"))
         what = "share of melodies that come back without one wrong step"
         add("Exact melodies", "exact_match", free["step_accuracy"]["exact"], what)
+    # The latent, and how samples are told from melodies.
     if likelihood:
         what = "KL(q(z|x) || N(0, 1)) of a melody, summed over the latent"
         add("KL in nats", "kl_nats", likelihood["kl_nats"], what, likelihood.get("kl_interval"))

@@ -64,6 +64,7 @@ def repetition_of_bars(bars: Sequence[Bar]) -> dict[str, list[float]]:
         values = [likeness(one, other) for one, other in zip(of, of[lag:], strict=False) if one or other]
         return float(np.mean(values)) if values else 0.0
 
+    # Bars that are equal to one so many bars before, or to any before, transposed or not.
     returns = {lag: [bool(one) and one == other for one, other in zip(bars[lag:], bars, strict=False)] for lag in LAGS}
     shapes = [relative(bar) for bar in bars]
     count = max(1, sum(map(bool, bars)))
@@ -75,6 +76,7 @@ def repetition_of_bars(bars: Sequence[Bar]) -> dict[str, list[float]]:
         for is_return in of:
             run = run + 1 if is_return else 0
             longest = max(longest, run)
+    # Units of 2, 4 and 8 bars: how alike neighbours are, and the two that are most alike.
     unit_likeness = []
     for size in UNITS:
         units = [bars[first : first + size] for first in range(0, len(bars) - size + 1, size)]
@@ -85,6 +87,7 @@ def repetition_of_bars(bars: Sequence[Bar]) -> dict[str, list[float]]:
         }
         neighbours = [value for (i, j), value in pairs.items() if j == i + 1]
         unit_likeness += [float(np.mean(neighbours)) if neighbours else 0.0, max(pairs.values(), default=0.0)]
+    # A period: bars 9 to 12 answer bars 1 to 4.
     answers = [likeness(one, other) for one, other in zip(bars[:4], bars[8:12], strict=False)]
     return {
         "bar_likeness": [mean_likeness(bars, lag) for lag in LAGS],

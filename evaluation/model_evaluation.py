@@ -312,6 +312,7 @@ class Evaluation:
         means = [posterior.latent_mean for posterior in self.posteriors] or [
             [None] * len(b["input_ids"]) for b in self.batches
         ]
+        # Each bar is a row of its own, with the true bars before it as a prefix.
         for batch, latents in zip(self.batches, means, strict=True):
             for padded_row, mask, mean in zip(batch["input_ids"], batch["attention_mask"], latents, strict=True):
                 row = padded_row[mask.bool()]
@@ -337,6 +338,7 @@ class Evaluation:
                 lines.append(self.join_bars(self.processor.to_lines(completed)))
                 progress.update()
         progress.close()
+        # Means and intervals over melodies.
         each = [
             step_accuracy([one], [other], STEPS)["accuracy"] for one, other in zip(lines, self.melodies, strict=True)
         ]

@@ -144,6 +144,7 @@ class Operations:
         """Ask for keys and time signatures, and read from the notes whether they are obeyed, at once and in the end."""
         found: dict[str, Any] = {"guidance_scale": guidance_scale}
         known = self.model.config.conditions
+        # Keys and time signatures are read from the notes.
         for name, measured in (("key", key_of), ("time_signature", lambda line: line["time_signature"])):
             if name not in known:
                 continue
@@ -167,6 +168,7 @@ class Operations:
             ]
             obeyed = [tempo_class(score.tempos[0].qpm) == tempo for score, tempo in zip(scores, tempos, strict=True)]
             found["tempo"] = {"values": len(known["tempo"]), "samples": len(tempos), "obeyed": float(np.mean(obeyed))}
+        # Numbers of bars must be kept exactly.
         exact = [
             self.processor.to_lines(self.model.sample(4, seed=bars, bars=bars)) for bars in (1, 2, 5, 8, 16, 24, 32)
         ]
@@ -241,6 +243,7 @@ class Operations:
             after = self.processor.to_lines(self.model.infill(**batch, bars=list(bars), seed=at))
             for pair in zip(before, after, strict=True):
                 kept, filled = [], []
+                # Before and after: bars that stay, bars that are filled, jumps between the two.
                 for which, line in enumerate(pair):
                     of_bar = [note[0] // steps_per_bar(line) for note in notes_of(line)]
                     kept.append([note for note, bar in zip(notes_of(line), of_bar, strict=True) if bar not in bars])
@@ -330,6 +333,7 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: If the report is of another model or other options, or the model cannot do what is measured.
     """
+    # What is measured, and what its figures depend on.
     model = load_pretrained(AutoModel, options.model).eval()
     operations = Operations(model, load_pretrained(AutoProcessor, options.model))
     sizes = {"train": options.probe_melodies} | dict.fromkeys(("validation", "test"), options.probe_melodies // 8)
@@ -358,6 +362,7 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
         "validity": lambda: operations.validity(options.samples, options.bars),
         "attributes": lambda: control(model, operations.processor, chosen, options.shifts),
     }
+    # Only what is missing, each part written as soon as it is there.
     report = read_report(options.output, settings)
     for part in tqdm([part for part in options.parts if part not in report], desc="parts", unit="part"):
         found = measures[part]()

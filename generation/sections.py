@@ -78,6 +78,7 @@ def reconstruct(session: Session) -> Section:
     with session.progress("Reconstructing") as counter:
         rebuilt_ids = session.model.reconstruct(**batch, **counter)
     items = []
+    # Each melody beside its reconstruction, with what came back.
     for number, (line, *both) in enumerate(zip(lines, batch["input_ids"], rebuilt_ids, strict=True), start=1):
         name = f"reconstruction-{number}"
         scores = [session.score(ids, line) for ids in both]
@@ -263,6 +264,7 @@ def interpolate(session: Session) -> Section:
 
     from rendering.piano_roll import write_piano_roll
 
+    # Both ends: melodies that are given, or two samples.
     options, model, steps = session.options, session.model, session.options.steps
     items = []
     if options.midi or options.dataset:
@@ -279,6 +281,7 @@ def interpolate(session: Session) -> Section:
         with torch.no_grad():
             latents = model.encode(ids, ids.ne(model.config.pad_token_id).long()).latent_mean
         origin = "two new melodies"
+    # Length and tempo go from one end to the other too.
     ends = [min(line["bars"], session.bars) for line in lines]
     weights = torch.linspace(0, 1, steps)
     bars = torch.lerp(torch.tensor(float(ends[0])), torch.tensor(float(ends[1])), weights).round().long()
@@ -316,6 +319,7 @@ def training_curves(session: Session) -> Section | None:
 
     from rendering.curves import write_curves
 
+    # A model that was published without its log has no curves.
     path = cached_file(session.options.model, LOG_NAME, _raise_exceptions_for_missing_entries=False)
     if path is None:
         return None

@@ -26,6 +26,7 @@ def checked_notes(
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    # Three flat lists of integers, equally long.
     columns = {}
     for name, values in (("pitch", pitch), ("start", start), ("duration", duration)):
         column = np.asarray(values)
@@ -38,12 +39,14 @@ def checked_notes(
             "pitch, start and duration must be equally long, "
             f"got {len(pitches)}, {len(starts)} and {len(durations)} values"
         )
+    # The first value that is out of range is named.
     for value in pitches[(pitches < LOWEST_PITCH) | (pitches > HIGHEST_PITCH)]:
         raise ValueError(f"pitch must be {LOWEST_PITCH} to {HIGHEST_PITCH}, got {value}")
     for value in durations[durations < 1]:
         raise ValueError(f"duration must be at least 1 step, got {value}")
     for value in starts[starts < 0]:
         raise ValueError(f"start must not be negative, got {value}")
+    # Notes rise, do not overlap, and lie on the grid.
     ends = starts + durations
     for index in np.flatnonzero(starts[1:] <= starts[:-1]):
         raise ValueError(f"start must rise, got {starts[index]} before {starts[index + 1]}")

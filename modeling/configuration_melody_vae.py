@@ -124,6 +124,7 @@ class MelodyVAEConfig(PreTrainedConfig):
     mask_token_id: int = 3
 
     def __post_init__(self, **kwargs):
+        # Old names of fields.
         for old in self.attribute_map.keys() & kwargs.keys():
             setattr(self, old, kwargs.pop(old))
         # Only a saved configuration knows its transformers_version; other versions and libraries may have left more
@@ -134,6 +135,7 @@ class MelodyVAEConfig(PreTrainedConfig):
                     alike = get_close_matches(name, vars(self), n=1)
                     hint = f"; did you mean {alike[0]}?" if alike else ""
                     raise ValueError(f"unknown field {name}={kwargs[name]!r}{hint}")
+        # What belongs to the decoder and the latent.
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}"
@@ -160,6 +162,7 @@ class MelodyVAEConfig(PreTrainedConfig):
             raise ValueError(
                 f"sampling_candidates={self.sampling_candidates} must be positive, and 1 without a critic (critic_size)"
             )
+        # Lists that a file left out are empty.
         self.bar_token_ids = self.bar_token_ids or []
         self.repeat_token_ids, self.repeat_lags = self.repeat_token_ids or [], self.repeat_lags or []
         if len(self.repeat_token_ids) != len(self.repeat_lags):
@@ -167,6 +170,7 @@ class MelodyVAEConfig(PreTrainedConfig):
         self.conditions = self.conditions or {}
         self.attributes = self.attributes or []
         self.section_returns = self.section_returns or []
+        # The order of conditions and attributes is part of the weights: their embeddings are numbered by it.
         own = {"conditions": hash_conditions(self.conditions, self.attributes)}
         check(self.fingerprint, own, "other conditions or attributes, or in another order")
         self.decoder_conditions = self.decoder_conditions or []

@@ -77,6 +77,7 @@ def sample_top_p(probabilities: np.ndarray, uniform: np.ndarray, top_p: float, r
         sums = values.cumsum()
         return sums - (sums - values)[first][rows]
 
+    # Of each kept token, the probability of those of its row that are more probable.
     chances = probabilities[rows, tokens].astype(np.float64)
     falling = chances[np.lexsort((-chances, rows))]
     before = sums_within_rows(falling) - falling
@@ -88,6 +89,7 @@ def sample_top_p(probabilities: np.ndarray, uniform: np.ndarray, top_p: float, r
         beyond = sums_within_rows(kept) - (uniform * np.add.reduceat(kept, first))[rows]
         return first + np.add.reduceat((beyond <= 0).astype(np.int64), first), beyond, lowest[rows]
 
+    # A draw that other rounding might change is refused.
     drawn, beyond, lowest = draw(top_p)
     if rounding:
         is_like_last = np.abs(chances - lowest) < rounding * lowest

@@ -153,6 +153,7 @@ class MelodyVAEGenerationMixin(
         Raises:
             ValueError: If no melody can be like this, or the model does not know its tokens' grammar.
         """
+        # How many melodies: what is given says so, and must agree.
         inputs = kwargs.pop("input_ids", inputs)
         if inputs is not None:
             check_ids(inputs, self.config.vocab_size)
@@ -167,6 +168,7 @@ class MelodyVAEGenerationMixin(
             return self._no_ids()
         if template is not None:  # its bars may have more tokens than new ones
             kwargs.setdefault("max_length", template.shape[1] + self.generation_config.max_length)
+        # A latent that is not given is sampled, with the bars of the primer known.
         if self.config.latent_size:
             if latent is None:
                 if isinstance(noise_level, torch.Tensor):
@@ -179,6 +181,7 @@ class MelodyVAEGenerationMixin(
             kwargs["bar_conditions"] = self._bar_conditions(latent, noise_level, self._conditions(conditions, n))
         elif noise_level:
             raise ValueError(f"noise_level={noise_level}: this model has no latent")
+        # What is asked of the notes goes to the grammar.
         asked = {"time_signature": time_signature, "lowest_pitch": lowest_pitch, "highest_pitch": highest_pitch}
         asked |= {"template": template, "regenerate": regenerate, "pitch_classes": scale and scale_mask(scale)}
         asked["max_rest"] = max_rest and check_number("max_rest", max_rest, 0)

@@ -134,11 +134,13 @@ class TokenTable:
         Returns:
             `(V,)` whether a token fits.
         """
+        # Limits that make no difference are brought to one value: fewer keys to remember.
         longest, bars_left = min(longest, self.longest_lead), min(max(bars_left, 1), 64)
         room, latest = min(room, max(TOKENS_TO_REST)), min(max(latest, -NO_ONSET), NO_ONSET)
         key = (pitches, opens_bar, phase, earliest, longest, steps, bars_left, signature, room, latest)
         if (known := self.found.get(key)) is not None:
             return known
+        # Each limit rules out tokens; int16 columns of the whole vocabulary at once.
         slack, lead_duration, last_onset, last_end, own_signature, own_steps, to_rest, first_onset = self.columns
         of_bar = np.maximum(own_steps, np.int16(steps))
         is_fit = (self.usable_phases(pitches) == phase) & (self.opens_bar == opens_bar)
@@ -147,6 +149,7 @@ class TokenTable:
         if signature:
             is_fit &= (own_signature == signature) | (own_signature == 0)
         is_fit &= (to_rest <= room) & (first_onset <= latest)
+        # Forgetting all at times bounds the memory.
         if len(self.found) >= MOST_REMEMBERED:
             self.found.clear()
         self.found[key] = is_fit
@@ -231,17 +234,20 @@ class GrammarState:
         place = len(self.tokens)
         self.tokens.append(token)
         row = self.table.rows[token]
+        # A token without notes changes nothing, but one that repeats a bar says what is copied next.
         if row[TokenColumn.AFTER] == UNCHANGED:
             lag = self.table.lag_of.get(token, 0)
             if lag and self.bars:
                 self.source, self.left = self.bars[max(self.begun - lag, 0)][:2]
             return
+        # In a new bar, what still sounds is counted from its bar line.
         opens = row[TokenColumn.OPENS_BAR]
         if opens:
             self.begun, self.count = self.begun + 1, 0
             self.end = max(self.end - self.steps, -NO_ONSET)
             self.bars.append([place, 0, 0, NO_ONSET])
         self.count += 1
+        # What the token says last is what holds after it.
         if row[TokenColumn.TIME_SIGNATURE] and not self.signature:
             self.signature, self.steps = row[TokenColumn.TIME_SIGNATURE], row[TokenColumn.BAR_STEPS]
         if row[TokenColumn.LEAD_DURATION]:
@@ -251,6 +257,7 @@ class GrammarState:
         if row[TokenColumn.LAST_ONSET] >= 0:
             self.onset = row[TokenColumn.LAST_ONSET]
         self.phase = row[TokenColumn.AFTER]
+        # What is copied moves on with each token.
         if self.left:
             self.source, self.left = self.source + 1, self.left - 1
         elif opens:
@@ -270,6 +277,7 @@ class GrammarState:
         """Tell what may come next; `is_primer` says that what came so far was given."""
         table, wanted = self.table, self.wanted
         kept = wanted.kept.get(self.begun - 1, ())
+        # A bar that is copied or kept leaves no choice.
         if self.left:
             return Offer(table.opens_bar, only=self.tokens[self.source], is_copy=True)
         if self.count < len(kept) and self.begun <= wanted.bars:
@@ -278,6 +286,7 @@ class GrammarState:
         phase = RESTING if must_open else self.phase
         is_resting, free = phase == RESTING, max(self.end, 0)
         signature, steps = (self.signature, self.steps) if self.signature else wanted.signature
+        # Whether the melody may end here, and by when a note has to begin.
         must_end = is_resting and self.begun >= wanted.bars
         may_end = must_end or (wanted.model_ends and is_resting and self.begun > 0 and free <= steps)
         latest = opens_by = NO_ONSET
@@ -288,6 +297,7 @@ class GrammarState:
             opens_by = max(opens_by, 0) if must_open or is_primer else opens_by
         next_kept = min((bar for bar in wanted.kept if bar >= self.begun), default=wanted.bars)
         bars_left = min(next_kept, wanted.bars) - self.begun + 1
+        # Tokens that go on in this bar.
         allowed = np.zeros(len(table.rows), dtype=bool)
         if not must_open:
             is_open = phase in (AFTER_POSITION, AFTER_PITCH)
@@ -298,6 +308,7 @@ class GrammarState:
             allowed = table.fits(wanted.pitches, False, phase, earliest, *ring)
         if not is_resting:
             return Offer(allowed)
+        # Tokens that open the next one, with notes of their own or as an earlier bar over again.
         allowed = allowed | self._opens(free, steps, bars_left, signature, opens_by)
         if must_end:
             return Offer(allowed, True, must_end, may_end)

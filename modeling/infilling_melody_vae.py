@@ -51,6 +51,7 @@ class InfillingMixin:
         Raises:
             ValueError: If a melody has no such bar, or the model does not know its tokens' grammar.
         """
+        # Several candidates of each melody are rows side by side.
         check_buffers(self)
         n = len(check_ids(input_ids, self.config.vocab_size))
         num_bars = self.is_bar_token[input_ids].sum(-1)
@@ -59,6 +60,7 @@ class InfillingMixin:
         options = self._sampling_options() | generate_kwargs | {"conditions": self._conditions(conditions, n)}
         options["generator"] = make_generators(n, seed, generator)
         rows, options = for_candidates(options, n, count, spawn_generators)
+        # The template's bars stay, but those to regenerate, which the latent does not know.
         template = input_ids[rows]
         regenerate = torch.zeros(len(rows), self.config.max_bars, dtype=torch.bool, device=self.device)
         regenerate[:, bars] = True

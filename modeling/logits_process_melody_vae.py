@@ -74,6 +74,7 @@ class MelodyLogitsProcessor(LogitsProcessor):
         max_rest: float | None = None,
         repeats: Mapping[int, int] | None = None,
     ):
+        # What contradicts itself is refused.
         if bars is not None and (bars < 1).any():
             raise ValueError(f"bars={bars.tolist()}: a melody has at least one bar")
         if (template is None) != (regenerate is None):
@@ -85,8 +86,10 @@ class MelodyLogitsProcessor(LogitsProcessor):
             )
         if template is not None and time_signature is not None:
             raise ValueError(f"time_signature={time_signature!r}: the template has its own")
+        # One table of the vocabulary is shared by all processors of the same grammar.
         rows = np.ascontiguousarray(table[:, :GRAMMAR_COLUMNS].cpu().numpy(), np.int32)
         self.table = token_table(rows.tobytes(), eos_token_id, tuple((repeats or {}).items()), len(rows))
+        # One value, or one for each melody.
         pitches = self._pitches(pitch_classes, lowest_pitch, highest_pitch)
         counts = [] if bars is None else bars.reshape(-1).tolist()
         names = as_values(time_signature)
@@ -99,6 +102,7 @@ class MelodyLogitsProcessor(LogitsProcessor):
         ):
             if len(given) not in (0, 1, count):
                 raise ValueError(f"{len(given)} {what} for {count} melodies")
+        # What is wanted of each melody, and the states that follow its tokens.
         self.wanted = []  # M
         for row in range(count):
             signature, pitch = signatures[row % len(signatures)], pitches[row % len(pitches)]

@@ -191,6 +191,7 @@ def quantise(
     Raises:
         ValueError: If a note is before the beginning or too far from it.
     """
+    # Onsets in steps, counted from the last change of the time signature.
     whole = 4 * ticks_per_quarter
     start, length, _, denominator, _ = np.array(grid).T
     up = denominator * steps_per_beat  # steps in a whole note
@@ -207,6 +208,7 @@ def quantise(
     stretch, step = np.where(is_next, following[stretch], stretch), np.where(is_next, 0, step)
     if step.max() >= MAX_STEPS:
         raise ValueError("a note is a million grid steps and more from the beginning")
+    # Ends likewise, cut where the time signature changes.
     end = nearest_step(time + np.maximum(duration, 0) - start[stretch], up[stretch], whole)
     last = -(-length * up // whole)
     steps = np.clip(np.minimum(end, last[stretch]) - step, 1, MAX_DURATION)
@@ -331,6 +333,7 @@ def describe_tracks(sky: Skyline, found: np.ndarray, grid: Sequence[Stretch], st
     def total(values: np.ndarray, of: np.ndarray = track) -> np.ndarray:
         return np.bincount(of, values, len(found))
 
+    # Where each note stands, and how far it is to the next one.
     numerator, denominator, first_bar = np.array(grid)[sky.stretch, 2:].T
     size, beat = numerator * steps_per_beat, denominator * steps_per_beat / 4  # steps in a bar, in a quarter
     in_stretch = sky.step // size
@@ -377,6 +380,7 @@ def describe_bars(
         Those of the `FEATURES` that compare bars, float64, shape (K,) each.
     """
     track, pitch = sky.track, sky.pitch
+    # Bars with the same notes have the same hash: those that differ are counted.
     is_bar_begin = before(is_bar_end)
     record, owner, begin = is_bar_begin.cumsum() - 1, track[is_bar_end], is_bar_begin.nonzero()[0]
     bars, end = np.bincount(owner), is_bar_end.nonzero()[0]
@@ -386,6 +390,7 @@ def describe_bars(
     contents, content = np.unique(content, return_inverse=True)
     new_bars = count_distinct(content, owner, len(contents))
 
+    # How high each bar is, beside those of the other tracks in the same bar.
     mean_pitch = np.bincount(record, pitch) / (end - begin + 1)
     file_bars, file_bar = np.unique(bar[is_bar_end], return_inverse=True)
     highest, lowest = np.empty(len(file_bars)), np.empty(len(file_bars))
@@ -393,6 +398,7 @@ def describe_bars(
     np.maximum.at(highest, file_bar, mean_pitch)
     np.minimum.at(lowest, file_bar, mean_pitch)
 
+    # The rhythm of a bar as bits, one for each slot; what follows compares it with the next bar's and other tracks'.
     slot = np.where(size <= BAR_SLOTS, position, position * BAR_SLOTS // size)
     onset = record * BAR_SLOTS + slot  # rising
     onset = onset[is_end(onset)]

@@ -183,6 +183,7 @@ def read_midi(midi: MidiInput, file: str | None = None) -> MidiNotes:
 
 def _read(file: str, content: bytes | types.Score) -> MidiNotes:
     """Read one file; messages do not name it."""
+    # Notes without an end are seen only once the file is read; then it is put right again, with ends.
     if isinstance(content, bytes):
         data, repairs = repair_midi(content)
         tracks = _read_tracks(data)
@@ -197,11 +198,13 @@ def _read(file: str, content: bytes | types.Score) -> MidiNotes:
         raise ValueError("its time is in frames per second; export it in ticks per quarter note")
     if (notes := sum(score.note_num() for score in scores)) > MAX_NOTES:
         raise ValueError(f"{notes} notes; give {MAX_NOTES} at most, cut it in an editor and export it again")
+    # A part is what one channel plays with one program; drums are no melody.
     parts = [part for part in _take_parts(tracks) if len(part.time)]
     is_drums = _play_drums(parts)
     parts = [part for part, drums in zip(parts, is_drums, strict=True) if not drums]
     if not parts:
         raise ValueError("no notes outside the drums; give a MIDI file that has a melody")
+    # Parts that complement each other are one voice.
     voice, count = _join_voices(parts)
     if count > MAX_VOICES:
         raise ValueError(f"{count} tracks with notes; give {MAX_VOICES} at most, leave some out and export it again")

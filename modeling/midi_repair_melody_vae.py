@@ -109,6 +109,7 @@ def repair_midi(data: bytes, has_open_notes: bool = False) -> tuple[bytes, list[
     Raises:
         ValueError: If there is no MIDI in it; says what it is.
     """
+    # The header: its length, format and number of tracks are often wrong, and none is needed.
     header, repairs = _find_header(data)
     length = int.from_bytes(data[header + 4 : header + 8], "big")
     kind, declared, division = (int.from_bytes(data[header + at : header + at + 2], "big") for at in (8, 10, 12))
@@ -131,6 +132,7 @@ def repair_midi(data: bytes, has_open_notes: bool = False) -> tuple[bytes, list[
     found = [_Track(body) if needs_events or not REGULAR_TRACK.fullmatch(body) else None for body in bodies]
     tracks = [track for track in found if track]
     repairs += _phrases(sum((track.faults for track in tracks), Counter()))
+    # Frames become ticks, open notes get ends, independent sequences follow each other.
     if frames:
         division = _leave_frames(tracks, frames, division & 0xFF)
         repairs.append("time in frames per second, read in quarter notes")
@@ -142,6 +144,7 @@ def repair_midi(data: bytes, has_open_notes: bool = False) -> tuple[bytes, list[
         repairs.append(f"{len(tracks)} sequences, put one after the other")
     if not repairs:
         return data, []
+    # Only what has changed is written anew.
     chunks = [track.to_bytes() if track else _chunk(body) for track, body in zip(found, bodies, strict=True)]
     content, header_numbers = b"".join(chunks), (min(len(chunks) - 1, 1), len(chunks), division)
     return b"MThd\0\0\0\6" + b"".join(number.to_bytes(2, "big") for number in header_numbers) + content, repairs

@@ -316,6 +316,7 @@ class MelodyVAEModel(
         cache = given_cache(cache, past_key_values)
         if attention_mask is None and cache is None:
             attention_mask = input_ids.ne(self.config.pad_token_id).long()
+        # The latent: given, or encoded from the melody, and expanded into a condition of each bar.
         if musical_position is None:
             musical_position, pitch = self.musical_position(input_ids), self.musical_pitch(input_ids)
         posterior = MelodyVAEPosterior()
@@ -323,11 +324,13 @@ class MelodyVAEModel(
             if latent is None:
                 posterior = self.encode(input_ids, attention_mask, musical_position, pitch)
             bar_conditions = self._condition_bars(posterior, latent, noise_level, conditions)
+        # Tokens that only repeat a bar cost nothing: the grammar knows them.
         if labels is not None and self.config.repeat_token_ids:
             labels = labels.masked_fill(self._copied_tokens(input_ids), -100)
         input_ids = self._drop_tokens(input_ids)
         cache, use_cache = self._prepare_cache(cache, use_cache, has_labels=labels is not None)
 
+        # The decoder: each token is conditioned on its own bar.
         hidden_states, rotation = self._embed(input_ids, attention_mask, musical_position, pitch, previous_ids, cache)
         all_hidden_states = [hidden_states]
         may_skip = self._may_read_values(hidden_states)
@@ -340,6 +343,7 @@ class MelodyVAEModel(
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(self.norm(hidden_states[:, kept]))  # (B, T, V)
 
+        # What transformers' models return.
         output = MelodyVAEOutput(logits=logits, **{CACHE_NAME: cache if use_cache else None}, **posterior)
         if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
             output.hidden_states = tuple(all_hidden_states)

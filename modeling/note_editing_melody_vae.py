@@ -294,6 +294,7 @@ class NoteEditingMixin:
             return latent
         num_bars = check_bars(self.config.max_bars if bars is None else bars, len(start), self.config.max_bars)
         bars = torch.as_tensor(num_bars).expand(len(start))
+        # The target: the melody's own attributes, one of them moved.
         lines = self.read_lines(self.decode(start, bars=bars))
         has = self.attributes_of(lines)  # (B, A)
         target, weight = has.clone(), torch.ones_like(has[0])
@@ -303,6 +304,7 @@ class NoteEditingMixin:
         def errors_of(lines: Sequence[Mapping[str, Any]], target: torch.Tensor) -> torch.Tensor:
             return (weight * (self.attributes_of(lines) - target).square()).sum(-1)
 
+        # Edit the notes towards it, from several seeds.
         writer = TokenWriter(self.token_grammar.cpu())
         edited = [
             edit_line(line, writer, lambda each, target=target[row]: errors_of(each, target).tolist(), seed)
@@ -310,12 +312,14 @@ class NoteEditingMixin:
             for row, line in enumerate(lines)
         ]
         ids = self.write_lines(edited, writer)
+        # What counts is what comes back through the latent.
         candidates = self._latent_mean(ids)  # (K B, Z)
         measured = self.read_lines(self.decode(candidates, bars=bars.repeat(NUM_CANDIDATES)))
         errors = errors_of(measured, target.repeat(NUM_CANDIDATES, 1)).view(NUM_CANDIDATES, -1)
         price = errors
         if self.config.noise_probability:
             price = errors + LIKELIHOOD_WEIGHT * self.unconditional_bits_per_note(ids, edited).view_as(errors)
+        # The best candidate, refined; neither where the melody as it is lies nearer.
         chosen, rows = price.argmin(0), torch.arange(len(start), device=self.device)
         best, ids = (each.unflatten(0, (NUM_CANDIDATES, -1))[chosen, rows] for each in (candidates, ids))
         refined, least = self.refine(best, ids), errors_of(lines, target)

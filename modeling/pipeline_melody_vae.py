@@ -125,6 +125,7 @@ class MelodyGenerationPipeline(Pipeline):
     ) -> dict[str, Any]:
         """Read melodies and cut them to the bars that the mode needs."""
         is_count = isinstance(inputs, int)
+        # Each mode needs certain inputs, and a model that can do it.
         mode = mode or ("sample" if is_count else "reconstruct")
         if mode not in MODES:
             raise ValueError(f"mode={mode!r} is none of {', '.join(MODES)}")
@@ -144,6 +145,7 @@ class MelodyGenerationPipeline(Pipeline):
         prepared = {"mode": mode, "num": num, "bars": bars or longest, "lines": None}
         if mode == "sample":
             return prepared
+        # Read the melodies, and cut them to a primer or to the bars of a latent.
         melodies = inputs if isinstance(inputs, list) else [inputs]
         lines = [each if isinstance(each, dict) else self._read(each, track) for each in melodies]
         is_primer = mode == "continue"
@@ -184,9 +186,11 @@ class MelodyGenerationPipeline(Pipeline):
         named = {name: generate_kwargs.pop(name) for name in known & generate_kwargs.keys()}
         conditions = {**named, **(conditions or {})}
         pace = tempo if tempo is None or isinstance(tempo, str) else tempo_class(tempo)
+        # A tempo's class is a condition, where the model knows it.
         if mode not in NEEDS_LATENT and pace in (model.config.conditions or {}).get("tempo", ()):
             conditions.setdefault("tempo", pace)
         options = {"seed": seed, **generate_kwargs}
+        # Modes through the latent decode; the others write what is not there yet.
         if mode in NEEDS_LATENT:
             if conditions:
                 raise ValueError(f"conditions: mode={mode!r} has none; sample, infill and continue do")

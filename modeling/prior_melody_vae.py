@@ -142,10 +142,12 @@ class LatentPrior(ConditionEmbedding):
             `(B, Z)`.
         """
         check_buffers(self)
+        # The flow starts at `begin` between noise and the latent.
         target = self.split_by_bar(latent)
         state = begin * target + (1 - begin) * (torch.randn_like(target) if noise is None else noise)
         null_labels = self.null_labels(len(state)) | {"bars": labels["bars"]}
 
+        # Classifier-free guidance: from the unconditional velocity past the conditional one.
         def velocity(at: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
             conditional = self(at, timestep.expand(len(at)), target, is_known, labels)
             if guidance_scale == 1:
@@ -153,6 +155,7 @@ class LatentPrior(ConditionEmbedding):
             unconditional = self(at, timestep.expand(len(at)), target, is_known, null_labels)
             return unconditional + guidance_scale * (conditional - unconditional)
 
+        # Heun's method, of second order: the mean of the velocities at both ends of a step.
         count = max(math.ceil(steps * (end - begin)), min(FEWEST_STEPS, steps)) if begin < end else 0
         timesteps = torch.linspace(begin, end, count + 1, device=state.device)
         for now, then in pairwise(timesteps.to(state.dtype)):
@@ -205,6 +208,7 @@ class LatentSamplingMixin:
         n, size, num_bars = check_count("n", n), self.config.latent_size, self.config.max_bars
         if (known is None) != (is_known is None):
             raise ValueError("known and is_known go together")
+        # Bars that are known keep their share of the latent.
         if known is None:
             latent = torch.zeros(n, size, device=self.device, dtype=self.dtype)
             is_known = torch.zeros(n, num_bars, dtype=torch.bool, device=self.device)
@@ -216,6 +220,7 @@ class LatentSamplingMixin:
         level = self._check_noise_level(noise_level) or 0.0
         if not n:
             return latent
+        # Without a learned prior the rest is from N(0, I).
         if not self.config.num_prior_layers:
             drawn = torch.where(self._spread_over_latent(is_known), latent, draw_normal(latent, generator))
             levels = self._bar_levels(level, is_known)

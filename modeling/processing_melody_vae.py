@@ -319,6 +319,7 @@ class MelodyProcessor(ProcessorMixin):
         """
         if (midi is None) == (lines is None):
             raise ValueError("give either midi= or lines=")
+        # Read the melodies, and check each before anything is cut.
         first_bar = check_count("first_bar", first_bar)
         bars = self.max_bars if bars is None else min(check_count("bars", bars, 1), self.max_bars)
         given: list[Any] = [lines] if isinstance(lines, Mapping) else list(lines or [])
@@ -329,9 +330,11 @@ class MelodyProcessor(ProcessorMixin):
             check_line(line, f"melody {index}")
             if line["steps_per_beat"] != self.steps_per_beat:
                 raise ValueError(f"{line['steps_per_beat']} steps per beat; this processor has {self.steps_per_beat}")
+        # Cut the window out of each.
         windows = [cut_bars(line, first_bar, bars) for line in given]
         if empty := [index for index, window in enumerate(windows) if window["bars"] < 1]:
             raise ValueError(f"melody {empty[0]} has {given[empty[0]]['bars']} bars, so none from bar {first_bar} on")
+        # Words of MidiTok's REMI, then BPE; a primer is padded on the left, so that all go on at one place.
         repeats = repeat_tokens(self.tokenizer)
         texts = [words_to_text(line_to_words(window), repeats) for window in windows]
         if primer:

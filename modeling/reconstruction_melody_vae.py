@@ -70,6 +70,7 @@ class ReconstructionMixin:
         asked = self._conditions(conditions, len(input_ids))
         latent = check_latent(latent, self.config.latent_size, len(input_ids)).to(self.device, self.dtype)
         with torch.inference_mode(False), torch.enable_grad():
+            # Adam on the latent alone; tokens that are given or copied cost nothing.
             best, ids = latent.detach().clone(), input_ids.to(self.device).clone()
             moved = best.clone().float().requires_grad_()
             optimizer = torch.optim.Adam([moved], lr=learning_rate)
@@ -82,15 +83,18 @@ class ReconstructionMixin:
             for step in range(check_count("steps", steps) + 1):
                 if not len(active):
                     break
+                # One forward pass of those that are not done.
                 level = moved.new_zeros(len(active), self.config.max_bars) if self.config.noise_probability else None
                 inputs = {"latent": moved[active].to(self.dtype), "noise_level": level}
                 inputs["conditions"] = labels_asked and {name: each[active] for name, each in labels_asked.items()}
                 logits = self(ids[active], **inputs).logits[:, :-1]  # pyright: ignore[reportCallIssue] - of the model
                 wanted = labels[active]
                 nats = cross_entropy(logits.mT.float(), wanted, ignore_index=padding, reduction="none").sum(-1)  # (A,)
+                # The best so far is kept: a step may lead away.
                 is_less = nats.detach() < least[active]
                 least[active[is_less]] = nats.detach()[is_less]
                 best[active[is_less]] = moved.detach()[active[is_less]].to(best.dtype)
+                # Done is what greedy decoding would write.
                 is_wrong = ((logits.argmax(-1) != wanted) & (wanted != padding)).any(-1)
                 active = active[is_wrong]
                 if step < steps and len(active):

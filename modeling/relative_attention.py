@@ -108,9 +108,11 @@ class BlockwiseRelativeAttention(torch.autograd.Function):
             num_keys = end if is_causal else length
             # Column 0 is the distance from the block's last query to key 0; skew needs one column to spare.
             distances = slice(length - end, length - end + num_keys + (1 if is_causal else rows))
+            # Relative logits: the block's queries times the embeddings of their distances, skewed into place.
             block_query = query[:, :, begin:end].reshape(heads, batch * rows, size)
             relative = torch.bmm(block_query, embedding[:, distances].transpose(1, 2))  # (H, B L, M)
             logits = skew(relative.view(heads, batch, rows, -1), num_keys)
+            # What a query may not see has the lowest logit.
             if mask is None and is_causal:
                 is_seen = torch.ones(rows, num_keys, dtype=torch.bool, device=query.device).tril(begin)
                 logits = torch.where(is_seen, logits, lowest)
@@ -347,6 +349,7 @@ class RelativeAttention(nn.Module):
             query, key = rotate(query, rotation), rotate(key, rotation)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
+        # In blocks: with gradients in training, without them where a sequence is long; else by transformers' interface.
         if self.is_blockwise(query, cache):
             embedding = self.embedding_of_distances(length, 2 if self.is_causal else length + 1)
             attended = BlockwiseRelativeAttention.apply(

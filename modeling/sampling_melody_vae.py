@@ -88,6 +88,7 @@ class SamplingMixin:
         Raises:
             ValueError: If there are not `n` of what is given for each melody, or as in [`generate`].
         """
+        # One value, or one for each melody: all are checked before anything is drawn.
         n = check_count("n", n)
         conditions = self._conditions(conditions, n)
         options = self._sampling_options() | {
@@ -107,6 +108,7 @@ class SamplingMixin:
             options["time_signature"] = one_time_signature(options.get("time_signature"), conditions, n)
         if not n:
             return self._no_ids()
+        # The critic chooses among candidates; melodies in another key than asked for are drawn again.
         config = self.config
         count = check_candidates(
             candidates, options["bars"], config.max_bars, config.sampling_candidates, bool(config.critic_size)

@@ -148,6 +148,7 @@ def summarise_token(tokens: list[str], opens_bar: bool, steps_per_beat: int) -> 
         The columns; `BEFORE` is `UNUSABLE` where no melody can have the run: it is not of the grammar, its onsets do
         not rise, its notes overlap, or it leaves its own time signature's bar.
     """
+    # A token is usable where its words follow each other as REMI has them.
     row = list(SPECIAL_ROW)
     phase = RESTING if opens_bar or not tokens else PHASES[tokens[0].split("_")[0]][0]
     row[TokenColumn.BEFORE], row[TokenColumn.OPENS_BAR] = phase, int(opens_bar)
@@ -176,6 +177,7 @@ def summarise_token(tokens: list[str], opens_bar: bool, steps_per_beat: int) -> 
             else:
                 row[TokenColumn.LAST_END] = row[TokenColumn.LAST_ONSET] + duration
     row[TokenColumn.AFTER] = phase
+    # Onsets must lie within the bar that the token itself opens with a time signature.
     if row[TokenColumn.TIME_SIGNATURE]:
         is_legal &= row[TokenColumn.LAST_ONSET] < row[TokenColumn.BAR_STEPS]
     if not is_legal:

@@ -72,6 +72,7 @@ def find_tunes(midi: MidiInput, steps_per_beat: int = 4, file: str | None = None
 
 def _find_tunes(notes: MidiNotes, steps_per_beat: int) -> list[dict]:
     """List the lines of a file; messages do not name it."""
+    # Which voice is the tune is judged as in the data set: on the file's own bars.
     units, voices = (notes.ticks_per_quarter, steps_per_beat), len(notes.index)
     written = bar_grid(notes.time_signatures, notes.ticks_per_quarter)
     if voices * len(written) > MAX_STRANDS:
@@ -82,6 +83,7 @@ def _find_tunes(notes: MidiNotes, steps_per_beat: int) -> list[dict]:
         raise ValueError(f"{error}; cut it in an editor and export it again") from error
     lead_scores, is_melody = score_tracks(on_grid, written, notes.program, notes.name, steps_per_beat)
 
+    # The lines themselves lie on bars that the vocabulary has.
     is_in_range = (notes.pitch >= MIN_PITCH) & (notes.pitch <= MAX_PITCH)
     if not is_in_range.any():
         raise ValueError(f"no note between the MIDI pitches {MIN_PITCH} and {MAX_PITCH}")
@@ -95,6 +97,7 @@ def _find_tunes(notes: MidiNotes, steps_per_beat: int) -> list[dict]:
     about = _describe_voices(notes, is_in_range, written, meters)
     tempos = sorted(notes.tempos, key=itemgetter(0))
 
+    # One line for each voice that has notes, with what is known of it.
     lines, onsets = [], []
     for begin, end in pairwise([0, *ends]):
         owner = owners[begin]
@@ -117,6 +120,7 @@ def _find_tunes(notes: MidiNotes, steps_per_beat: int) -> list[dict]:
         }
         onsets.append(onset)
         lines.append((not is_melody[owner], -lead_scores[owner], owner, line))
+    # The key: how long the line is in each pitch class, and what the file states.
     weights = np.bincount(sky.track * 12 + sky.pitch % 12, sky.duration, 12 * voices).reshape(voices, 12)
     weights = weights[[owner for *_, owner, _ in lines]]
     for (*_, line), key in zip(lines, _keys_at(onsets, notes.key_signatures, weights), strict=True):

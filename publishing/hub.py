@@ -313,6 +313,7 @@ def explain(error: BaseException, name: str) -> str | None:
     def is_any(*kinds: type[BaseException]) -> bool:
         return any(isinstance(each, kinds) for each in errors)
 
+    # What is wrong with the token or the files is the user's to mend.
     if is_any(OfflineModeIsEnabled):
         return f"{name}: HF_HUB_OFFLINE is set, so nothing may be sent; unset it, or use --dry_run"
     if is_any(LocalTokenNotFoundError):
@@ -326,6 +327,7 @@ def explain(error: BaseException, name: str) -> str | None:
         )
     if is_any(BadRequestError) or (status == 400) or (is_any(ValueError) and "README.md" in str(error)):
         return f"{name}: the Hub refuses the files ({' '.join(str(error).split())})"
+    # What is wrong with the Hub or the way to it: the same command goes on.
     if status in (409, 412):
         return f"{name}: somebody else changed it meanwhile ({status})"
     if status is not None:

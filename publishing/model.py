@@ -175,6 +175,7 @@ def stage(
     own = own_files(folder)
     _, model = load_model(str(folder))
 
+    # Samples and graphs take minutes: they are kept for as long as nothing that makes them changes.
     sources = list(own.values())
     program = [file for room in ("generation", "rendering") for file in sorted((ROOT / room).glob("*.py"))]
     versions = [version(package) for package in ("torch", "transformers", "matplotlib", "symusic")]
@@ -184,6 +185,7 @@ def stage(
         samples = keep(staging / "samples", key, lambda part: write_samples(folder, name, part))
     onnx = keep_onnx(folder, model, staging)
 
+    # The card, from measured results.
     metrics = metric_files()
     published = describe(folder, repo_id, model, samples, revision, endpoint, dataset_id, space_id)
     card, evaluation, used = model_card.render(published, model_card.read_results(results))

@@ -219,6 +219,7 @@ def run(recipe: Recipe, stage: Stage, record: Record) -> None:
     """
     from training.checkpoints import checkpoints  # not at the top: it imports torch, and a dry run answers at once
 
+    # An interrupted training goes on; of any other stage what is there is set aside.
     command, took = recipe.command(stage), 0.0
     is_interrupted = record.why(stage) == INTERRUPTED
     if is_interrupted:
@@ -227,6 +228,7 @@ def run(recipe: Recipe, stage: Stage, record: Record) -> None:
         command += ["--resume_from_checkpoint", "latest"]
     elif stage.output.exists() and recipe.work in stage.output.parents:
         set_aside(stage.output)
+    # The time is noted as it passes, so that a kill loses none of it.
     print(f"{stage.name}: {shlex.join(command)}", flush=True)
     began = time.monotonic()
     record.note(stage, round(took, 1), is_finished=False)
@@ -242,6 +244,7 @@ def run(recipe: Recipe, stage: Stage, record: Record) -> None:
             except subprocess.TimeoutExpired:
                 record.note(stage, round(took + time.monotonic() - began, 1), is_finished=False)
     seconds = round(took + time.monotonic() - began, 1)
+    # Only a stage that made its output is finished.
     if process.returncode or not stage.output.exists():
         record.note(stage, seconds, is_finished=False)
         reason = f"failed with exit code {process.returncode}" if process.returncode else f"made no {stage.output}"

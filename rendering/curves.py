@@ -36,6 +36,7 @@ def draw_curves(
         ValueError: If a curve has not as many values as steps, or the theme is unknown.
     """
     palette = palette_of(theme)
+    # The names at the right ends take the room that they need.
     figure = Figure(figsize=(WIDTH, HEIGHT), facecolor=palette.paper)
     longest = max((len(name) for name in series), default=0) + len("  0.1234")
     names = min(longest * LETTER + 0.12, WIDTH / 2)
@@ -54,6 +55,7 @@ def draw_curves(
             last = np.flatnonzero(np.isfinite(y))[-1]
             ends.append((float(x[last]), float(y[last]), name, colour))
 
+    # Axes, labels and titles.
     axes.margins(x=0.01, y=0.08)
     style_axes(axes, palette)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))

@@ -40,6 +40,7 @@ def draw_distributions(panels: Panels, *, title: str = "", theme: Theme = "light
     height = HEAD + rows * PANEL_HEIGHT
     figure = Figure(figsize=(WIDTH, height), facecolor=palette.paper)
     names: list[str] = []
+    # A panel for each figure, with steps for each set.
     for place, (name, (edges, sets)) in enumerate(panels.items()):
         row, column = divmod(place, COLUMNS)
         width = WIDTH / COLUMNS

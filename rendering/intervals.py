@@ -43,6 +43,7 @@ def draw_intervals(
     axes = figure.add_axes(
         (left / WIDTH, BOTTOM / height, (WIDTH - left - RIGHT) / WIDTH, (height - TOP - BOTTOM) / height)
     )
+    # Rows from the top: interval, dot, number.
     if reference is not None:
         axes.axvline(reference, color=palette.bar, linewidth=1.2, linestyle="--", zorder=1)
     for row, (_, value, ends) in enumerate(rows):

@@ -260,6 +260,7 @@ def _draw_panels(
     end = max(bar_lines(score, bars)[-1] for score in scores)
     low, high = _pitch_range([note.pitch for score in scores for note in notes_of(score) if note.start < end])
 
+    # As wide as the longest score, as high as the pitches ask for, within limits.
     title_height = TITLE if any(titles) else GAP
     width = min(max(float(end) * INCHES_PER_QUARTER, NARROWEST), WIDEST)
     row_height = 0.07 if len(scores) <= 2 else 0.048
@@ -314,11 +315,13 @@ def _draw_grid(
     low, high = pitches
     panel.set_facecolor(palette.panel)
     panel.set_axisbelow(True)
+    # Rows of the keyboard.
     for pitch in range(low, high + 1):
         if pitch % 12 in BLACK_KEYS:
             panel.axhspan(pitch - 0.5, pitch + 0.5, color=palette.black_key, linewidth=0, zorder=0)
         if pitch % 12 == 0 and pitch > low:
             panel.axhline(pitch - 0.5, color=palette.bar, linewidth=0.5, zorder=1)
+    # Bars, and beats where there is room for them.
     lines = []
     for line, beat in _bars(score):
         lines.append((float(line), float(beat)))
@@ -335,6 +338,7 @@ def _draw_grid(
     for spine in panel.spines.values():
         spine.set_color(palette.bar)
         spine.set_linewidth(0.8)
+    # Labels: octaves at the left, bars at the bottom.
     panel.tick_params(length=0, labelsize=7.5, labelcolor=palette.faint_ink, pad=3)
     octaves = [pitch for pitch in range(low, high + 1) if pitch % 12 == 0]
     panel.set_yticks(octaves, [pitch_name(pitch) for pitch in octaves])

@@ -147,6 +147,7 @@ class Actions:
         attributes: tuple[tuple[str, float], ...],
     ) -> list[Melody]:
         wanted = dict(asked)
+        # What the notes must be is enforced; what else is asked for is a condition of the model.
         known = self.facts["conditions"]
         constraints = {name: wanted[name] for name in ("scale", "time_signature") if wanted[name] != ANY}
         if limits := VOICES[wanted["voice"]]:
@@ -169,6 +170,7 @@ class Actions:
             constraints=constraints,
             tempo=TEMPOS[tempo] if isinstance(tempo, str) else tempo,
         )
+        # How each melody was made goes with it.
         origin = {"tab": "make", "count": count, "bars": bars, **wanted, **dict(attributes)}
         origin |= {"temperature": temperature, "seed": seed}
         return [

@@ -80,6 +80,7 @@ def check_melody(value: Any, name: str = "The melody") -> Melody:
         raise RefusedError(
             f"{name} is missing: choose a tune, bring a MIDI file, or send a melody here from another tab"
         )
+    # Three lists of one length, of some notes and not too many.
     columns: list[Any] = [value.get(column) for column in ("pitch", "start", "duration")]
     if not all(isinstance(column, list) for column in columns) or len({len(column) for column in columns}) != 1:
         raise RefusedError(f"{name} needs the lists pitch, start and duration, all of one length")
@@ -87,6 +88,7 @@ def check_melody(value: Any, name: str = "The melody") -> Melody:
         raise RefusedError(f"{name} has no notes")
     if len(columns[0]) > MAX_NOTES:
         raise RefusedError(f"{name} has {len(columns[0])} notes; {MAX_NOTES} is the most")
+    # The grid that they lie on.
     meter = re.fullmatch(r"([1-9]\d?)/(1|2|4|8|16)", str(value.get("time_signature")))
     if meter is None:
         raise RefusedError(
@@ -101,6 +103,7 @@ def check_melody(value: Any, name: str = "The melody") -> Melody:
             columns, ("a pitch", "a start", "a duration"), (0, 0, 1), (127, end - 1, end), strict=True
         )
     )
+    # Only what a melody has is kept; notes are in order and end with the last bar.
     notes = sorted(zip(starts, durations, pitches, strict=True))
     return {
         "title": clean_text(value.get("title") or "Melody"),

@@ -138,6 +138,7 @@ def to_musicxml(melody: Melody, key: str, chords: list[str] | None = None) -> by
     """Write a melody as MusicXML (4.0, partwise); arguments as of [`to_abc`]."""
     numerator, denominator = map(int, melody["time_signature"].split("/"))
     whole, fifths = denominator * melody["steps_per_beat"], fifths_of(key)
+    # Title, part and instrument.
     root = ET.Element("score-partwise", version="4.0")
     ET.SubElement(ET.SubElement(root, "work"), "work-title").text = melody["title"]
     part_list = ET.SubElement(root, "part-list")
@@ -148,6 +149,7 @@ def to_musicxml(melody: Melody, key: str, chords: list[str] | None = None) -> by
     )
     score_part.insert(1, _element("score-instrument", {"id": "P1-I1"}, _element("instrument-name", {}, text="Melody")))
     part, tied = ET.SubElement(root, "part", id="P1"), False
+    # Bar by bar: what holds from there on, then notes and rests.
     for index, symbols in enumerate(bars_of(melody)):
         measure = ET.SubElement(part, "measure", number=str(index + 1))
         if index == 0:

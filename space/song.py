@@ -127,6 +127,7 @@ def find_place(content: bytes, melody: Melody) -> dict[str, Any] | None:
         return None
     step = ticks_per_step(melody, division)
     best: tuple[int, dict[str, Any]] = (0, {})
+    # Each channel of each track is tried; of all places the one with most of the notes counts.
     for chunk, events in tracks.items():
         for channel in range(16):
             own = [event for event in events if event.is_note_on and event.data[0] & 15 == channel]
@@ -170,6 +171,7 @@ def put_back(content: bytes, melody: Melody) -> bytes:
         RefusedError: If the melody has none, or in another file.
     """
     place = melody.get("place")
+    # Only the file itself will do.
     if not place:
         raise RefusedError("This melody comes from no MIDI file")
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != place["file"]:
@@ -183,6 +185,7 @@ def put_back(content: bytes, melody: Melody) -> bytes:
     step, low = ticks_per_step(melody, division), place["tick"]
     high = low + melody["bars"] * steps_per_bar(melody) * step
     half = step / 2  # a note that was played a little early is of this bar all the same
+    # Leave out the notes of that channel in those bars.
     kept, sounding, velocities = [], Counter[int](), []
     for event in events:
         is_own = event.data[0] < 0xF0 and event.data[0] & 15 == place["channel"]
@@ -193,6 +196,7 @@ def put_back(content: bytes, melody: Melody) -> bytes:
             sounding[event.data[1]] -= 1
         else:
             kept.append(event)
+    # The melody's notes, as loud as those that it replaces.
     velocity = sorted(velocities)[len(velocities) // 2] if velocities else 100
     notes = []
     for pitch, start, duration in zip(melody["pitch"], melody["start"], melody["duration"], strict=True):

@@ -68,11 +68,13 @@ class WindowBatches(Sampler):
         self.short_windows = short_windows
         self.pacing = pacing
         self.epoch = 0
+        # Bars and tokens of each line, counted up: a window's size is a difference.
         self.num_bars = torch.tensor(lines["bars"][:])
         self.first_bar = cumulate(self.num_bars)  # of each line among the bars of all
         num_tokens = lines.with_format("numpy")["num_tokens"][:]
         self.tokens_before = cumulate(torch.from_numpy(np.concatenate(num_tokens)))  # each bar of all
         self.lowest, self.highest = transposition_limits(lines, transpose)
+        # Windows of each line, in the order of complexity for a curriculum.
         windows_per_line = (self.num_bars / bars).ceil().long()
         self.line = torch.arange(len(lines)).repeat_interleave(windows_per_line)  # of each window
         if pacing is not None:

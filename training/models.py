@@ -144,6 +144,7 @@ def load_model(
         UserError: If it is no melody VAE, its files are of different models, or the overrides ask for other weights.
     """
     if (kind := load_pretrained(AutoConfig, source).model_type) != MELODY_VAE:
+        # Conditions: those that it was trained with, or new ones that its prior knows.
         raise UserError(f"{source}: a model of type {kind}; --init_from goes on from type {MELODY_VAE} only")
     config = load_pretrained(MelodyVAEConfig, source)
     trained_conditions = list(config.decoder_conditions or [])
@@ -155,6 +156,7 @@ def load_model(
     config.critic_size, config.sampling_candidates = 0, 1
     if not conditions:
         config.conditions, config.attributes, config.key_shares = {}, [], None
+    # Its tokenizer may have gained tokens for repeats, and nothing else.
     tokens = len(processor.tokenizer)
     new_repeats = {lag: token for lag, token in processor.repeats.items() if lag not in (config.repeat_lags or [])}
     if config.vocab_size != tokens - len(new_repeats) or config.bar_token_ids != processor.bar_token_ids:
@@ -162,12 +164,14 @@ def load_model(
             f"{source}: a model of {config.vocab_size} tokens beside a tokenizer of {tokens}: its files are of "
             "different models; take the folder as train.py wrote it"
         )
+    # Sizes may be overridden; layers can be added.
     trained = depth_of(config)
     config = overridden(config, config_overrides)
     depth = depth_of(config)
     if any(depth[name] < layers for name, layers in trained.items()):
         raise UserError(f"--config_overrides {config_overrides}: {source} has more layers; they can only become more")
     config = MelodyVAEConfig(**config.to_dict() | trained)
+    # Weights that are missing must be new ones.
     options = {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, found = load_pretrained(MelodyVAEModel, source, **options)  # pyright: ignore[reportGeneralTypeIssues]
     missing = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
@@ -176,6 +180,7 @@ def load_model(
             f"--config_overrides {config_overrides}: {source} has no weights of this shape for {wrong[0]}; leave out "
             "what changes the model's size"
         )
+    # What is new is added to the trained model.
     if depth != trained:
         model = deepen(model, MelodyVAEConfig(**config.to_dict() | depth))
     if conditions and not trained_conditions:

@@ -142,6 +142,7 @@ def encode_windows(
         epochs: How often the lines are encoded.
         accelerator: Of the run.
     """
+    # Windows are drawn as in training.
     lines = count_tokens(write_words(whole, args.num_proc), processor.tokenizer, args.num_proc)
     batch_size, rank, processes = (
         min(ENCODE_BATCH_SIZE, len(lines)),
@@ -167,6 +168,7 @@ def encode_windows(
             if number % processes != rank:
                 continue
             batch = collate([windows[key] for key in keys])
+            # What is known of each window: its posterior, and what its notes and its line say.
             posterior = model.encode(batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device))
             notes = model.read_lines(batch["input_ids"])
             of_window = [{name: values[line] for name, values in of_line.items()} for line, *_ in keys]
@@ -259,6 +261,7 @@ def fit(
         The losses along the way; the entry of step 0 is of the prior as it was.
     """
     steps, device = args.max_train_steps, accelerator.device
+    # Optimiser, schedule and a moving average of the weights.
     optimizer = build_optimizer(prior, args.optimizer, args.learning_rate, weight_decay=0.01)
     loss_of, optimizer = accelerator.prepare(FlowLoss(prior), optimizer)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -282,6 +285,7 @@ def fit(
             total = sum(prior.loss(*batch_of(validation, part)).item() * len(part) for part in parts)
         return total / len(validation[0])
 
+    # The best average by validation is kept.
     history: list[dict[str, float]] = [{"step": 0, "validation_loss": validation_loss()}]
     best, means = copy.deepcopy(average.mean), Means()
     set_seed(args.seed, device_specific=True)  # each process draws noise of its own
@@ -327,6 +331,7 @@ def fit_new_prior(
     Raises:
         UserError: If the data lack a column, or the model cannot sample as the arguments say.
     """
+    # Options that the model refuses are refused before anything is encoded.
     began = time.perf_counter()
     sampling = {"sampling_noise": args.sampling_noise, "sampling_top_p": args.sampling_top_p}
     try:
@@ -338,6 +343,7 @@ def fit_new_prior(
         split: encode_windows(model, processor, lines[split], args, epochs, accelerator)
         for split, epochs in (("train", args.epochs_of_windows), ("validation", 1))
     }
+    # Chances that a section returns, counted in the training lines.
     returns = count_returns(tqdm(lines["train"], desc="looking for returns"), max(1, model.config.max_bars // 2))
     train = encoded["train"]
     is_conditional = bool(model.config.decoder_conditions)  # whose conditions are rows of the melody decoder's weights
@@ -352,6 +358,7 @@ def fit_new_prior(
         **sampling,
     )
     prior: LatentPrior = model.prior
+    # Latents and attributes are standardised by those of the training data.
     if not model.config.noise_probability:  # else the melody decoder reads latents mixed with noise as they are
         prior.mean.copy_(train.mean.mean(0))
         prior.scale.copy_((train.mean.var(0) + train.log_variance.exp().mean(0)).sqrt())
@@ -421,6 +428,7 @@ def refit_prior(args: argparse.Namespace, accelerator: Accelerator) -> None:
         dataset = str(build_own(dataset, processor.steps_per_beat, args.num_proc).folder)
     steps = min(REFIT["max_train_steps"], args.max_train_steps)
     options = argparse.Namespace(**vars(args) | REFIT | {"max_train_steps": steps})
+    # What the model can be asked for stays as it was.
     fields = (
         "num_prior_layers",
         "conditions",
@@ -435,6 +443,7 @@ def refit_prior(args: argparse.Namespace, accelerator: Accelerator) -> None:
     )
     shares = source.config.key_shares or key_shares(train.values["key"])
     model = with_parts(model, args.seed, key_shares=shares, **{name: getattr(source.config, name) for name in fields})
+    # The old prior is where training begins, its windows are those of the new latents.
     prior: LatentPrior = model.prior
     prior.load_state_dict(source.prior.state_dict())
     if source.config.critic_size:

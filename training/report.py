@@ -35,6 +35,7 @@ def write_report(output_dir: Path, log: dict, takes: list[Take], warnings: list[
     """
     (output_dir / PICTURES).mkdir(exist_ok=True)
     history = log["history"]
+    # The best evaluation stands above all.
     best = min(history, key=lambda entry: entry["bits_per_note"])
     introduction = (
         f"{log['parameters'] / 1e6:.1f} million parameters, {history[-1]['step']:,} steps, "

@@ -49,14 +49,17 @@ def evaluate(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoade
     for batch in loader:
         num_notes, labels = batch.pop("num_notes"), batch.pop("labels")
         kl_nats, latent = torch.zeros(len(labels), device=labels.device), None
+        # The bound of a model with a latent: one draw of it, and what that costs.
         if whole.config.latent_size:
             posterior = whole.encode(**batch)
             kl_nats, latent = posterior.kl_nats(), posterior.sample(generator)
             means.append(accelerator.gather_for_metrics(posterior.latent_mean))
         nats = reconstruction_nats(model(**batch, latent=latent, use_cache=False).logits, labels)
+        # The melody decoder as a language model, at noise level 1.
         if getattr(whole.config, "noise_probability", 0):
             alone.append(accelerator.gather_for_metrics(nats_without_latent(model, batch, labels)))
         rows.append(accelerator.gather_for_metrics(torch.stack([nats, kl_nats, num_notes.to(nats)], dim=1)))
+    # The sums are over all processes.
     nats, kl_nats, notes = torch.cat(rows).double().unbind(1)
     active = 0
     if means and len(nats) > 1:

@@ -113,6 +113,7 @@ def statistics_of(
     }
     if not len(pitch):
         return statistics
+    # Onsets of each measure, and measures in which something sounds.
     ends = start + duration
     measures = int(ends.max()) // steps_per_bar + 1
     onsets = np.zeros(measures * steps_per_bar, dtype=bool)
@@ -121,6 +122,7 @@ def statistics_of(
     is_sounding = np.zeros(measures, dtype=bool)
     for first, last in zip(start // steps_per_bar, ends // steps_per_bar, strict=True):
         is_sounding[first : last + 1] = True
+    # How much of it is in each major scale, and what is held over a beat from between two.
     in_scale = [MAJOR[(pitch - tonic) % 12].mean() for tonic in range(12)]
     coming = (start // steps_per_beat + 1) * steps_per_beat
     is_syncopated = (start % steps_per_beat != 0) & ~np.isin(coming, start) & (ends > coming)
@@ -167,6 +169,7 @@ def feature_vectors(
     def scalar(value: float | None) -> list[float] | None:
         return None if value is None else [float(value)]
 
+    # What a melody lacks is none: means leave it out.
     features = {
         "pitch_count": scalar(statistics["pitches_used"] if len(pitch) else None),
         "pitch_range": scalar(statistics["pitch_range"] if len(pitch) else None),
@@ -179,6 +182,7 @@ def feature_vectors(
         "scale_consistency": scalar(statistics["scale_consistency"]),
         "bar_pair_similarity": [value or 0.0 for value in similarity] if len(pitch) else None,
     }
+    # Histograms need a note, intervals two.
     if len(pitch):
         histogram = np.bincount(pitch % 12, weights=duration, minlength=12)
         features["pitch_class_histogram"] = (histogram / histogram.sum()).tolist()

@@ -66,6 +66,7 @@ def bar_hashes(
         For each bar its head, its continuation (uint32, never 0) and how many notes begin in it, shape (B + L,): each
         line is followed by a row of zeros, its end.
     """
+    # Rows: the bars of each line, and one for its end.
     first_row = np.concatenate([[0], np.cumsum(bars + 1)])
     row_of_note = first_row[note_line] + start // bar_steps[note_line]
     place = (start % bar_steps[note_line]).astype(np.uint64)
@@ -75,14 +76,17 @@ def bar_hashes(
     # Onsets within a bar differ, so a sum tells the notes apart whatever their order.
     codes = mix(place * np.uint64(512) + interval.astype(np.uint64) + np.uint64(1))
     as_first = mix(place * np.uint64(512) + np.uint64(NO_INTERVAL + 1))
+    # Sums over bars as differences of a running sum.
     counts = np.bincount(row_of_note, minlength=first_row[-1])
     begins = np.concatenate([[0], np.cumsum(counts)])
     running = np.concatenate([np.zeros(1, np.uint64), np.cumsum(codes, dtype=np.uint64)])  # wraps around, as does its
     total = running[begins[1:]] - running[begins[:-1]]  # difference
     has_notes = counts > 0
     first = begins[:-1][has_notes]
+    # As the opening of a span a bar has no interval to the note before.
     opening = total.copy()
     opening[has_notes] += as_first[first] - codes[first]
+    # Equal bars of other time signatures differ; 0 is the end of a line.
     salt = mix(np.repeat(meter.astype(np.uint64), bars + 1) + np.uint64(1 << 40))
     is_end = np.zeros(first_row[-1], dtype=bool)
     is_end[first_row[1:] - 1] = True
@@ -173,6 +177,7 @@ class OriginalityIndex:
             ValueError: If there are none.
         """
         parts, names, bars = [], [], []
+        # Lines are hashed many at a time.
         pending: list[Line] = []
 
         def hash_pending() -> None:
@@ -190,6 +195,7 @@ class OriginalityIndex:
             hash_pending()
         if not names:
             raise ValueError("an index of no melodies: got 0 lines")
+        # The suffix array of all bars is the index.
         heads, continuations, counts = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         rows = order_suffixes(heads, continuations, counts)
         tensors = {
@@ -328,6 +334,7 @@ class OriginalityIndex:
         end = len(counts) - 1  # the last row is the line's end
         spans = copied = 0
         best: tuple[int, int, int, int, tuple[int, int]] | None = None
+        # From each bar on, the longest stretch that the index has too.
         for first in np.flatnonzero(counts).tolist():
             following = continuations[first + 1 : min(end, first + DEPTH)]
             bars, row, entries = self.longest_from(int(heads[first]), following)
@@ -342,6 +349,7 @@ class OriginalityIndex:
         found: dict[str, Any] = {"spans": spans, "copied_spans": copied, "longest_bars": 0, "longest_notes": 0}
         if best is None:
             return {**found, "first_bar": None, "melody_id": None, "melody_bar": None, "occurrences": 0}
+        # Where the best of them stands in the index.
         bars, notes, first, row, entries = best
         of_line = int(np.searchsorted(self.first_rows, np.uint32(row), "right")) - 1
         return {

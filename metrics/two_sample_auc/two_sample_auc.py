@@ -102,6 +102,7 @@ def two_sample_auc(
     generator = np.random.default_rng(seed)
     areas, deviations, drawn = [], [], np.zeros(rounds)
     splits = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    # Melodies of a group are never on both sides of a fold.
     for train, test in splits.split(features, is_prediction, group_of):
         classifier = HistGradientBoostingClassifier(
             min_samples_leaf=SMALLEST_LEAF, early_stopping=False, random_state=seed
@@ -110,8 +111,10 @@ def two_sample_auc(
         scores, truth = classifier.predict_proba(features[test])[:, 1], is_prediction[test]
         ours, theirs = scores[truth], scores[~truth]
         areas.append(area_under_curve(scores, truth))
+        # How far the area is from chance, in standard deviations of the rank-sum test.
         variance = (len(scores) + 1) / (12 * len(ours) * len(theirs))
         deviations.append((areas[-1] - 0.5) / variance**0.5)
+        # The bootstrap draws melodies of both sets again, as weights of who wins against whom.
         wins = (ours[:, None] > theirs[None, :]) + 0.5 * (ours[:, None] == theirs[None, :])
         weights = [generator.multinomial(count, np.full(count, 1 / count), size=rounds) / count for count in wins.shape]
         drawn += np.einsum("ri,ij,rj->r", weights[0], wins, weights[1], optimize=True) / folds

@@ -128,6 +128,7 @@ class DecoderStepGraph(nn.Module):
         Returns:
             Logits `(B, V)`, and keys and values of the step, those of a layer after each other, `(2 K, H, B, D)`.
         """
+        # As in the model's own forward pass, but for one token, without an axis of time.
         model, presents = self.model, []
         pitch = None if pitch is None else pitch[:, None]
         previous_ids = None if previous_ids is None else previous_ids[:, None]
@@ -188,6 +189,7 @@ def make_graphs(model: Any) -> dict[str, Graph]:
     def example(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
 
+    # Examples of the axes: batch, length and capacity stay free.
     ids = torch.randint(config.vocab_size, (BATCH, LENGTH), generator=generator)
     cached = (config.num_attention_heads, BATCH, PAST, config.hidden_size // config.num_attention_heads)
     layers, batch = range(config.num_hidden_layers), {0: "batch"}
@@ -208,6 +210,7 @@ def make_graphs(model: Any) -> dict[str, Graph]:
     graphs = {"decoder": Graph(DecoderStepGraph(model), inputs, ["logits", "present"])}
     if not config.latent_size:
         return graphs
+    # Encoder and conditioner read whole melodies and latents.
     places: dict[str, tuple[Any, Any]] = {"musical_position": (torch.zeros(ids.shape), free)}
     if config.musical_pitch:
         places["pitch"] = (torch.zeros(ids.shape), free)
@@ -219,6 +222,7 @@ def make_graphs(model: Any) -> dict[str, Graph]:
     if config.decoder_conditions:
         inputs["labels"] = label_inputs(model.bar_conditioner.condition_embedding)
     graphs["bar_conditioner"] = Graph(model.bar_conditioner, inputs, ["bar_conditions"])
+    # What only some models have.
     if config.critic_size:
         inputs = {
             "latent": (example(BATCH, config.latent_size), batch),
@@ -261,6 +265,7 @@ def write_graph(graph: Graph, path: Path) -> None:
 
     from publishing.onnx.compact import compact
 
+    # Lists and dicts are inputs of their own, one for each part.
     names: list[str] = []
     for name, value in graph.examples.items():
         if isinstance(value, list | dict):

@@ -82,6 +82,7 @@ def operations(runtime: OnnxMelodyVAE, latents: np.ndarray, ids: np.ndarray) -> 
         latents: `(3, Z)`.
         ids: `(3, T)` of melodies with fewer bars than a latent holds.
     """
+    # What is asked for only where the model knows it.
     config, melodies = runtime.config, trimmed(runtime, ids)
     most = config["max_bars"]
     asked: dict[str, Any] = {"key": "D minor", "time_signature": "3/4"} if config["num_prior_layers"] else {}
@@ -96,6 +97,7 @@ def operations(runtime: OnnxMelodyVAE, latents: np.ndarray, ids: np.ndarray) -> 
             "conditions": {"key": ["D major", None]},
         },
     }
+    # Sampling, in each way that it may be asked for.
     for name, options in {
         "plain": {"n": 3, "seed": 0},
         "hot": {"n": 2, "seed": 2, "temperature": [1.0, 2.5], "bars": [2, most], "top_p": 0.8},
@@ -107,6 +109,7 @@ def operations(runtime: OnnxMelodyVAE, latents: np.ndarray, ids: np.ndarray) -> 
     }.items():
         found = runtime.sample(**options)
         yield {"name": f"sample {name}", "method": "sample", "options": options, "ids": trimmed(runtime, found)}
+    # What starts from latents.
     for similarity in (0.3, 1.0):
         options = {"n": 3, "similarity": similarity, "seed": 7, "bars": 3}
         found = trimmed(runtime, runtime.vary(latents[0], **options))
@@ -115,6 +118,7 @@ def operations(runtime: OnnxMelodyVAE, latents: np.ndarray, ids: np.ndarray) -> 
         options = {"steps": 5, "bars": most} | ({} if seed is None else {"seed": seed})
         found = trimmed(runtime, runtime.interpolate(latents[0], latents[1], **options))
         yield {"name": f"interpolate {seed}", "method": "interpolate", "latents": 2, "options": options, "ids": found}
+    # What starts from melodies.
     for candidates in (1, 4):
         options = {"bars": [0], "seed": 9, "temperature": 2.0, "candidates": candidates}
         found = trimmed(runtime, runtime.infill(ids, **options))

@@ -137,6 +137,7 @@ def write_melodies(
     pad, eos = decoder.config["pad_token_id"], decoder.config["eos_token_id"]
     rows, logits = np.arange(len(states)), np.empty(0)
     is_padding = np.logical_and.accumulate(primer == pad, axis=1)
+    # Read the primer, a token of all melodies at a time.
     for place, token in enumerate(primer.T):
         logits = decoder(np.ascontiguousarray(token), is_padding[:, place])
         for state, each in zip(states, token.tolist(), strict=True):
@@ -147,6 +148,7 @@ def write_melodies(
             progress(min(state.begun for state in states))
         if is_primer and is_first is not None:
             logits = np.where(is_first, logits, np.float32(-np.inf))
+        # Choose the next token of those that are not done.
         active = np.flatnonzero(~is_done)
         scores = allowed_scores(logits[active], [states[rows[at]] for at in active], is_primer)
         if generator is None:
@@ -155,6 +157,7 @@ def write_melodies(
             scores = scores if temperature is None else scores / temperature[rows[active], None]
             share = np.array([generator[rows[at]].random(dtype=np.float32) for at in active], dtype=np.float64)
             token = draw_tokens(scores, share, top_p)
+        # Go on by it; finished melodies get padding.
         for at, each in zip(active, token.tolist(), strict=True):
             states[rows[at]].advance(each)
         following = np.full(len(rows), pad)
@@ -164,6 +167,7 @@ def write_melodies(
         left = len(rows) - int(is_done.sum())
         if not left or length == max_length:
             break
+        # Once a ninth is done, rows are dropped: a step costs by its rows.
         if left <= 8 / 9 * len(rows):
             kept = np.flatnonzero(~is_done)
             decoder.keep(kept)

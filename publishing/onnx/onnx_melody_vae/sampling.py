@@ -112,11 +112,13 @@ class SamplingModel(LatentModel):
         n = next((len(part) for part in (latent, input_ids, template) if part is not None), 1)
         if not n:
             return np.empty((0, 0), dtype=np.int64)
+        # One value, or one for each melody.
         asked = {"bars": bars, "scale": scale, "time_signature": time_signature, "temperature": temperature}
         asked = as_lists(asked | {"lowest_pitch": lowest_pitch, "highest_pitch": highest_pitch})
         temperatures = for_each("temperature", asked.pop("temperature"), n)
         wanted = self._wanted(n, asked.pop("bars"), max_rest, **asked)
         length = config["max_length"] if max_length is None else max_length
+        # A template's bars may have more tokens than new ones.
         if template is not None:
             length += template.shape[1] if max_length is None else 0
             self._keep_template(wanted, template, regenerate, bars is None)
@@ -239,6 +241,7 @@ class SamplingModel(LatentModel):
         Raises:
             ValueError: If there are not `n` of what is given for each melody, or as in [`generate`].
         """
+        # One value, or one for each melody: all are checked before anything is drawn.
         checked = self.check_conditions(conditions, n)
         asked = self._sampling_options() | {
             "temperature": temperature,
@@ -255,6 +258,7 @@ class SamplingModel(LatentModel):
         asked["time_signature"] = one_time_signature(asked.get("time_signature"), checked, n)
         if not n:
             return np.empty((0, 0), dtype=np.int64)
+        # The critic chooses among candidates; melodies in another key than asked for are drawn again.
         config = self.config
         count = check_candidates(
             candidates, asked["bars"], config["max_bars"], config["sampling_candidates"], bool(config["critic_size"])
