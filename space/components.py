@@ -99,7 +99,7 @@ class Dock(_Component):
     """The player's controls, undo and history, at the foot of the page.
 
     Args:
-        files: Functions of the server that the page calls: `midi`, `wav`, `sheet` and `harmonize`.
+        files: Functions of the server that the page calls: `midi`, `wav`, `sheet`, `harmonize` and `put_back`.
     """
 
     def __init__(self, files: list[Callable] | None = None, **kwargs: Any):

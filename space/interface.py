@@ -385,7 +385,8 @@ class Interface:
             return [window(tracks[index], first_bar), None]
 
         self._at_once(tunes.input, take_tune, tunes, slot)
-        self._on(upload.upload, take_file, upload, [files, choice, track, first_bar, slot, tunes])
+        taken = [files, choice, track, first_bar, slot, tunes]
+        self._on(upload.upload, take_file, upload, taken, **self.without_model)
         self._at_once(track.input, take_track, [files, track], [first_bar, slot, tunes])
         self._at_once(first_bar.release, take_bar, [files, track, first_bar], [slot, tunes])
         self._forget_tune(slot, tunes)

@@ -177,7 +177,7 @@ def _element(name: str, attributes: dict[str, str], *children: ET.Element, text:
 
 
 def _attributes(whole: int, fifths: int, key: str, meter: tuple[int, int], clef: str) -> ET.Element:
-    """Write what stands at the beginning of the staff; a division is a grid step, or less where a quarter has none."""
+    """Write what stands at the beginning of the staff; a division is a quarter of a grid step."""
     signs = {"treble": ("G", 2), "bass": ("F", 4)}
     key_element = _element("key", {}, _element("fifths", {}, text=fifths), _element("mode", {}, text=key.split()[1]))
     beats, beat_type = (

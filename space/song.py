@@ -206,8 +206,10 @@ def put_back(content: bytes, melody: Melody) -> bytes:
     last = max(event.ticks for event in [*kept, *notes])
     end_of_track = [event for event in kept if event.data[:2] == b"\xff\x2f"]
     body = [event for event in kept if event.data[:2] != b"\xff\x2f"]
-    # At one time, notes end before others begin, and both after what the file has there, such as a change of sound.
-    merged = sorted([*body, *notes], key=lambda event: (event.ticks, event.is_note_on))
+    # At one time, the melody's notes end before what the file has there, such as a change of sound, and begin after it.
+    own = [(event, 2 if event.is_note_on else 0) for event in notes]
+    placed = sorted([*((event, 1) for event in body), *own], key=lambda each: (each[0].ticks, each[1]))
+    merged = [event for event, _ in placed]
     merged += [Event(last, event.data) for event in end_of_track[:1]]
     chunks[place["chunk"]] = (b"MTrk", write_events(merged))
     return b"".join(kind + struct.pack(">I", len(data)) + data for kind, data in chunks)

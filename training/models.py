@@ -144,8 +144,8 @@ def load_model(
         UserError: If it is no melody VAE, its files are of different models, or the overrides ask for other weights.
     """
     if (kind := load_pretrained(AutoConfig, source).model_type) != MELODY_VAE:
-        # Conditions: those that it was trained with, or new ones that its prior knows.
         raise UserError(f"{source}: a model of type {kind}; --init_from goes on from type {MELODY_VAE} only")
+    # Conditions: those that it was trained with, or new ones that its prior knows.
     config = load_pretrained(MelodyVAEConfig, source)
     trained_conditions = list(config.decoder_conditions or [])
     conditions = list(decoder_conditions) or trained_conditions
@@ -183,8 +183,12 @@ def load_model(
     # What is new is added to the trained model.
     if depth != trained:
         model = deepen(model, MelodyVAEConfig(**config.to_dict() | depth))
-    if conditions and not trained_conditions:
+    if "attributes" in set(conditions) - set(trained_conditions):
         prior = load_pretrained(MelodyVAEModel, source).prior
+        if prior is None:
+            raise UserError(
+                f"--decoder_conditions attributes: {source} has no prior, which measured them; fit one first"
+            )
         model.bar_conditioner.condition_embedding.attribute_mean.copy_(prior.attribute_mean)
         model.bar_conditioner.condition_embedding.attribute_scale.copy_(prior.attribute_scale)
     if new_repeats:

@@ -303,7 +303,8 @@ def fit(
         average.update(step)
         if step % max(1, steps // 20) == 0 or step == steps:
             entry = {"step": step, **means.take(), "validation_loss": validation_loss()}
-            bar.write(f"step {step}: loss {entry['loss']:.4f}, validation {entry['validation_loss']:.4f}")
+            if accelerator.is_main_process:
+                bar.write(f"step {step}: loss {entry['loss']:.4f}, validation {entry['validation_loss']:.4f}")
             if entry["validation_loss"] < min(each["validation_loss"] for each in history):
                 best = copy.deepcopy(average.mean)
             history.append(entry)

@@ -13,7 +13,7 @@ from tests.builders.space_server import ROOT
 sys.path.append(str(ROOT / "space"))
 
 from melody import RefusedError, check_melody, cut_bars
-from song import find_place, put_back, read_events, read_tracks, split_chunks, write_events
+from song import Event, find_place, put_back, read_events, read_tracks, split_chunks, write_events
 
 
 def song(bars: int = 12, first_bar: int = 2, jitter: int = 0) -> tuple[bytes, dict]:
@@ -68,6 +68,29 @@ def test_a_melody_takes_its_own_place_and_nothing_else_changes(jitter):
         abs(ticks - (low + 60) - 120 * start) <= 1 for (ticks, _), start in zip(inside, changed["start"], strict=True)
     )
     assert [tempo.qpm for tempo in new.tempos] == pytest.approx([tempo.qpm for tempo in old.tempos])
+
+
+def test_other_events_keep_their_order_at_one_time():
+    """A note may end in the tick in which it begins, and a sound changes before the note that is to have it."""
+    content, melody = song()
+    place = find_place(content, melody)
+    assert place is not None
+    chunks, tracks, _ = read_tracks(content)
+    at = place["tick"] + 480
+    own = bytes([0xC0 | place["channel"], 41])
+    added = [Event(at, bytes([0x9E, 36, 100])), Event(at, bytes([0x8E, 36, 0])), Event(at, own)]
+    events = sorted([*tracks[place["chunk"]], *added], key=lambda event: event.ticks)
+    chunks[place["chunk"]] = (b"MTrk", write_events(events))
+    content = b"".join(kind + struct.pack(">I", len(data)) + data for kind, data in chunks)
+    place = find_place(content, melody)
+    assert place is not None
+    written = put_back(content, check_melody({**melody, "place": place}))
+    after = read_tracks(written)[1][place["chunk"]]
+    assert [event for event in after if event in added] == added
+    begins = [index for index, event in enumerate(after) if event.ticks == at and event.is_note_on]
+    assert after.index(added[2]) < begins[-1]
+    ends = [index for index, event in enumerate(after) if event.ticks == at and event.is_note_off]
+    assert ends[0] < after.index(added[0])
 
 
 def test_a_melody_goes_back_as_it_was():

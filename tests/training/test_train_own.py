@@ -355,6 +355,24 @@ def test_a_deeper_model_goes_on_as_the_trained_one_was(trained):
     assert all(weight.grad.any() for weight in new.values())
 
 
+@pytest.mark.parametrize("conditions", [["key"], ["attributes"], ["key", "attributes"]])
+def test_a_trained_model_goes_on_as_it_was_with_any_conditions(trained_with_prior, conditions):
+    processor = models.load_tokenizing_processor(str(trained_with_prior))
+    plain, conditional = (
+        models.load_model(str(trained_with_prior), "", processor, names).eval() for names in ([], conditions)
+    )
+    ids = plain.sample(3, bars=2, seed=0)
+    asked = conditional.conditions_of(conditional.read_lines(ids))
+    assert set(asked) == ({*conditional.config.attributes} if "attributes" in conditions else set()) | (
+        {"key"} & set(conditions)
+    )
+    latent = torch.randn(3, plain.config.latent_size, generator=torch.Generator().manual_seed(1))
+    assert conditional.decode(latent, bars=2, conditions=asked).tolist() == plain.decode(latent, bars=2).tolist()
+    if "attributes" in conditions:
+        prior = AutoModel.from_pretrained(trained_with_prior, trust_remote_code=True).prior
+        assert torch.equal(conditional.bar_conditioner.condition_embedding.attribute_mean, prior.attribute_mean)
+
+
 def test_a_trained_model_goes_on_as_it_was_and_hears_of_noise(trained):
     processor = models.load_tokenizing_processor(str(trained))
     plain, noisy = (models.load_model(str(trained), text, processor).eval() for text in ("", "noise_probability=0.5"))
