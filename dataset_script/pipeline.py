@@ -302,6 +302,8 @@ def run_stages(options: argparse.Namespace) -> None:
             f"{output} was begun with other options or another version of the program; give --output a new folder, "
             f"or remove .{output.name}.* and begin again"
         )
+    if (output / "build.json").exists():  # Slurm has finished it since it was submitted
+        return finish(output, begun)
     # Run the stages, each of which goes on where it was interrupted.
     with build.faults_of(output):
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -311,8 +313,8 @@ def run_stages(options: argparse.Namespace) -> None:
         made = executors(options, metadata)
         if options.executor == "slurm":
             made[-1].run()  # submits those that it depends on too
-            print(f"submitted; {output} is finished when {output / 'build.json'} is there")
-            return
+            print(f"submitted; {output} is finished when {output / 'build.json'} is there; then run this again")
+            return None
         for executor in made:
             executor.run()
             if failed := executor.get_incomplete_ranks(skip_completed=True):  # Ray only warns of them
@@ -320,7 +322,11 @@ def run_stages(options: argparse.Namespace) -> None:
                     f"{len(failed)} of {executor.world_size} tasks failed, {executor.logging_dir.path}/logs says why; "
                     "the same command goes on with what is done"
                 )
-    # Only a whole data set leaves nothing else behind.
+    return finish(output, begun)
+
+
+def finish(output: Path, begun: Path) -> None:
+    """Remove what a whole data set needs no more, its plan last, and show the funnel."""
     for suffix in ("work", "logs"):
         shutil.rmtree(output.parent / f".{output.name}.{suffix}", ignore_errors=True)
     begun.unlink()

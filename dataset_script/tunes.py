@@ -257,8 +257,8 @@ def _parse_bar(text: str, unit: Fraction, sharps: int) -> list[_Sound]:
             raise ValueError(f"cannot read {text[position:]!r}")
         position = match.end()
         if match["triplet"]:
-            if triplet:
-                raise ValueError("a triplet in a triplet")
+            if triplet or broken:
+                raise ValueError(f"a triplet in a {'triplet' if triplet else 'broken rhythm'}")
             triplet = 3
         elif match["broken"]:
             if broken or not sounds or triplet:

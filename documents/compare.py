@@ -176,6 +176,19 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *rows]) + "\n"
 
 
+def way_of_sampling(results: Mapping[str, Any]) -> str:
+    """Say in a sentence how the samples of a model were drawn, and against how many melodies they were measured."""
+    counts = [find(results, "samples/sets")[name]["melodies"] for name in ("model", "split", "ceiling: train")]
+    how = f"at temperature {find(results, 'samples/temperature'):g}"
+    if noise := find(results, "samples/sampling_noise"):
+        how += f", the prior's flow stopped at t = {1 - noise:g},"
+    if (share := find(results, "samples/sampling_top_p") or 1) < 1:
+        how += f" top-p {share:g},"
+    if (candidates := find(results, "samples/sampling_candidates") or 1) > 1:
+        how += f" the critic's best of {candidates},"
+    return f"{counts[0]:,} samples {how} against {counts[1]:,} test and {counts[2]:,} training windows."
+
+
 def comparison(models: Mapping[str, Results]) -> str:
     """Write the table of several models' results, with a note on what they were measured on.
 
@@ -210,16 +223,9 @@ def comparison(models: Mapping[str, Results]) -> str:
         f"Split '{first['split']}', {first['melodies']} windows of {first['bars']} bars in 4/4 from lead lines, "
         f"seed {first['seed']}; in brackets 95 % intervals by bootstrap over melodies."
     ]
-    if sets := find(first, "samples/sets"):
-        counts = [sets[name]["melodies"] for name in ("model", "split", "ceiling: train")]
-        how = f"at temperature {find(first, 'samples/temperature'):g}"
-        if noise := find(first, "samples/sampling_noise"):
-            how += f", the prior's flow stopped at t = {1 - noise:g},"
-        if (share := find(first, "samples/sampling_top_p") or 1) < 1:
-            how += f" top-p {share:g},"
-        if (candidates := find(first, "samples/sampling_candidates") or 1) > 1:
-            how += f" the critic's best of {candidates},"
-        notes.append(f"{counts[0]:,} samples {how} against {counts[1]:,} test and {counts[2]:,} training windows.")
+    ways = {name: way_of_sampling(results) for name, results in models.items() if find(results, "samples/sets")}
+    is_one = len(set(ways.values())) == 1
+    notes += set(ways.values()) if is_one else [f"{name}: {way}" for name, way in ways.items()]
     if signature := find(first, "free_running/note_bleu/signature"):
         notes.append(f"BLEU: `{signature}`.")
     if leak := find(first, "leak/lead_lines/leak"):

@@ -166,7 +166,8 @@ def table_of_metrics(values: Mapping[str, Any]) -> list[dict[str, Any]]:
             bits, interval = likelihood.get(f"{key}_bits_per_note"), likelihood.get(f"{key}_interval")
             add(f"Bits per note, {name}", f"bits_per_note_{key}", bits, what, interval)
     # What comes back: steps, notes, whole melodies.
-    grid = "share of 256 sixteenth steps whose class of 90 (88 pitches, note-off, no event) comes back"
+    count = values.get("bars", 16) * 16
+    grid = f"share of {count} sixteenth steps whose class of 90 (88 pitches, note-off, no event) comes back"
     for name, found, how in (
         ("Step accuracy, free-running", free, "decoded greedily from the posterior mean alone"),
         ("Step accuracy, true bars before", forced, "each bar decoded after the true ones before it"),

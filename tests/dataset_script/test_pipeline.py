@@ -178,6 +178,11 @@ def test_slurm_gives_the_same_rows(source, expected, tmp_path, monkeypatch):
     finished = run(source, tmp_path / "out", *options)
     assert finished.returncode == 0, finished.stderr
     assert_same(tmp_path / "out", expected)
+    assert list(tmp_path.glob(".out.*"))
+    again = run(source, tmp_path / "out", *options)
+    assert again.returncode == 0, again.stderr
+    assert not list(tmp_path.glob(".out.*"))
+    assert_same(tmp_path / "out", expected)
 
 
 @pytest.mark.parametrize(

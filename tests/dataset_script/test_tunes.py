@@ -171,6 +171,7 @@ def test_reader_repeats_and_parts():
         (abc("C4|C4-|"), r"Test: bar 2: a tie leads nowhere"),
         (abc("C4|(3CD|"), r"Test: bar 2: the bar ends in the middle"),
         (abc("C4|>C4|"), r"Test: bar 2: a broken rhythm"),
+        (abc("C3>(3DEF C3|"), r"Test: bar 1: a triplet in a broken rhythm"),
         (abc("C4|C0|"), r"Test: bar 2: length"),
         (abc("|:C4|1D4:|E4|"), r"Test: bar 3: .*endings"),
         (abc("|:C4|1D4|"), r"Test: bar 3: a first ending without"),

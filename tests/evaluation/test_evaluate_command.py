@@ -149,6 +149,17 @@ def test_table(results, results_without_latent, tmp_path, capsys):
     assert (tmp_path / "groups.md").read_text(encoding="utf-8").startswith("| by | group | melodies |")
 
 
+def test_how_samples_were_drawn_is_said_of_each_model_that_differs():
+    """Once where it is the same for all."""
+    one = compare.read_results(["results/release.json"], None)["release"]
+    again = compare.comparison({"one": one, "other": one})
+    assert again.count("the critic's best of") == again.count("training windows.") == 1
+    plain = {**one, "samples": {**one["samples"], "sampling_candidates": 1}}
+    both = compare.comparison({"one": one, "plain": plain})
+    assert f"one: {compare.way_of_sampling(one)} plain: {compare.way_of_sampling(plain)}" in both
+    assert both.count("the critic's best of") == 1
+
+
 def test_older_results_are_still_read():
     models = compare.read_results(["results/first_run.json"], None)
     assert "| note F1, free-running | 0.637 |" in compare.comparison(models)
