@@ -74,16 +74,30 @@ def resolve(python: str) -> dict[str, str]:
     return dict(line.split(" ")[0].split("==") for line in result.stdout.splitlines() if "==" in line)
 
 
+def moved() -> dict[str, str]:
+    """Return the newest version of each package of pyproject.toml of which constraints.txt has another one."""
+    known, newest = locked(), resolve("{}.{}".format(*sys.version_info))
+    return {name: newest[name] for name in lowest() if name in known and newest.get(name, known[name]) != known[name]}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m documents.versions")
-    parser.add_argument("what", choices=("lowest", "write", "resolve"), help="print, write, or resolve for each Python")
+    parser.add_argument(
+        "what",
+        choices=("lowest", "write", "resolve", "moved"),
+        help="print, write, resolve for each Python, or say what has moved since `make lock`, with exit code 1",
+    )
     what = parser.parse_args(argv).what
     if what == "lowest":
         print("\n".join(f"{name}=={version}" for name, version in sorted(lowest().items())))
     elif what == "write":
         for file, text in written().items():
             file.write_text(text, encoding="utf-8")
+    elif what == "moved":
+        newer = moved()
+        print("newest:", ", ".join(f"{name} {version}" for name, version in newer.items()) or "as in constraints.txt")
+        return int(bool(newer))
     else:
         for python in PYTHONS:
             found = resolve(python)

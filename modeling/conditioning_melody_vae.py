@@ -170,7 +170,7 @@ class BarConditioner(nn.Module):
             bars = bars + self.condition_embedding.embed(labels, bars[:, 0])[:, None]
         for layer in self.layers:
             bars = layer(bars)
-        before, after = self.edge_embedding.to(bars.dtype).expand(len(bars), 2, -1).split(1, dim=1)
+        before, after = self.edge_embedding.to(bars.dtype).expand(bars.shape[0], 2, -1).split(1, dim=1)
         bars = torch.cat([before, self.norm(bars).to(bars.dtype), after], dim=1)  # (B, N + 2, C)
         pairs = torch.cat([bars[:, :-1], bars[:, 1:]], dim=-1)  # (B, N + 1, 2 C)
         return self.condition_proj(pairs).unflatten(-1, (self.config.num_hidden_layers, -1))  # (B, N + 1, K, C)

@@ -116,7 +116,7 @@ class EncodingMixin:
             input_ids, attention_mask, musical_position, pitch = self._without_repeats(
                 input_ids, attention_mask, musical_position, pitch
             )
-        if len(input_ids) > ENCODE_BATCH_SIZE and input_ids.device.type == "cpu" and self._may_be_split():
+        if self._may_be_split() and input_ids.device.type == "cpu" and len(input_ids) > ENCODE_BATCH_SIZE:
             return self._encode_by_length(input_ids, attention_mask, musical_position, pitch)
         return self._encode_rows(input_ids, attention_mask, musical_position, pitch)
 

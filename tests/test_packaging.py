@@ -157,6 +157,15 @@ def test_the_files_that_repeat_versions_say_the_same():
     )
 
 
+def test_a_newer_version_is_told(monkeypatch, capsys):
+    newest = versions.locked() | {"transformers": "99.0.0", "not-named-in-pyproject": "1.0"}
+    monkeypatch.setattr(versions, "resolve", lambda python: newest)
+    assert versions.main(["moved"]) == 1
+    assert capsys.readouterr().out == "newest: transformers 99.0.0\n"
+    del newest["transformers"]
+    assert versions.main(["moved"]) == 0
+
+
 def test_the_lowest_versions_are_those_of_the_ranges():
     lowest = versions.lowest()
     for line in asked_for("test"):

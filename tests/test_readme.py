@@ -6,7 +6,6 @@ the commands stay. A block under `<!-- parsed only: WHY -->` is not run; its opt
 
 import argparse
 import json
-import os
 import re
 import runpy
 import shlex
@@ -23,6 +22,7 @@ import torch
 
 from dataset_script.tunes import embedded_scores
 from documents import report
+from tests.builders.commands import run
 
 ROOT = Path(__file__).parents[1]
 PAGES = report.DOCUMENTS
@@ -88,13 +88,6 @@ def file_of(program: str) -> Path:
     return module / "__main__.py" if module.is_dir() else module.with_suffix(".py")
 
 
-def run(command: list[str], cwd: Path) -> None:
-    """Run a command as in a checkout: modules come from the repository, files from `cwd`."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
-    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, encoding="utf-8")
-    assert result.returncode == 0, f"{shlex.join(command)}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
-
-
 def test_documents_say_what_results_say():
     for name in report.DOCUMENTS:
         text = (ROOT / name).read_text(encoding="utf-8")
@@ -144,7 +137,7 @@ def test_options_exist(page, monkeypatch):
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
     for command in (command for block in blocks(page) for command in block.commands):
         if command.startswith("make "):
-            run(["make", "--dry-run", *command.split()[1:]], ROOT)
+            subprocess.run(["make", "--dry-run", *command.split()[1:]], cwd=ROOT, capture_output=True, check=True)
         elif command.startswith("pip install -e "):
             (extras,) = re.findall(r"\[([\w,]+)\]", command)
             project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -228,7 +221,9 @@ def test_every_block_runs(workspace):
                 if program == "train.py":
                     is_vae = not {"--init_from", "--model_type"} & set(options)
                     words += shlex.split(f"{STEPS} {MODEL_OPTIONS}" if is_vae else STEPS)
-                words[0] = sys.executable if words[0] == "python" else str(Path(sys.executable).with_name(words[0]))
-                run(words, workspace)
+                if words[0] == "accelerate":
+                    words.insert(1, "accelerate.commands.accelerate_cli")
+                    words.insert(1, "-m")
+                run(words[1:], workspace)
     assert (workspace / "outputs" / "interpolation" / "index.html").is_file()
     assert (workspace / "outputs" / "release" / "mine" / "model.safetensors").is_file()

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from publishing import recipe
+from tests.builders.commands import run as run_command
 from tests.builders.training import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -167,16 +168,23 @@ def test_the_releases_recipe_has_known_options():
             continue
         command, options = found[1], re.findall(r"--\w+", found[2])
         if command not in helps:
-            argv = [sys.executable, *command.split(), "--help"]
-            helps[command] = subprocess.run(argv, capture_output=True, encoding="utf-8", cwd=ROOT, check=True).stdout
+            helps[command] = run_command([*command.split(), "--help"], ROOT)
         assert [option for option in options if not re.search(rf"{option}\b", helps[command])] == [], stage.name
     assert len(helps) > 3
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", ["tuning", "prior"])
-def test_a_tiny_release_killed_on_the_way(trained, dataset, tmp_path, victim):
-    """Killed in a stage, a recipe of training, averaging and prior ends with the weights of one that was not."""
+def recipe_command(folder: Path, stages: dict) -> list[str]:
+    """Write a recipe that works in a folder; returns the command that runs it."""
+    folder.mkdir()
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump({"work": str(folder / "work"), "stages": stages}, sort_keys=False), encoding="utf-8")
+    command = [sys.executable, "-m", "publishing.recipe", "--recipe", str(file)]
+    return [*command, "--record", str(folder / "record.json")]
+
+
+@pytest.fixture(scope="module")
+def tiny_release(trained, dataset, tmp_path_factory) -> tuple[dict, Path]:
+    """Give the stages of training, averaging and prior, and the folder of a run of them that nothing killed."""
     tuning = {
         **{"dataset": str(dataset), "init_from": str(trained), "output_dir": "{output}", "config_overrides": TINY},
         **{"per_device_train_batch_size": 5, "max_train_steps": 30, "evaluation_steps": 10, "checkpointing_steps": 2},
@@ -194,27 +202,29 @@ def test_a_tiny_release_killed_on_the_way(trained, dataset, tmp_path, victim):
         },
         "prior": {"command": "python train_prior.py", "arguments": prior},
     }
-    commands = {}
-    for name in ("whole", "killed"):
-        content = {"work": str(tmp_path / name), "stages": stages}
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-        record = str(tmp_path / f"{name}.json")
-        commands[name] = [sys.executable, "-m", "publishing.recipe", "--recipe", str(tmp_path / f"{name}.yaml")]
-        commands[name] += ["--record", record]
-    subprocess.run(commands["whole"], check=True, cwd=ROOT, capture_output=True)
+    folder = tmp_path_factory.mktemp("recipes") / "whole"
+    subprocess.run(recipe_command(folder, stages), check=True, cwd=ROOT, capture_output=True)
+    return stages, folder
 
-    with subprocess.Popen(commands["killed"], cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL) as process:
-        begun = tmp_path / "killed.json"
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["tuning", "prior"])
+def test_a_tiny_release_killed_on_the_way(tiny_release, tmp_path, victim):
+    """Killed in a stage, a recipe of training, averaging and prior ends with the weights of one that was not."""
+    stages, whole = tiny_release
+    killed = tmp_path / "killed"
+    command, record = recipe_command(killed, stages), killed / "record.json"
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
-            entries = json.loads(begun.read_text(encoding="utf-8")) if begun.is_file() else {}
-            if (tmp_path / "killed" / "tuning" / "step_4").exists() if victim == "tuning" else "prior" in entries:
+            entries = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+            if (killed / "work" / "tuning" / "step_4").exists() if victim == "tuning" else "prior" in entries:
                 break
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGKILL)
-    done = subprocess.run(commands["killed"], check=True, cwd=ROOT, capture_output=True, encoding="utf-8")
+    done = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, encoding="utf-8")
     lines = [line for line in done.stdout.splitlines() if line.startswith(("tuning: ", "mean: ", "prior: "))]
     assert [line.split(": ")[1] for line in lines].count("finished") == {"tuning": 0, "prior": 2}[victim]
     assert ("--resume_from_checkpoint" in done.stdout) == (victim == "tuning")
     for stage in ("tuning", "mean", "prior"):
-        weights = [(tmp_path / name / stage / "model.safetensors").read_bytes() for name in ("whole", "killed")]
+        weights = [(folder / "work" / stage / "model.safetensors").read_bytes() for folder in (whole, killed)]
         assert weights[0] == weights[1], stage

@@ -3,10 +3,8 @@
 Beside `configs/fsdp2.yaml` itself, on a CPU; see `fsdp_on_cpu.py` for what that takes.
 """
 
-import os
 import shutil
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
+from tests.builders.commands import finish, launch
 from tests.builders.training import TINY, arguments, assert_same_run, history
 
 ROOT = Path(__file__).parents[2]
@@ -24,24 +23,16 @@ MODELS = {
 }
 
 
-def launch(config: str, script: str, argv: list[str]) -> None:
+def train(config: str, script: str, argv: list[str]) -> None:
     """Train in two processes."""
-    options = ["--config_file", config, "--main_process_port", "0"]
-    done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *options, script, *argv],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
-    assert "2 process(es) on cpu" in done.stdout
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        assert "2 process(es) on cpu" in finish(launch(["--config_file", config], [script, *argv], ROOT, log), log)
 
 
 def shard(argv: list[str]) -> None:
     """Train with FSDP2."""
-    launch("configs/fsdp2.yaml", "tests/training/fsdp_on_cpu.py", argv)
+    train("configs/fsdp2.yaml", "tests/training/fsdp_on_cpu.py", argv)
 
 
 @pytest.mark.slow
@@ -49,7 +40,7 @@ def shard(argv: list[str]) -> None:
 def test_sharded_training_is_that_of_whole_models(dataset, tmp_path, model_type):
     options = [*MODELS[model_type], "--max_train_steps", "9"]
     copied, sharded, resumed = tmp_path / "copied", tmp_path / "sharded", tmp_path / "resumed"
-    launch("configs/cpu.yaml", "train.py", arguments(dataset, copied, *options))
+    train("configs/cpu.yaml", "train.py", arguments(dataset, copied, *options))
     shard(arguments(dataset, sharded, *options))
     for one, other in zip(history(sharded), history(copied), strict=True):
         assert one == pytest.approx(other, rel=1e-5)
@@ -78,7 +69,7 @@ def test_sharded_training_is_that_of_whole_models(dataset, tmp_path, model_type)
 def test_parts_are_computed_in_bfloat16_and_kept_in_single_precision(dataset, tmp_path):
     options = ["--config_overrides", NO_DROPOUT, "--max_train_steps", "4"]
     copied, sharded = tmp_path / "copied", tmp_path / "sharded"
-    launch("configs/cpu.yaml", "train.py", arguments(dataset, copied, *options))
+    train("configs/cpu.yaml", "train.py", arguments(dataset, copied, *options))
     shard(arguments(dataset, sharded, *options, "--mixed_precision", "bf16"))
     for name in ("train_loss", "reconstruction_nats", "kl_nats"):
         assert history(sharded)[-1][name] == pytest.approx(history(copied)[-1][name], rel=0.02)

@@ -4,8 +4,6 @@ import json
 import random
 import re
 import shutil
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from transformers import AutoModel, AutoProcessor
 
 from command import UserError
 from modeling.line_writing_melody_vae import line_to_score
+from tests.builders.commands import finish, launch
 from tests.builders.training import TINY, arguments, melody, run
 from training import average_models, models, own_midi, report, run_logger
 from training.data import load_lines
@@ -307,20 +306,17 @@ def test_a_run_that_diverges_ends_with_a_line(dataset, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "launch",
+    "launching",
     [
         ["--config_file", "configs/cpu.yaml", "--num_processes", "3"],
         ["--multi_gpu", "--num_processes", "2"],
     ],
 )
-def test_documented_commands_start_as_many_processes(dataset, tmp_path, launch):
-    command = [sys.executable, "-m", "accelerate.commands.launch", *launch, "--main_process_port", "0", "train.py"]
+def test_documented_commands_start_as_many_processes(dataset, tmp_path, launching):
     options = ["--max_train_steps", "3", "--config_overrides", f"{TINY},noise_probability=0.5"]
-    done = subprocess.run(
-        [*command, *arguments(dataset, tmp_path, *options)], capture_output=True, encoding="utf-8", cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert f"{launch[-1]} process(es) on cpu" in done.stdout
+    log = tmp_path / "log"
+    printed = finish(launch(launching, ["train.py", *arguments(dataset, tmp_path, *options)], ROOT, log), log)
+    assert f"{launching[-1]} process(es) on cpu" in printed
     history = json.loads((tmp_path / LOG_NAME).read_text(encoding="utf-8"))["history"]
     assert history[-1]["bits_per_note_without_latent"] > 0
 

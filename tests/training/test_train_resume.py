@@ -1,7 +1,5 @@
 """Exact resume: whatever is killed and started again ends with the weights of a run that was left alone."""
 
-import contextlib
-import multiprocessing
 import os
 import pickle
 import random
@@ -10,9 +8,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from hypothesis import given
@@ -21,6 +19,7 @@ from safetensors.torch import load_file
 
 import train
 from command import UserError
+from tests.builders.commands import become, finish, fork, kill_all, launch, redirect
 from tests.builders.training import TINY, arguments, assert_same_run, history, run
 from training import checkpoints as rooms
 from training.state_files import read_state, write_state
@@ -320,7 +319,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(dataset, tmp_path, monkeypatc
     run_and_kill(arguments(dataset, full, *options), 4, monkeypatch)
     resume = arguments(dataset, full, *options, "--resume_from_checkpoint", "latest")
     log, limit = tmp_path / "log", (full / "step_3" / file).stat().st_size // 2
-    process = fork(resume, log, limit)
+    process = fork(train_on_a_full_disk, resume, log, limit)
     process.join()
     lines = log.read_text(encoding="utf-8").strip().splitlines()
     assert process.exitcode == 2, lines
@@ -333,66 +332,32 @@ def test_a_full_disk_is_one_line_and_loses_nothing(dataset, tmp_path, monkeypatc
     assert_same_run(full, whole)
 
 
-def train_here(argv: list[str], output: Path, limit: int | None = None) -> None:
-    """Run the command in this process, which has no other use.
+def train_on_a_full_disk(argv: list[str], output: Path, limit: int) -> None:
+    """Train in this process, which has no other use, where a file of a checkpoint may have `limit` bytes."""
+    import resource
 
-    Args:
-        argv: The command's.
-        output: What it prints.
-        limit: Bytes that a file of a checkpoint may have; the disk is full there.
-    """
-    if limit:
-        import resource
+    write = rooms.Checkpointer.write
 
-        write = rooms.Checkpointer.write
+    def limited(self, partial: Path) -> None:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            write(self, partial)
+        finally:  # what is printed goes to a file too
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-        def limited(self, partial: Path) -> None:
-            before = resource.getrlimit(resource.RLIMIT_FSIZE)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-            try:
-                write(self, partial)
-            finally:  # what is printed goes to a file too
-                resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-        rooms.Checkpointer.write = limited
-    with output.open("ab") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
+    rooms.Checkpointer.write = limited
+    redirect(output)
     sys.argv = ["train.py", *argv]
     sys.exit(train.main())
 
 
-def start(argv: list[str], processes: int, output: Path) -> subprocess.Popen:
+def start(argv: list[str], processes: int, output: Path) -> BaseProcess:
     """Start the command as README does."""
-    command = [sys.executable, "train.py"]
-    if processes > 1:
-        launch = ["--config_file", "configs/cpu.yaml", "--num_processes", str(processes), "--main_process_port", "0"]
-        command = [sys.executable, "-m", "accelerate.commands.launch", *launch, "train.py"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with output.open("ab") as log:
-        return subprocess.Popen([*command, *argv], cwd=ROOT, env=environment, stdout=log, stderr=log)
-
-
-def fork(argv: list[str], output: Path, limit: int | None = None) -> multiprocessing.Process:
-    """Start the command in a process that begins with everything imported: that takes longer than the training."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    process = context.Process(target=train_here, args=(argv, output, limit))
-    process.start()
-    return process
-
-
-def exit_code(process: subprocess.Popen | multiprocessing.Process) -> int | None:
-    """None while it runs."""
-    return process.poll() if isinstance(process, subprocess.Popen) else process.exitcode
-
-
-def kill_all(process: subprocess.Popen | multiprocessing.Process) -> None:
-    """Kill -9 a command and all that it has started; accelerate's processes are in groups of their own."""
-    root = psutil.Process(process.pid)
-    for each in [root, *root.children(recursive=True)]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            each.kill()
+    if processes == 1:
+        return fork(become, ["train.py", *argv], ROOT, output)
+    options = ["--config_file", "configs/cpu.yaml", "--num_processes", str(processes)]
+    return launch(options, ["train.py", *argv], ROOT, output)
 
 
 def newest(folder: Path) -> int:
@@ -409,21 +374,21 @@ def test_killed_at_random_moments(dataset, tmp_path, processes, kills):
     options = ["--gradient_accumulation_steps", "2", "--mixed_precision", "bf16", "--ema_decay", "0.9"]
     options += ["--max_train_steps", "90", "--checkpointing_steps", "3", "--evaluation_steps", "7"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert start(arguments(dataset, whole, *options), processes, tmp_path / "whole.log").wait() == 0
-    assert f"{processes} process(es) on cpu" in (tmp_path / "whole.log").read_text(encoding="utf-8")
+    log = tmp_path / "whole.log"
+    printed = finish(start(arguments(dataset, whole, *options), processes, log), log)
+    assert f"{processes} process(es) on cpu" in printed
     generator = random.Random(processes)
     for kill in range(kills + 1):
         resume = ["--resume_from_checkpoint", "latest"] if newest(killed) else []
         argv, log = arguments(dataset, killed, *options, *resume), tmp_path / "killed.log"
-        process = fork(argv, log) if processes == 1 else start(argv, processes, log)
+        process = start(argv, processes, log)
         if kill < kills:
             target = newest(killed) + generator.choice([3, 6])
             while newest(killed) < target:
-                assert exit_code(process) is None, log.read_text(encoding="utf-8")[-3000:]
+                assert process.exitcode is None, log.read_text(encoding="utf-8")[-3000:]
                 time.sleep(0.005)
             time.sleep(generator.uniform(0, 0.1))
             kill_all(process)
-        while exit_code(process) is None:
-            time.sleep(0.01)
-        assert exit_code(process) == (-signal.SIGKILL if kill < kills else 0), log.read_text(encoding="utf-8")[-3000:]
+        process.join()
+        assert process.exitcode == (-signal.SIGKILL if kill < kills else 0), log.read_text(encoding="utf-8")[-3000:]
     assert_same_run(killed, whole)
