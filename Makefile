@@ -115,7 +115,8 @@ torture: install  ## try mutated files, kills, full disks, hostile clients; TORT
 benchmark: install web/node_modules/.package-lock.json  ## time the release beside its peers, a quarter of an hour; best on an idle machine
 	$(RUN)python -m benchmarks.speed --output outputs/benchmark.json
 	$(RUN)python -m benchmarks.browser --output outputs/benchmark.json
-	mv outputs/benchmark.json results/benchmark.json
+	$(RUN)python -m benchmarks.profile --output outputs/profile.json
+	mv outputs/benchmark.json outputs/profile.json results/
 	$(MAKE) report
 
 report: install  ## write the numbers and pictures of results/ into the documents

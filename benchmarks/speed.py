@@ -12,7 +12,6 @@ wall time as well. The parts:
     cold_start             from the start of a process to the first melody, beside imports
     training               a step in fp32 and bf16
     growth_...             with bars, melodies side by side, and length
-    profile                where the time of a token goes
     guard                  the ratios of small sizes, which a test compares with its own
 
 What is in the output file is not measured again, unless --parts names it: the same command goes on where it was
@@ -36,14 +35,13 @@ from tqdm import tqdm
 from benchmarks.reports import rounded, versions
 from benchmarks.speed_parts import FULL, SHORT, SpeedParts
 from benchmarks.timing import one_core
-from benchmarks.token_profile import profile
 from command import UserError, check_output, machine, run_command, write_json
 
 OUTPUT = Path("results/benchmark.json")
 LIBRARIES = ("torch", "transformers", "miditok", "symusic", "onnxruntime")
 TIMED = ("one", "batch", "thousand", "encode", "midi_in", "attention", "memory", "cold_start", "training")
 TIMED += ("growth_bars", "growth_batch", "growth_length")
-PARTS = (*TIMED, "profile", "guard")
+PARTS = (*TIMED, "guard")
 GUARDED = ("one", "batch", "encode", "midi_in", "attention")
 FALL = 2 / 3  # of a ratio's committed value
 
@@ -133,19 +131,10 @@ def guard() -> dict[str, float]:
     return speeds({name: getattr(parts, name)() for name in GUARDED})
 
 
-def profiles(parts: SpeedParts) -> dict[str, Any]:
-    """Say where the time of a token goes, of one melody and of many side by side."""
-    repeats = parts.sizes.few_repeats
-    counts = {"1": 1, str(parts.sizes.melodies): parts.sizes.melodies}
-    return {
-        "milliseconds": {name: profile(parts.model, parts.sampling(rows), repeats) for name, rows in counts.items()}
-    }
-
-
 def measures(parts: SpeedParts) -> dict[str, Callable[[], Any]]:
     """Return what measures each part."""
     found = {name: getattr(parts, name) for name in TIMED}
-    return found | {"profile": lambda: profiles(parts), "guard": guard}
+    return found | {"guard": guard}
 
 
 def read_report(output: Path, settings: Mapping[str, Any]) -> dict[str, Any]:

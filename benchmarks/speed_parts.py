@@ -203,22 +203,24 @@ class SpeedParts:
         sides |= {f"batches of {rows}": encoding(rows, max(rows, min(alone, most))) for rows in self.sizes.encoded}
         return {"unit": "melody", "sides": self.turns(sides)}
 
+    def reading(self, read: Callable[[bytes], Any] | None = None) -> Work:
+        """Return the work of reading MIDI files of one melody, by default into ids."""
+        files, read = self.midi, read or (lambda content: self.processor(midi=content, return_tensors="pt"))
+
+        def work() -> int:
+            for content in files:
+                read(content)
+            return len(files)
+
+        return work
+
     def midi_in(self) -> dict[str, Any]:
         """Read MIDI files of one melody: into ids, into MidiTok's base tokens, and parsing alone."""
-        files, remi = self.midi, self.processor.remi
-
-        def reading(read: Callable[[bytes], Any]) -> Work:
-            def work() -> int:
-                for content in files:
-                    read(content)
-                return len(files)
-
-            return work
-
+        remi = self.processor.remi
         sides = {
-            "ours": reading(lambda content: self.processor(midi=content, return_tensors="pt")),
-            "MidiTok": reading(lambda content: remi(Score.from_midi(content))),
-            "symusic, parsing alone": reading(Score.from_midi),
+            "ours": self.reading(),
+            "MidiTok": self.reading(lambda content: remi(Score.from_midi(content))),
+            "symusic, parsing alone": self.reading(Score.from_midi),
         }
         return {"unit": "file", "sides": self.turns(sides, 3 * self.sizes.repeats)}
 

@@ -110,17 +110,18 @@ def training(parts: Mapping[str, Any]) -> str:
     return f"Share of the matrix-product rate that a training step reaches: {shares}.{emulated}"
 
 
-def profile(parts: Mapping[str, Any]) -> str:
-    """Say where the time of a token goes."""
-    if "profile" not in parts:
+def profile(results: Path) -> str:
+    """Say where the time goes, from `results/profile.json`."""
+    path = results / "profile.json"
+    if not path.is_file():
         return ""
-    said = []
-    for rows, groups in parts["profile"]["milliseconds"].items():
+    found, said = json.loads(path.read_text(encoding="utf-8")), []
+    for name, groups in found["milliseconds"].items():
         total = sum(groups.values())
         ordered = sorted(groups.items(), key=lambda item: -item[1])
-        shares = ", ".join(f"{name} {value / total:.0%}" for name, value in ordered)
-        said.append(f"{'one melody' if rows == '1' else f'{rows} melodies'}, {total:.2f} ms: {shares}")
-    return f"Where the time of a token goes: {'; '.join(said)}."
+        shares = ", ".join(f"{part} {value / total:.0%}" for part, value in ordered if value >= 0.005 * total)
+        said.append(f"- {name}, {total:.2f} ms: {shares}")
+    return f"Where the time goes, on one thread of {found['machine']['processor']}:\n\n" + "\n".join(said)
 
 
 def shortfalls(report: Mapping[str, Any]) -> str:
@@ -144,7 +145,7 @@ def summary(results: Path) -> str:
     if (report := read(results)) is None:
         return NOT_MEASURED
     parts = report["parts"]
-    said = [conditions(report), shortfalls(report), profile(parts), "Written by `make report`."]
+    said = [conditions(report), shortfalls(report), profile(results), "Written by `make report`."]
     return markdown(["", *SIDES], sampling_rows(parts)) + "\n" + "\n\n".join(filter(None, said)) + "\n"
 
 
@@ -158,6 +159,6 @@ def speed(results: Path) -> str:
         markdown(["", "side", "measured"], other_rows(parts)),
         markdown(["", "ratio", "wanted", "met"], target_rows(report)),
     ]
-    said = [growth(parts), training(parts), profile(parts), conditions(report)]
-    said.append("Written by `make report` from `results/benchmark.json`.")
+    said = [growth(parts), training(parts), conditions(report), profile(results)]
+    said.append("Written by `make report` from `results/benchmark.json` and `results/profile.json`.")
     return "\n".join(tables) + "\n" + "\n\n".join(filter(None, said)) + "\n"

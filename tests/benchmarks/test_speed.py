@@ -5,15 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import speed
+from benchmarks import profile, speed
 from benchmarks.peers import decoder_weights, generation, make_peers
 from benchmarks.speed_parts import random_melodies
 from benchmarks.timing import take_turns
-from benchmarks.token_profile import GROUPS, REST, profile
 from documents.speed import NOT_MEASURED
+from documents.speed import profile as write_profile
 from documents.speed import speed as write_speed
 from documents.speed import summary as write_summary
 from generation.loading import load_model
+from publishing.onnx.onnx_melody_vae import OnnxMelodyVAE
+from tests.builders.onnx_models import export_rich
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "results" / "benchmark.json"
@@ -70,16 +72,35 @@ def test_a_token_is_multiplied_with_every_matrix_of_the_melody_decoder(model):
     assert model.is_bar_token[melodies].sum(-1).unique().tolist() == [15]
 
 
-def test_profile_times_every_group_and_leaves_the_code_as_it_was(model):
+def test_a_profile_times_every_part_and_leaves_the_code_as_it_was(model):
     def work() -> int:
         ids = model.sample(2, seed=0, candidates=1, bars=1)
         return int(ids.ne(model.config.pad_token_id).sum())
 
     before = work()
-    found = profile(model, work, 1)
-    assert list(found) == [*GROUPS, REST]
+    found = profile.profile(model, profile.TOKEN, work, 1)
+    assert list(found) == [*profile.TOKEN, profile.REST]
     assert all(value > 0 for value in found.values())
     assert work() == before
+
+
+@pytest.mark.slow
+def test_profiles_of_all_that_users_wait_for(tmp_path):
+    assert profile.main(["--short", "--without_onnx", "--output", str(tmp_path / "profile.json")]) == 0
+    found = json.loads((tmp_path / "profile.json").read_text(encoding="utf-8"))["milliseconds"]
+    for parts, groups in zip(found.values(), [profile.TOKEN, profile.TOKEN, profile.MIDI], strict=True):
+        assert list(parts) == [*groups, profile.REST]
+        assert all(value > 0 for value in parts.values())
+    assert write_profile(tmp_path).count("\n- ") == 3
+    assert not write_profile(tmp_path / "nothing")
+
+
+@pytest.mark.slow
+def test_a_profile_of_onnxruntime(shared):
+    runtime = OnnxMelodyVAE(shared("onnx-rich", export_rich) / "onnx")
+    found = profile.profile(runtime, profile.ONNX_TOKEN, lambda: runtime.sample(2, seed=0, bars=1).size, 1)
+    assert list(found) == [*profile.ONNX_TOKEN, profile.REST]
+    assert all(value > 0 for value in found.values())
 
 
 @pytest.mark.slow
@@ -90,13 +111,12 @@ def test_command_measures_what_is_missing_and_the_documents_tell_it(tmp_path, ca
     assert speed.main([*options, "midi_in"]) == 0
     first = json.loads(output.read_text(encoding="utf-8"))
     assert list(first["parts"]) == ["midi_in"]
-    assert speed.main([*options, "one", "training", "growth_length", "profile"]) == 0
+    assert speed.main([*options, "one", "training", "growth_length"]) == 0
     report = json.loads(output.read_text(encoding="utf-8"))
     assert report["parts"]["midi_in"] == first["parts"]["midi_in"]
     assert set(report["parts"]["one"]["sides"]) == {"ours", "GPT-2", "Llama", "limit"}
     assert 0 < report["parts"]["training"]["share_of_matrix_rate, fp32"] < 1
     assert "training step, tokens/s" in write_speed(tmp_path)
-    assert "Where the time of a token goes: one melody" in write_summary(tmp_path)
     capsys.readouterr()
     assert speed.main(["--output", str(output), "--parts", "midi_in"]) == 2
     assert "measured with other sizes; give another --output, or remove it" in capsys.readouterr().err
