@@ -166,6 +166,7 @@ class MelodyVAEGenerationMixin(
             bars = torch.as_tensor(bars, device=self.device).reshape(-1)
         if not n:
             return self._no_ids()
+        conditions = self._conditions(conditions, n)
         if template is not None:  # its bars may have more tokens than new ones
             kwargs.setdefault("max_length", template.shape[1] + self.generation_config.max_length)
         # A latent that is not given is sampled, with the bars of the primer known.
@@ -174,11 +175,11 @@ class MelodyVAEGenerationMixin(
                 if isinstance(noise_level, torch.Tensor):
                     raise ValueError("noise_level of each bar is a latent's: give the latent, or one number")
                 primer = torch.full((n, 1), self.config.bos_token_id, device=self.device) if inputs is None else inputs
-                options = {"noise_level": noise_level, "conditions": self._conditions(conditions, n)}
+                options = {"noise_level": noise_level, "conditions": conditions}
                 sampled = self._with_primer_latent(primer, options, bars)
                 latent, noise_level = sampled["latent"], sampled.get("noise_level")
             latent = latent.to(self.device, self.dtype)
-            kwargs["bar_conditions"] = self._bar_conditions(latent, noise_level, self._conditions(conditions, n))
+            kwargs["bar_conditions"] = self._bar_conditions(latent, noise_level, conditions)
         elif noise_level:
             raise ValueError(f"noise_level={noise_level}: this model has no latent")
         # What is asked of the notes goes to the grammar.

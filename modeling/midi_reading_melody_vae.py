@@ -199,7 +199,7 @@ def _read(file: str, content: bytes | types.Score) -> MidiNotes:
     if (notes := sum(score.note_num() for score in scores)) > MAX_NOTES:
         raise ValueError(f"{notes} notes; give {MAX_NOTES} at most, cut it in an editor and export it again")
     # A part is what one channel plays with one program; drums are no melody.
-    parts = [part for part in _take_parts(tracks) if len(part.time)]
+    parts = list(_take_parts(tracks))
     is_drums = _play_drums(parts)
     parts = [part for part, drums in zip(parts, is_drums, strict=True) if not drums]
     if not parts:
@@ -259,7 +259,7 @@ def _has_open_notes(score: types.Score) -> bool:
 
 
 def _take_parts(tracks: list[tuple[types.Score, bytes]]) -> Iterator[Part]:
-    """Go through the parts that are no drums, with notes or without."""
+    """Go through the parts that are no drums and have notes."""
     before = 0
     for file_track, (score, body) in enumerate(tracks):
         pitched = [(index, track) for index, track in enumerate(score.tracks) if not track.is_drum and len(track.notes)]

@@ -143,7 +143,6 @@ class MelodyVAEPreTrainedModel(FingerprintedModel, PreTrainedModel):
             init.normal_(module.absent_bar, mean=0.0, std=std)
             init.constant_(module.log_variance_proj.bias, self.config.latent_log_variance_init)
         elif isinstance(module, BarConditioner):
-            # The latent starts as a whisper: at full strength its noise would drown the melody decoder.
             init.normal_(module.bar_embedding, mean=0.0, std=std)
             init.normal_(module.edge_embedding, mean=0.0, std=std)
         elif isinstance(module, ConditionEmbedding):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from itertools import groupby
 
 import pytest
@@ -108,8 +109,10 @@ def test_wrong_conditions_are_refused(model, conditions, message):
 
 def test_a_model_without_prior_refuses_conditions():
     plain = make_bare_model()
-    with pytest.raises(ValueError, match="no learned prior"):
-        plain.sample(2, conditions={"key": "C major"})
+    for model in (plain, make_bare_model(latent_size=0)):
+        for ask in (partial(model.sample, 2), model.generate):
+            with pytest.raises(ValueError, match="no learned prior"):
+                ask(conditions={"key": "C major"})
     with pytest.raises(ValueError, match="without a latent"):
         make_bare_model(latent_size=0, num_prior_layers=1)
 
