@@ -178,7 +178,7 @@ def diverge(data: Path, folder: Path) -> dict[str, Any]:
     done = run([sys.executable, *training(data, folder, "--learning_rate", "1e30", "--checkpointing_steps", "1")])
     tensors = [tensor for file in folder.rglob("*.safetensors") for tensor in load_file(file).values()]
     finite = all(bool(tensor.isfinite().all()) for tensor in tensors if tensor.is_floating_point())
-    return {"exit_code": done.returncode, "saved_is_finite": finite}
+    return {"exit_code": done.returncode, "is_one_line": is_one_line(done), "saved_is_finite": finite}
 
 
 def lose_processes(count: int, data: Path, folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ requests; one seed's melodies are compared across batches, threads, processes an
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import json
 import os
@@ -220,7 +221,7 @@ def compare_seeds(args: argparse.Namespace, folder: Path) -> dict[str, float]:
 
     ONNX Runtime draws by numpy's generators, so it is compared by what it decodes greedily from the same latents.
     """
-    model = AutoModel.from_pretrained(args.model, trust_remote_code=True).eval()
+    model = original = AutoModel.from_pretrained(args.model, trust_remote_code=True).eval()
 
     def without_padding(ids: Any) -> list[list[int]]:
         return [[token for token in row if token != model.config.pad_token_id] for row in ids.tolist()]
@@ -248,7 +249,7 @@ def compare_seeds(args: argparse.Namespace, folder: Path) -> dict[str, float]:
     ids = run_onnx(args, folder, latent)
     others["ONNX Runtime, greedily"] = (without_padding(model.decode(latent, bars=4)), without_padding(ids))
     for dtype in ("float64", "float16", "bfloat16"):
-        model.to(getattr(torch, dtype))
+        model = copy.deepcopy(original).to(getattr(torch, dtype))
         others[dtype] = (reference, melodies(args.melodies))
     torch.set_num_threads(before)
     return {
@@ -410,7 +411,8 @@ def faults(report: dict[str, Any]) -> list[str]:
         found.append("full_disks: the run does not end with the same weights")
     if disks and (disks["checkpoints_lost"] or disks["one_line"] + disks["room_enough"] < len(disks["limits_bytes"])):
         found.append("full_disks: not one line and exit code 2, or a checkpoint is lost")
-    if (diverged := report.get("diverged")) and (diverged["exit_code"] != 2 or not diverged["saved_is_finite"]):
+    diverged = report.get("diverged")
+    if diverged and not (diverged["is_one_line"] and diverged["saved_is_finite"]):
         found.append("diverged: not one line and exit code 2, or something saved is not finite")
     lost = report.get("lost_processes")
     if lost and min(lost["launcher_ended"], lost["checkpoints_whole"]) < lost["runs"]:

@@ -316,7 +316,7 @@ def write_data(
     """Choose the lines, group the files, and write Parquet files into an empty folder.
 
     Returns:
-        What is known of the files, and the number of lines that are left out since they are there already, by reason.
+        What is known of the files, and the number of lines left out then, by reason: there already, or on request.
 
     Raises:
         InputError: if there is no melody line in any file.
@@ -362,7 +362,7 @@ def describe(
 
     Args:
         found: what is known of the files.
-        again: number of lines that were left out since they are there already, by reason.
+        again: number of lines that were left out afterwards, by reason: there already, or on request.
         source_name: what the card calls the input.
         folder: of the data set.
         steps_per_beat: grid steps in a beat.

@@ -7,6 +7,7 @@ chunk is done. A build that was interrupted goes on from there.
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -37,7 +38,7 @@ from dataset_script.midi_sources import InputError, MidiSource, UnreadableFileEr
 CHUNK_FILES = 64
 BATCH_NOTES = 1 << 17  # files are extracted together until they have more notes; bounds the memory
 PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process gets when its parent ends
-OUT_OF_MEMORY = 3  # exit code
+OUT_OF_MEMORY, NOT_WRITTEN = 3, 100  # exit codes; the latter plus the number of the system's error
 NO_LINE = "no melody line"
 SAME_CONTENT = "same content as another file"
 FINGERPRINTS = ("signatures", "stretches", "verbatim")  # hashes of a file for the search for near-duplicates
@@ -291,6 +292,7 @@ def process_all(
                             "read; is there enough memory? Run the same command again with a smaller --num_proc: what "
                             "is done is kept"
                         )
+                    process_again.result()
                     yield len(chunk)
                 continue
             for future in done:
@@ -320,7 +322,11 @@ def new_pool(num_proc: int, limits: Limits) -> ProcessPoolExecutor:
 def find_killers(
     sources: list[MidiSource], steps_per_beat: int, limits: Limits, stem: Path
 ) -> Iterator[tuple[str, str]]:
-    """Process each file in a process of its own, and name those that bring it down, with the reason."""
+    """Process each file in a process of its own, and name those that bring it down, with the reason.
+
+    Raises:
+        OSError: If what a file gives cannot be written, which says nothing of the file.
+    """
     for source in sources:
         alone = stem.with_name(f"{stem.name}-alone")
         process = PROCESSES.Process(target=process_alone, args=(source, steps_per_beat, limits, alone))
@@ -330,6 +336,9 @@ def find_killers(
             yield source[0], f"takes more than {limits.seconds:g} seconds"
         elif process.exitcode == OUT_OF_MEMORY:
             yield source[0], f"needs more than {limits.memory} MiB of memory"
+        elif process.exitcode and process.exitcode > NOT_WRITTEN:
+            number = process.exitcode - NOT_WRITTEN
+            raise OSError(number, os.strerror(number))
         elif process.exitcode:
             yield source[0], "brings the parser down"
         for suffix in (LINES_SUFFIX, FILES_SUFFIX):
@@ -343,6 +352,8 @@ def process_alone(source: MidiSource, steps_per_beat: int, limits: Limits, stem:
         process_chunk([source], steps_per_beat, limits, {}, stem)
     except MemoryError:
         sys.exit(OUT_OF_MEMORY)
+    except OSError as error:
+        sys.exit(NOT_WRITTEN + (error.errno or errno.EIO))
 
 
 @dataclass

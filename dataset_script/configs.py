@@ -138,7 +138,7 @@ def first_bar(line: Mapping[str, Any]) -> int:
 def join_lines(lines: list[dict[str, Any]]) -> dict[str, Any]:
     """Join lines of one track and time signature to one melody that rests between them.
 
-    Key, complexity and bars are those of the whole, the numbers of its grid, silence and quality are means by bars.
+    Key, complexity, bars and silence are those of the whole; its other figures and its quality are means by bars.
     """
     # Put the lines on one count of bars, beginning with the first one's.
     first, last = lines[0], lines[-1]

@@ -311,8 +311,8 @@ def calibrate_leads(
 def fit_and_report(lakh: Tracks, pop909: Tracks) -> tuple[dict[str, Any], dict[str, Any]]:
     """Fit the weights and measure them.
 
-    The accuracies of the report are of weights that were fitted to the train files alone; the weights' file has those
-    fitted to all files, whose accuracy and calibration are cross-validated.
+    The accuracies of the report are of weights that were fitted to the train files alone, of features standardised over
+    all files; the weights' file has those fitted to all files, whose accuracy and calibration are cross-validated.
 
     Returns:
         The content of the weights' file, and of the report.

@@ -305,10 +305,13 @@ class Evaluation:
         }
 
     def teacher_forced(self) -> dict:
-        """Decode each bar from the latent, if there is one, and the true bars before it, and compare the steps."""
+        """Decode each bar from the latent, if there is one, and the true bars before it, and compare the steps.
+
+        Whether a bar repeats an earlier one is the model's to find: the token that says so belongs to the bar.
+        """
         lines = []
         progress = tqdm(total=len(self.melodies), desc="Teacher-forced")
-        is_bar_token = self.model.is_bar_token
+        is_bar_token, repeats = self.model.is_bar_token, getattr(self.model.config, "repeat_token_ids", [])
         means = [posterior.latent_mean for posterior in self.posteriors] or [
             [None] * len(b["input_ids"]) for b in self.batches
         ]
@@ -317,7 +320,8 @@ class Evaluation:
             for padded_row, mask, mean in zip(batch["input_ids"], batch["attention_mask"], latents, strict=True):
                 row = padded_row[mask.bool()]
                 openings = is_bar_token[row].nonzero().flatten().tolist()
-                prefixes = [row[:opening] for opening in openings]
+                beginnings = [place - (int(row[place - 1]) in repeats) for place in openings]
+                prefixes = [row[:beginning] for beginning in beginnings]
                 padded = torch.full((len(prefixes), openings[-1]), self.model.config.pad_token_id, device=row.device)
                 for prefix, target in zip(prefixes, padded, strict=True):
                     target[len(target) - len(prefix) :] = prefix

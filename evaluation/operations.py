@@ -141,7 +141,7 @@ class Operations:
         }
 
     def conditions(self, count: int, guidance_scale: float) -> dict[str, Any]:
-        """Ask for keys and time signatures, and read from the notes whether they are obeyed, at once and in the end."""
+        """Ask for keys and time signatures, which are read from the notes, for tempos and for numbers of bars."""
         found: dict[str, Any] = {"guidance_scale": guidance_scale}
         known = self.model.config.conditions
         # Keys and time signatures are read from the notes.

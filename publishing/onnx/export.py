@@ -252,8 +252,10 @@ def quiet_exporter():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.filterwarnings("ignore", "# The axis name", UserWarning)  # one name for axes of one size is meant
-        yield
-    logger.setLevel(level)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 def write_graph(graph: Graph, path: Path) -> None:

@@ -83,7 +83,7 @@ def report() -> dict:
             "checkpoints_lost": 0,
             "ends_with_the_same_weights": True,
         },
-        "diverged": {"exit_code": 2, "saved_is_finite": True},
+        "diverged": {"exit_code": 2, "is_one_line": True, "saved_is_finite": True},
         "lost_processes": {"runs": 2, "launcher_ended": 2, "checkpoints_whole": 2},
         "clients": {
             "clients": 3,
@@ -115,6 +115,7 @@ def report() -> dict:
         (("full_disks", "one_line"), 0, "full_disks: not one line"),
         (("full_disks", "checkpoints_lost"), 1, "full_disks: not one line"),
         (("diverged", "saved_is_finite"), False, "diverged"),
+        (("diverged", "is_one_line"), False, "diverged"),
         (("lost_processes", "launcher_ended"), 1, "lost_processes"),
         (("clients", "not_answered"), 1, "clients: 1 not answered"),
         (("clients", "alive_at_the_end"), False, "clients"),
@@ -152,6 +153,7 @@ def test_the_table_says_what_was_tried(tmp_path):
 def test_a_short_run(tmp_path: Path):
     sizes = ["--mutations", "30", "--growth", "2", "--kills", "0", "--full_disks", "0", "--lost_processes", "0"]
     argv = [*sizes, "--clients", "0", "--melodies", "3", "--output", str(tmp_path / "reliability.json")]
+    argv += ["--model", str(save_model(tmp_path / "model"))]
     assert reliability.main(argv) == 0
     found = json.loads((tmp_path / "reliability.json").read_text(encoding="utf-8"))
     for reader in reliability.READERS:

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset_script import configs, features, line_quality
+from dataset_script import chunks, configs, features, line_quality
 from dataset_script.build import main, unfinished_build
 from dataset_script.chunks import lines_table, process_all
 from dataset_script.extraction import extract_lines
@@ -582,6 +582,36 @@ def test_a_file_that_kills_hangs_or_swells_costs_only_itself(tmp_path, monkeypat
     report = json.loads((tmp_path / "out" / "build.json").read_text(encoding="utf-8"))
     assert report["files"] == {"read": 11, "with_melody": 10, "dropped": {reason: 1}}
     assert report["unreadable_files"] == [f"4x.mid: {reason}"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes inherit what is patched on Linux alone")
+@pytest.mark.parametrize("when", ["while each file is tried", "when the chunk is done again"])
+def test_a_disk_that_fills_while_a_killer_is_looked_for_loses_nothing(tmp_path, monkeypatch, capsys, when):
+    """A file that cannot be written is not taken for a killer, nor its chunk for done."""
+    killed, write = tmp_path / "killed", chunks.write_arrow
+
+    def deadly(midi, steps_per_beat):
+        if midi != b"deadly":
+            return read_notes(midi, steps_per_beat)
+        killed.touch()
+        os._exit(1)
+
+    def full(table, path):
+        if killed.exists() and ("-alone" in path.name) == (when == "while each file is tried"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(table, path)
+
+    monkeypatch.setattr("dataset_script.chunks.read_notes", deadly)
+    monkeypatch.setattr("dataset_script.chunks.CHUNK_FILES", 3)
+    files = {f"{number}.mid": midi_bytes([tune(seed=number)]) for number in range(10)} | {"4x.mid": b"deadly"}
+    arguments = ["--input", str(write_folder(tmp_path / "midi", files)), "--output", str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+        patch.setattr("dataset_script.chunks.write_arrow", full)
+        assert main(arguments) == 2
+    assert_a_fault_of_the_output(tmp_path / "out", capsys, os.strerror(errno.ENOSPC))
+    assert main(arguments) == 0
+    report = json.loads((tmp_path / "out" / "build.json").read_text(encoding="utf-8"))
+    assert report["files"] == {"read": 11, "with_melody": 10, "dropped": {"brings the parser down": 1}}
 
 
 KILLED_BUILD = """
