@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from evaluation.held_out import STEPS
 from evaluation.latent_space import LatentSpace, average, bars_of, describe_path, distance, mixed_path
-from evaluation.model_evaluation import log_normal, temper
+from evaluation.model_evaluation import Evaluation, log_normal, temper
 from evaluation.ngram import NgramModel
 from evaluation.reconstruction import by_group, compare, density_groups, fit_to_grid, summary
 from evaluation.sample_quality import MelodySet, quality
 from metrics.originality.originality_index import OriginalityIndex
+from modeling import MelodyProcessor, MelodyVAEModel
 from modeling.modeling_melody_vae import MelodyVAEPosterior
+from tests.builders.onnx_models import LINES, save_model
 
 V = 7
 
@@ -303,3 +305,17 @@ class TestSamples:
         few = quality(MelodySet([empty] * 3, 16, STEPS), reference, index, 0, "few")
         assert few["two_sample"] is None
         assert few["overlap"]["mean"] == {"overlapped_area": None, "kl_divergence": None}
+
+
+def test_a_teacher_forced_bar_is_not_told_that_it_repeats_another(tmp_path, monkeypatch):
+    folder = save_model(tmp_path / "model", learnt=False, repeats=(1, 2, 3))
+    model, processor = MelodyVAEModel.from_pretrained(folder).eval(), MelodyProcessor.from_pretrained(folder)
+    ids = processor(lines=LINES, return_tensors="pt")["input_ids"]
+    assert torch.isin(ids, torch.tensor(model.config.repeat_token_ids)).any()
+    evaluation, seen, generate = Evaluation(model, processor, LINES, 4, 0), [], model.generate
+    monkeypatch.setattr(model, "generate", lambda prefix, **more: seen.append(prefix) or generate(prefix, **more))
+    found = evaluation.teacher_forced()
+    assert found["step_accuracy"]["count"] == len(LINES) == len(seen)
+    assert sorted(map(len, seen)) == sorted(line["bars"] for line in LINES)
+    for prefixes in seen:
+        assert not set(prefixes[:, -1].tolist()) & set(model.config.repeat_token_ids)
